@@ -1,0 +1,61 @@
+# Everything runs from .venv, which `make install` makes; Python >= 3.11 and make are all that has to be there.
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+PAGES := README.md CHANGELOG.md CONTRIBUTING.md LICENSE LICENSE-TEXT CITATION.cff data_manifest nbs $(wildcard figures/demo)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install test reproduce lab site bench export freeze clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+install: $(STAMP) ## make .venv and install the library with all it needs
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "thesis_ad needs Python 3.11 or newer; name one with 'make PYTHON=/path/to/python'" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || \
+		{ echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[thesis,dev]'
+	@$(BIN)/python -c 'import cv2' || \
+		{ echo "OpenCV lacks a system library; on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0" >&2; exit 1; }
+	@touch $@
+
+test: export OMP_NUM_THREADS = 1
+test: install ## lint, run every method chapter, run the tests
+	$(BIN)/ruff check thesis_ad tests benchmarks site .ci
+	$(BIN)/nbdev_test --path nbs --n_workers 2
+	$(BIN)/python -m pytest $(ARGS)
+
+reproduce: install ## bring every figure and table up to date, e.g. ARGS='--profile smoke'
+	$(BIN)/thesis-ad reproduce $(ARGS)
+
+lab: install ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+site: install ## build the book into site/_build/html
+	rm -rf site/_build/source
+	mkdir -p site/_build/source
+	tar -cf - $(PAGES) | tar -xf - -C site/_build/source
+	cp -p site/index.md site/_build/source/
+	$(BIN)/python -m sphinx -q -b html -c site site/_build/source site/_build/html
+	@echo "open site/_build/html/index.html"
+
+bench: install ## run every measured comparison in benchmarks/
+	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+export: install ## notebooks to library, then notebooks cleaned
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+freeze: install ## write the installed versions into constraints.txt
+	$(BIN)/python .ci/freeze.py > constraints.new
+	mv constraints.new constraints.txt
+	@touch $(STAMP)
+
+clean: ## remove build products and runs; .venv and the cache stay
+	rm -rf build dist _docs runs site/_build *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find nbs thesis_ad tests benchmarks site .ci -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

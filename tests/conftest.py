@@ -1,0 +1,44 @@
+"""Fixtures shared by the tests: one thread, a cache of their own, and small datasets on disk."""
+import os
+import tempfile
+
+# Set before torch is imported, and for every process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("THESIS_AD_CACHE", tempfile.mkdtemp(prefix="thesis_ad_test_cache_"))
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thesis_ad.settings import pin_threads, rng
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    pin_threads(1)
+
+
+def write_picture(path, generator, square=False, shape=(72, 96)):
+    "A grey gradient with noise; with a bright square if asked. Returns the square's mask."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.linspace(80, 140, shape[1])[None, :, None] + 6 * generator.standard_normal((*shape, 3))
+    mask = np.zeros(shape, bool)
+    if square:
+        mask[20:36, 40:60] = True
+        image[mask] += 80
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path)
+    return mask
+
+
+@pytest.fixture
+def mvtec_folder(tmp_path):
+    "A small dataset in MVTec layout: 12 train, 6 OK and 6 NOK test pictures with masks."
+    root, generator = tmp_path / "part", rng("mvtec_folder")
+    for i in range(12): write_picture(root / f"train/good/{i:03d}.png", generator)
+    for i in range(6): write_picture(root / f"test/good/{i:03d}.png", generator)
+    for i in range(6):
+        mask = write_picture(root / f"test/dent/{i:03d}.png", generator, square=True)
+        target = root / f"ground_truth/dent/{i:03d}_mask.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask.astype(np.uint8) * 255).save(target)
+    return root

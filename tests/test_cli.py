@@ -1,0 +1,141 @@
+"""The command line as a stranger uses it: real processes, real files, sentences and exit codes."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_picture
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from thesis_ad.settings import rng
+
+FAST = ["--set", "size=64", "--set", "cells=16,16", "--set", "steps=20"]
+
+
+def thesis_ad(*arguments, **environment):
+    "Run the command in a process of its own."
+    command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+def refused(result, *words):
+    "One sentence on stderr that has all the words, exit code 2, no traceback."
+    assert result.returncode == 2, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    for word in words: assert word in last, f"'{word}' is not in: {last}"
+
+
+@pytest.fixture
+def bundle(mvtec_folder, tmp_path):
+    result = thesis_ad("fit", "dfr", mvtec_folder, "-o", tmp_path / "bundle", *FAST)
+    assert result.returncode == 0, result.stderr
+    return tmp_path / "bundle"
+
+
+def test_fit_and_evaluate(bundle, mvtec_folder, tmp_path):
+    result = thesis_ad("evaluate", bundle, mvtec_folder, "--out", tmp_path / "e")
+    assert result.returncode == 0, result.stderr
+    assert "dent" in result.stdout and "image_auroc" in result.stdout
+    scores, metrics, defects = (pd.read_csv(tmp_path / "e" / f"{name}.csv") for name in ("scores", "metrics", "per_defect"))
+    assert list(scores) == "dataset,method,image,group,defect,label,score".split(",")
+    assert list(metrics) == "dataset,method,backbone,metric,value,ci_low,ci_high,n_ok,n_nok,seed".split(",")
+    assert list(defects) == "dataset,method,defect,metric,value,ci_low,ci_high,n".split(",")
+    assert metrics.metric.tolist() == "image_auroc pixel_auroc aupro_0.30 aupro_0.05 image_ap image_f1max".split()
+    auroc = metrics.set_index("metric").value["image_auroc"]
+    assert abs(auroc - roc_auc_score(scores.label, scores.score)) < 1e-9
+    assert len(scores) == 12 and auroc > 0.9, "a bright square on a plain gradient should be found"
+
+
+def test_the_same_fit_gives_the_same_bytes(bundle, mvtec_folder, tmp_path):
+    assert thesis_ad("fit", "dfr", mvtec_folder, "-o", tmp_path / "again", *FAST).returncode == 0
+    for name in ("bundle.json", "tensors.safetensors"):
+        assert (bundle / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), f"{name} differs"
+
+
+def test_a_changed_byte_is_refused(bundle, mvtec_folder, tmp_path):
+    file = bundle / "tensors.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    refused(thesis_ad("evaluate", bundle, mvtec_folder, "-o", tmp_path / "e"), "tensors.safetensors", "changed")
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_broken_picture_is_named_skipped_and_counted(mvtec_folder, tmp_path):
+    whole = mvtec_folder / "train/good/000.png"
+    picture = mvtec_folder / "train/good/900.jpg"
+    Image.open(whole).save(picture)
+    picture.write_bytes(picture.read_bytes()[:400])
+    result = thesis_ad("fit", "dfr", mvtec_folder, "-o", tmp_path / "b", *FAST)
+    assert result.returncode == 0, result.stderr
+    assert "900.jpg" in result.stderr and "1 picture" in result.stderr
+
+
+def test_bad_input_is_one_sentence(mvtec_folder, tmp_path):
+    out = ("-o", tmp_path / "b")
+    refused(thesis_ad("fit", "dfr", tmp_path / "nowhere", *out), "nowhere")
+    refused(thesis_ad("fit", "dfrr", mvtec_folder, *out), "dfrr", "dfr")
+    refused(thesis_ad("fit", "dfr", mvtec_folder, *out, "--set", "stepz=3"), "stepz", "steps")
+    refused(thesis_ad("fit", "dfr", mvtec_folder, *out, "--set", "steps=three"), "steps", "three")
+    refused(thesis_ad("fit", "dfr", mvtec_folder, *out, "--set", "steps"), "key=value")
+    refused(thesis_ad("fit", "dfr", mvtec_folder, *out, "--device", "tpu"), "tpu")
+    refused(thesis_ad("reproduce", "--profile", "dmeo"), "dmeo", "demo")
+    refused(thesis_ad("reproduce", "--set", "epochz=1"), "epochz")
+    refused(thesis_ad("reproduce", "--only", "30_baseline"), "30_baseline")
+    refused(thesis_ad("evaluate", tmp_path / "nowhere", mvtec_folder, "-o", tmp_path / "e"), "nowhere", "bundle")
+    refused(thesis_ad("fit", "dfr", mvtec_folder, *out, "--set", "backbone=tf_efficientnet_b6", THESIS_AD_WEIGHTS=""), "tf_efficientnet_b6")
+    refused(thesis_ad("data", "make", "elpv_mono"), "elpv_mono")
+    refused(thesis_ad("data", "verify", "elpv"), "elpv")
+    assert not (tmp_path / "b").exists(), "a refused fit left a bundle behind"
+
+
+def test_a_nok_picture_in_train_is_refused(mvtec_folder, tmp_path):
+    write_picture(mvtec_folder / "train/dent/000.png", rng("nok"), square=True)
+    refused(thesis_ad("fit", "dfr", mvtec_folder, "-o", tmp_path / "b"), "train/dent/000.png", "OK")
+
+
+def test_a_mask_of_another_size_is_refused(bundle, mvtec_folder, tmp_path):
+    Image.fromarray(np.full((10, 10), 255, np.uint8)).save(mvtec_folder / "ground_truth/dent/002_mask.png")
+    refused(thesis_ad("evaluate", bundle, mvtec_folder, "-o", tmp_path / "e"), "002_mask.png", "10×10")
+
+
+def test_an_empty_split_is_refused(bundle, mvtec_folder, tmp_path):
+    for path in mvtec_folder.glob("train/good/*"): path.unlink()
+    refused(thesis_ad("fit", "dfr", mvtec_folder, "-o", tmp_path / "b2"), "train")
+    (tmp_path / "empty").mkdir()
+    refused(thesis_ad("fit", "dfr", tmp_path / "empty", "-o", tmp_path / "b2"), "empty")
+
+
+def test_a_flat_folder_can_be_fitted_but_not_evaluated(tmp_path):
+    for i in range(6): write_picture(tmp_path / f"photos/{i}.jpg", rng("flat", i))
+    assert thesis_ad("fit", "dfr", tmp_path / "photos", "-o", tmp_path / "b", *FAST).returncode == 0
+    refused(thesis_ad("evaluate", tmp_path / "b", tmp_path / "photos", "-o", tmp_path / "e"), "no test pictures")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    "Writing to a device that is always full: a sentence, and the old file is still whole."
+    from thesis_ad import files
+    from thesis_ad.settings import UserError
+    target = tmp_path / "metrics.csv"
+    target.write_text("old")
+    with pytest.raises(UserError, match="no space left"):
+        with files.atomic_write(target) as part:
+            part.symlink_to("/dev/full")
+            with open(part, "w") as file: file.write("new" * 10_000)
+    assert target.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_methods_info_and_data_list_answer():
+    result = thesis_ad("methods")
+    assert result.returncode == 0 and {"autoencoder", "autoencoder_plain", "dfr"} <= {line.split()[0] for line in result.stdout.splitlines()}
+    result = thesis_ad("data", "list")
+    assert result.returncode == 0 and {"elpv_mono", "elpv_poly", "prefilter_a", "prefilter_b"} <= {line.split()[0] for line in result.stdout.splitlines()}
+    assert "torch" in thesis_ad("info").stdout
+    assert thesis_ad("--version").stdout.strip().count(".") == 2
+    result = thesis_ad("data", "verify", "elpv_mono")
+    assert result.returncode == 0, result.stderr

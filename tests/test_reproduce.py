@@ -1,0 +1,73 @@
+"""A smoke reproduction through papermill, from the command line: results contract, resume, and what makes a run current."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from thesis_ad.settings import repository_root
+
+ROOT = repository_root()
+FIGURES = ROOT / "figures" / "smoke"
+
+
+def command(*arguments): return [sys.executable, "-c", "from thesis_ad.cli import main; main()", "reproduce", "--profile", "smoke", *arguments]
+
+
+def run(*arguments):
+    result = subprocess.run(command(*arguments), capture_output=True, text=True, env=os.environ)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def tables(): return {name: (FIGURES / "tables" / f"{name}.csv").read_bytes() for name in ("metrics", "scores", "scores_calibration")}
+
+
+@pytest.fixture(scope="module")
+def first():
+    "A run that is killed on its way, then run to its end."
+    process = subprocess.Popen(command("--force"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ, start_new_session=True)
+    time.sleep(20)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run()
+    return tables()
+
+
+def test_a_second_run_has_nothing_to_do(first):
+    assert "0 of" in run() and tables() == first
+
+
+def test_a_changed_figure_is_made_again(first):
+    picture = next(FIGURES.glob("loss_curves.png"))
+    before = picture.read_bytes()
+    picture.write_bytes(before[:100])
+    assert "1 of" in run()
+    assert picture.read_bytes() == before, "the same inputs gave another picture"
+
+
+def test_tables_keep_the_contract(first):
+    metrics, scores = (pd.read_csv(FIGURES / "tables" / f"{name}.csv", keep_default_na=False, na_values=[""]) for name in ("metrics", "scores"))
+    assert list(metrics) == "dataset,method,backbone,metric,value,ci_low,ci_high,n_ok,n_nok,seed".split(",")
+    assert list(scores) == "dataset,method,image,group,defect,label,score".split(",")
+    assert not metrics.duplicated(["dataset", "method", "metric", "seed"]).any()
+    assert {"autoencoder", "autoencoder_plain", "dfr"} <= set(metrics.method)
+    for (dataset, method), rows in scores.groupby(["dataset", "method"]):
+        value = metrics.query("dataset == @dataset and method == @method and metric == 'image_auroc'").value.item()
+        assert abs(value - roc_auc_score(rows.label, rows.score)) < 1e-9, f"{method} on {dataset}: metrics.csv and scores.csv disagree"
+    bounded = metrics.dropna(subset=["ci_low"])
+    assert ((bounded.ci_low <= bounded.value) & (bounded.value <= bounded.ci_high)).all()
+
+
+def test_every_figure_has_its_provenance(first):
+    pictures = list(FIGURES.glob("*.png"))
+    assert len(pictures) > 5
+    for picture in pictures:
+        facts = json.loads(picture.with_suffix(".json").read_text())
+        assert {"notebook", "parameters", "data", "code_hash", "versions", "caption"} <= set(facts), picture.name
+        assert all(one["licence"] for one in facts["data"].values()), picture.name
