@@ -4,8 +4,8 @@ Scores are drawn with a known AUROC (two normals, a share of the variance betwee
 Beside the shipped interval (`auroc_interval`) stand two common ones: logit-DeLong that takes every photo for a part of its own, and the plain
 percentile bootstrap over parts.
 
-    python benchmarks/auroc_coverage.py                      # 1,000 runs a cell; writes benchmarks/auroc_coverage.csv
-    python benchmarks/auroc_coverage.py --runs 100 --out /tmp/coverage.csv
+    python benchmarks/auroc_coverage.py                      # 1,000 runs a cell, about 3 minutes of one core; writes benchmarks/auroc_coverage.csv
+    python benchmarks/auroc_coverage.py --runs 100 --out coverage.csv
 """
 import argparse
 from pathlib import Path

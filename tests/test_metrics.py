@@ -408,3 +408,17 @@ def test_per_defect_compares_each_type_with_all_ok_images():
         assert rows["image_auroc"] == pytest.approx(roc_auc_score(labels[keep], scores[keep]))
         assert rows["aupro_0.05"] == pytest.approx(M.aupro([maps[i] for i in keep], [masks[i] for i in keep], 0.05))
     assert M.per_defect([0, 0], [1, 2], None, ["good", "good"]).empty
+
+
+def test_paired_difference_against_plain_resampling():
+    "The same replicate groups, each AUROC recomputed by scikit-learn on the images a replicate holds."
+    generator = np.random.default_rng(5)
+    labels, groups = np.repeat([0, 1], 20), np.arange(40) // 4
+    a, b = (labels * gain + generator.normal(size=40) for gain in (2.0, 1.0))
+    weights = M.replicate_weights(labels, groups, 60, 3)
+    for row in weights:
+        images = np.repeat(np.arange(40), row.astype(int))
+        assert abs(M.weighted_auroc(labels, a, row) - roc_auc_score(labels[images], a[images])) < 1e-12
+    value, low, high = M.paired_difference(labels, a, b, groups)
+    assert abs(value - (roc_auc_score(labels, a) - roc_auc_score(labels, b))) < 1e-12 and low < value < high
+    assert M.paired_difference(labels, a, a, groups) == (0.0, 0.0, 0.0), "a detector does not differ from itself"

@@ -54,7 +54,7 @@ def _one_thread():
     finally:
         for name, value in before.items(): os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
-# %% ../nbs/80_reproduce.ipynb #6c1ded4f
+# %% ../nbs/80_reproduce.ipynb #8aa9d913
 def run_notebook(source, target, parameters):
     "Execute an evaluation notebook into `target`; the seconds it took. A failing cell is a RuntimeError that names it."
     import papermill
@@ -64,13 +64,13 @@ def run_notebook(source, target, parameters):
     start = time.perf_counter()
     try:
         with _one_thread():
-            papermill.execute_notebook(source, part, parameters, kernel_name="python3", cwd=source.parent, progress_bar=False, log_output=False)
+            papermill.execute_notebook(source, part, parameters, kernel_name="python3", cwd=source.parent, progress_bar=False, extra_arguments=["--log-level=50"])
+        os.replace(part, target)
     except PapermillExecutionError as error:
         failed = target.with_suffix(".failed.ipynb")
         os.replace(part, failed)
         raise RuntimeError(f"{source.stem} failed in cell {error.exec_count}: {error.ename}: {error.evalue} (see {failed})") from None
     finally: part.unlink(missing_ok=True)
-    os.replace(part, target)
     return time.perf_counter() - start
 
 # %% ../nbs/80_reproduce.ipynb #285e679d

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'image_auroc', 'average_precision', 'BestF1', 'best_f1', 'Pixels', 'sort_pixels', 'Curves', 'roc_pro',
            'area_to_limit', 'pixel_auroc', 'aupro', 'auroc_interval', 'replicate_weights', 'expanded_percentiles',
-           'bootstrap', 'pixel_replicates', 'evaluate_scores', 'per_defect']
+           'bootstrap', 'weighted_auroc', 'paired_difference', 'pixel_replicates', 'evaluate_scores', 'per_defect']
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #f3e29163
 from typing import NamedTuple
@@ -251,6 +251,25 @@ def bootstrap(statistic, labels, groups, n=1000, seed=0):
     labels, _, groups = _checked(labels, np.zeros(len(labels)), groups)
     value = float(statistic(np.ones((1, len(labels))))[0])
     return expanded_percentiles(value, statistic(replicate_weights(labels, groups, n, seed)), _fewest_groups(labels, groups))
+
+# %% ../../nbs/60_evaluation.metrics.ipynb #d468c150
+def weighted_auroc(labels, scores, weights):
+    "AUROC of each row of image weights [..., N]; ties count one half."
+    labels, scores = np.asarray(labels), np.asarray(scores, float)
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
+    ok, nok = (np.add.reduceat(weights[..., order] * (labels[order] == label), starts, axis=-1) for label in (0, 1))
+    return (nok * (np.cumsum(ok, -1) - ok / 2)).sum(-1) / (ok.sum(-1) * nok.sum(-1))
+
+def paired_difference(labels, a, b, groups=None, seed=0, replicates=1000, level=0.95):
+    "(AUROC of scores a − AUROC of scores b, low, high) on the same images; the interval resamples groups."
+    labels, a, groups = _checked(labels, a, groups)
+    b = _checked(labels, b)[1]
+    def difference(weights): return weighted_auroc(labels, a, weights) - weighted_auroc(labels, b, weights)
+    weights = replicate_weights(labels, groups, replicates, seed)
+    value = image_auroc(labels, a) - image_auroc(labels, b)
+    n_groups = _fewest_groups(labels, groups)
+    return value, *(expanded_percentiles(value, difference(weights), n_groups, level) if n_groups > 1 else (-1.0, 1.0))
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #b652e7fd
 def _bin_edges(pixels, n=500):

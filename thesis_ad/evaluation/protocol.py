@@ -6,8 +6,8 @@
 __all__ = ['VARIANTS', 'SCORE_COLUMNS', 'METRIC_COLUMNS', 'Task', 'base_method', 'settings_for', 'code_hash', 'dataset_for',
            'fit_cached', 'Evaluation', 'score_table', 'evaluate', 'run', 'tasks_for', 'run_all', 'stack']
 
-# %% ../../nbs/61_evaluation.protocol.ipynb #8520b7fb
-import dataclasses, functools, json, time
+# %% ../../nbs/61_evaluation.protocol.ipynb #582e31a2
+import dataclasses, functools, json, time, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,13 +137,14 @@ def run(task):
     read = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"group": str}) for name in ("scores", "calibration", "metrics", "defects")}
     return Evaluation(task.dataset, task.method, read["metrics"].backbone[0], task.profile.seed, **read, seconds=seconds, bundle=bundle)
 
-# %% ../../nbs/61_evaluation.protocol.ipynb #7180ab2c
+# %% ../../nbs/61_evaluation.protocol.ipynb #6edebb14
 def tasks_for(profile, names, datasets=None):
     "Tasks of every method in `names` on every dataset of the profile, or of `datasets`."
     return [Task(dataset, name, profile) for dataset in datasets or profile.datasets for name in names]
 
 def run_all(tasks, workers=1, progress="fitting and scoring"):
     "Evaluations of all tasks by (dataset, method), `workers` at a time."
+    warnings.filterwarnings("ignore", "A worker stopped", UserWarning)     # joblib renews workers that have grown; nothing is lost
     results = joblib.Parallel(n_jobs=max(1, min(workers, len(tasks))), return_as="generator")(joblib.delayed(run)(task) for task in tasks)
     bar = tqdm(results, total=len(tasks), desc=progress, unit="fit", leave=False, disable=None)
     return {(result.dataset, result.method): result for result in bar}

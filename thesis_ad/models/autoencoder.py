@@ -6,14 +6,14 @@
 __all__ = ['window_matrix', 'ssim_map', 'reconstruction_loss', 'ChannelAttention', 'SpatialAttention', 'CBAM', 'ConvAutoencoder',
            'mean_of_largest', 'Autoencoder', 'PlainAutoencoder']
 
-# %% ../../nbs/41_models.autoencoder.ipynb #9f1a5456
+# %% ../../nbs/41_models.autoencoder.ipynb #66fcb8db
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .detector import Detector, register
 from ..settings import UserError, resolve_device, rng, torch_seed
@@ -131,7 +131,7 @@ def _check(d):
     if d.learning_rate <= 0 or d.weight_decay < 0: raise UserError(f"{d.method}: learning_rate must be above 0 and weight_decay not below")
     if d.skip not in (0, 2, 4, 8): raise UserError(f"{d.method}: skip must be 0 (none) or a stride of the encoder (2, 4, 8), not {d.skip}")
 
-# %% ../../nbs/41_models.autoencoder.ipynb #87500716
+# %% ../../nbs/41_models.autoencoder.ipynb #f872388d
 @register("autoencoder", "convolutional autoencoder with attention (CBAM) in the decoder, MSE + SSIM: the thesis's baseline")
 @dataclass(kw_only=True)
 class Autoencoder(Detector):
@@ -160,6 +160,7 @@ class Autoencoder(Detector):
         self.network = _build(self)
         self.network.load_state_dict(tensors)
 
+# %% ../../nbs/41_models.autoencoder.ipynb #6ea57a4a
 @register("autoencoder_plain", "the same autoencoder without attention")
 @dataclass(kw_only=True)
 class PlainAutoencoder(Autoencoder):

@@ -6,8 +6,8 @@
 __all__ = ['METHODS', 'FORMAT', 'Detector', 'settings_of', 'register', 'methods', 'create', 'predict_set', 'bundle_facts',
            'save_bundle', 'read_bundle', 'load_bundle']
 
-# %% ../../nbs/40_models.detector.ipynb #4f67bcea
-import dataclasses, importlib, json
+# %% ../../nbs/40_models.detector.ipynb #0c763b46
+import dataclasses, importlib, json, pkgutil
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -66,9 +66,8 @@ def settings_of(detector):
     "The settings of a detector as a dictionary, without those that only say where it runs."
     return {f.name: getattr(detector, f.name) for f in dataclasses.fields(detector) if f.metadata.get("setting", True)}
 
-# %% ../../nbs/40_models.detector.ipynb #104f99c7
+# %% ../../nbs/40_models.detector.ipynb #5433d73c
 METHODS = {}
-_HOMES = ("autoencoder", "dfr")          # chapters of this library that register detectors
 
 def register(name, summary):
     "Class decorator: make a detector known under `name`, with one line that says what it is."
@@ -79,8 +78,9 @@ def register(name, summary):
     return add
 
 def methods():
-    "All registered detectors by name."
-    for home in _HOMES: importlib.import_module(f"thesis_ad.models.{home}")
+    "All registered detectors by name, those of every module in `thesis_ad.models` among them."
+    import thesis_ad.models
+    for module in pkgutil.iter_modules(thesis_ad.models.__path__): importlib.import_module(f"thesis_ad.models.{module.name}")
     return METHODS
 
 # %% ../../nbs/40_models.detector.ipynb #abd5ff89

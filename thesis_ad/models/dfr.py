@@ -6,7 +6,7 @@
 __all__ = ['widths', 'Convolution', 'Normalisation', 'FeatureAutoencoder', 'collect_rows', 'fit_scale', 'residual', 'rows_pca',
            'row_batches', 'map_batches', 'train_network', 'border', 'image_scores', 'DFR']
 
-# %% ../../nbs/42_models.dfr.ipynb #07caa5ca
+# %% ../../nbs/42_models.dfr.ipynb #5ed26e29
 import math
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..features.aggregation import aggregate, upsample
 from ..features.backbones import load_backbone
@@ -260,13 +260,16 @@ def _fit(d, train, calibration):
         batches, total = map_batches(d.features, train, d.epochs, d.batch, d.seed), d.epochs * every
     d.facts |= {"loss_ok": [], "loss_nok": []} | train_network(d.network, batches, total, every, held_out, d.learning_rate, bf16)
 
-# %% ../../nbs/42_models.dfr.ipynb #9f8b13b8
+# %% ../../nbs/42_models.dfr.ipynb #4d0c992a
 def _heat(d, images):
     "Heat maps float32 [B, h, w] of pictures [B, 3, H, W], one picture at a time: the residual of each cell."
     network, device = _network(d), resolve_device(d.device)
     bf16 = d.bf16 and _computes_bf16(device)
-    with torch.inference_mode():
-        return torch.cat([residual(network, d.features(x.to(device)), bf16).cpu() for x in images.float().split(1)])
+    def one(x):
+        cells = d.features(x.to(device))
+        if d.kernel > 1 or d.attention: return residual(network, cells, bf16)
+        return torch.cat([residual(network, part, bf16) for part in cells.flatten(0, 2).split(1024)]).view(1, *d.cells)   # 1,024 cells stay in the cache
+    with torch.inference_mode(): return torch.cat([one(x).cpu() for x in images.float().split(1)])
 
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W] of pictures [B, 3, H, W]."

@@ -1,0 +1,302 @@
+"""Deep feature reconstruction: what is more than a notebook's assert."""
+import functools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from thesis_ad.data.datasets import ImageSet
+from thesis_ad.features.latent import StreamingPCA
+from thesis_ad.models import dfr
+from thesis_ad.models.detector import Detector, create, predict_set
+from thesis_ad.models.dfr import (Convolution, FeatureAutoencoder, Normalisation, border, collect_rows, image_scores, map_batches, residual,
+                                  row_batches, rows_pca, widths)
+from thesis_ad.settings import UserError, rng
+
+QUICK = dict(size=(64, 64), cells=(16, 16), steps=12, rows_per_step=128, row_limit=1500, passes=1, bf16=False, device="cpu", top=5)
+
+
+def pictures(n_ok, n_nok=0, shape=(64, 64), seed=0):
+    "Grey waves with noise are OK; NOK ones have a bright square."
+    draw = rng("test dfr", seed, shape)
+    rows, columns = np.mgrid[:shape[0], :shape[1]]
+    images = [120 + 40 * np.sin(rows / 5 + draw.random() * 6)[..., None] + 8 * draw.standard_normal((*shape, 3)) for _ in range(n_ok + n_nok)]
+    for image in images[n_ok:]: image[shape[0] // 2 - 8:shape[0] // 2 + 8, shape[1] // 2 - 8:shape[1] // 2 + 8] = 250
+    return ImageSet.from_arrays(np.stack(images).clip(0, 255).astype(np.uint8), [0] * n_ok + [1] * n_nok)
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_backbone():
+    "Load the backbone once for all fits of this file."
+    original, dfr.load_backbone = dfr.load_backbone, functools.cache(dfr.load_backbone)
+    yield
+    dfr.load_backbone = original
+
+
+@pytest.fixture(scope="module")
+def fitted(one_backbone):
+    return create("dfr", **QUICK).fit(pictures(6), pictures(4, 3, seed=1))
+
+
+# ---- the network ----
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(4, 200), st.integers(1, 60))
+def test_layers_have_the_widths_of_the_thesis(C, c):
+    network = FeatureAutoencoder(C, c)
+    m = (C + 2 * c) // 2
+    wanted = [(m, C), (2 * c, m), (c, 2 * c), (2 * c, c), (m, 2 * c), (C, m)]
+    assert widths(C, c) == [C] + [outputs for outputs, _ in wanted]
+    convolutions = [module for module in network.modules() if isinstance(module, Convolution)]
+    assert [tuple(module.weight.shape) for module in convolutions] == [(*shape, 1, 1) for shape in wanted]
+    assert [tuple(module.bias.shape) for module in convolutions] == [(outputs,) for outputs, _ in wanted]
+    assert [module.num_features for module in network.modules() if isinstance(module, Normalisation)] == [m, 2 * c, 2 * c, m]
+
+
+def test_parameters_of_b6_at_the_thesis_latent_size():
+    w = widths(832, 210)
+    count = sum(a * b + b for a, b in zip(w, w[1:])) + 2 * (w[1] + w[2] + w[4] + w[5])
+    assert sum(p.numel() for p in FeatureAutoencoder(832, 210).parameters()) == count
+
+
+def test_latent_and_output_are_linear():
+    "Both must be able to go below zero; a ReLU or a norm behind them would show in the signs or in the scale."
+    torch.manual_seed(0)
+    network, x = FeatureAutoencoder(12, 3).eval(), torch.randn(500, 12)
+    last = network.decoder[2]
+    with torch.no_grad():
+        latent = network.encoder(x)
+        assert (latent < 0).any() and (latent > 0).any() and latent.shape == (500, 3)
+        before = network(x)
+        assert (before < 0).any()
+        last.weight.mul_(3); last.bias.mul_(3)
+        assert torch.allclose(network(x), 3 * before, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(2, 6, 9), (1, 1, 7), (3, 5, 1)])
+def test_rows_and_maps_give_what_torch_convolutions_give(training, shape):
+    torch.manual_seed(1)
+    network = FeatureAutoencoder(20, 4).train(training)
+    layers = []
+    for module in network.modules():
+        if isinstance(module, Convolution):
+            layers.append(nn.Conv2d(module.in_channels, module.out_channels, 1))
+            layers[-1].load_state_dict(module.state_dict())
+        if isinstance(module, Normalisation): layers += [nn.BatchNorm2d(module.num_features), nn.ReLU()]
+    theirs, x = nn.Sequential(*layers).train(training), torch.randn(*shape, 20)
+    with torch.no_grad():
+        expected = theirs(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        assert torch.allclose(network(x), expected, atol=1e-5)
+        assert torch.allclose(network(x.flatten(0, 2)), expected.flatten(0, 2), atol=1e-5)
+
+
+def test_larger_kernel_is_torch_convolution_with_same_padding():
+    torch.manual_seed(2)
+    ours, x = Convolution(5, 7, kernel=3), torch.randn(2, 6, 8, 5)
+    theirs = nn.functional.conv2d(x.permute(0, 3, 1, 2), ours.weight, ours.bias, padding=1)
+    assert torch.allclose(ours(x), theirs.permute(0, 2, 3, 1), atol=1e-5)
+
+
+def test_residual_is_the_mean_squared_error_of_standardised_channels():
+    torch.manual_seed(3)
+    network, x = FeatureAutoencoder(9, 2).eval(), 5 + 3 * torch.randn(40, 9)
+    network.mean.fill_(5); network.scale.fill_(3)
+    with torch.no_grad():
+        z = (x - 5) / 3
+        by_hand = torch.stack([sum((network(z)[n, k] - z[n, k]) ** 2 for k in range(9)) / 9 for n in range(40)])
+        assert torch.allclose(residual(network, x), by_hand, rtol=1e-4)
+
+
+# ---- rows ----
+
+def test_rows_are_a_bounded_even_sample_and_depend_on_no_batching():
+    images = pictures(7)
+    def features(batch): return batch.permute(0, 2, 3, 1)[:, ::4, ::4]                # 16 × 16 cells of 3 channels
+    for limit, each in ((70, 10), (75, 10), (10 ** 6, 256), (3, 1)):
+        rows = collect_rows(features, images, limit)
+        assert rows.shape == (7 * each, 3) and rows.dtype == torch.float16
+        for i in range(7):
+            own = {tuple(v) for v in features(images[i][None]).flatten(0, 2).half().tolist()}
+            assert {tuple(v) for v in rows[i * each:(i + 1) * each].tolist()} <= own, f"rows of picture {i} are not its own"
+    assert len(collect_rows(features, images, 70, passes=2)) == 70
+    assert torch.equal(collect_rows(features, images, 70), collect_rows(features, images.take(range(7)), 70))
+    assert not torch.equal(collect_rows(features, images, 70), collect_rows(features, images, 70, seed=1))
+
+
+def test_features_beyond_half_precision_stay_finite():
+    rows = collect_rows(lambda batch: 1e6 * batch.permute(0, 2, 3, 1) - 5e5, pictures(2), 100)
+    assert rows.isfinite().all() and rows.max() == 65504 and rows.min() == -65504
+
+
+def test_sources_of_batches():
+    rows = torch.arange(50.)[:, None].half()
+    drawn = list(row_batches(rows, 30, 8, seed=0))
+    assert len(drawn) == 30 and drawn[0].shape == (8, 1) and drawn[0].dtype == torch.float32
+    assert set(torch.cat(drawn).flatten().tolist()) <= set(range(50)) and len(torch.cat(drawn).unique()) > 45
+    assert all(torch.equal(a, b) for a, b in zip(drawn, row_batches(rows, 30, 8, seed=0)))
+    images = pictures(5, shape=(8, 8))
+    seen = list(map_batches(lambda batch: batch.permute(0, 2, 3, 1), images, 2, 2))
+    assert [len(batch) for batch in seen] == [2, 2, 1, 2, 2, 1]
+    for epoch in (seen[:3], seen[3:]):
+        found = sorted(picture.sum().item() for batch in epoch for picture in batch)
+        assert np.allclose(found, sorted(picture.sum().item() for picture in images)), "each picture once an epoch"
+
+
+# ---- the score ----
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(3, 15), st.integers(3, 15), st.integers(0, 6), st.integers(0, 6), st.integers(1, 300), st.integers(0, 999))
+def test_crop_and_top_against_a_loop(h, w, rows, columns, top, seed):
+    rows, columns = min(rows, (h - 1) // 2), min(columns, (w - 1) // 2)
+    heat = torch.from_numpy(rng("crop", seed).random((3, h, w), dtype=np.float32))
+    for b, score in enumerate(image_scores(heat, (rows, columns), top)):
+        kept = [heat[b, i, j].item() for i in range(rows, h - rows) for j in range(columns, w - columns)]
+        largest = sorted(kept, reverse=True)[:top]
+        assert np.isclose(score, sum(largest) / len(largest), rtol=1e-6)
+
+
+def test_crop_scales_with_the_map():
+    assert border((170, 170)) == (20, 20) and border((128, 128)) == (15, 15) and border((64, 32)) == (8, 4)
+    assert border((64, 32), 0) == (0, 0) and border((64, 32), 5) == (5, 5)
+
+
+def test_a_map_without_numbers_scores_nan_even_where_only_its_border_is_hit():
+    heat = torch.ones(2, 8, 8)
+    heat[1, 0, 0] = torch.nan
+    scores = image_scores(heat, (2, 2), 3)
+    assert scores[0] == 1 and np.isnan(scores[1])
+
+
+# ---- the detector ----
+
+def test_finds_the_square_and_where_it_is(fitted):
+    test = pictures(5, 5, seed=2)
+    scores, maps = predict_set(fitted, test)
+    assert scores.dtype == np.float64 and scores[:5].max() < scores[5:].min()
+    assert maps[0].shape == (64, 64) and maps[0].dtype == np.float32
+    assert all(m[24:40, 24:40].mean() > 1.5 * m[:16].mean() for m in maps[5:])
+
+
+def test_facts(fitted):
+    facts = fitted.facts
+    assert facts["channels"] == 464 and facts["rows"] == 6 * 250 and facts["precision"] == "float32"
+    assert facts["steps"] == list(range(1, 13)) and all(len(facts[name]) == 12 for name in ("loss_train", "loss_ok", "loss_nok"))
+    assert facts["loss_train"][-1] < facts["loss_train"][0]
+    assert facts["explained"] >= 0.90 and list(facts["latent_at"].values()) == sorted(facts["latent_at"].values())
+
+
+def test_latent_is_the_count_of_pca(fitted):
+    train = fitted.prepare(pictures(6), training=True)
+    rows = collect_rows(fitted.features, train, 1500, seed=0)
+    pca = StreamingPCA().partial_fit(rows.float())
+    values = np.linalg.eigvalsh(np.corrcoef(rows.double().numpy().T))[::-1].cumsum()
+    count = int((values < 0.90 * values[-1]).sum()) + 1
+    assert fitted.facts["latent"] == count == pca.latent_size(0.90) == rows_pca(rows).latent_size(0.90)
+    assert fitted.network.encoder[2].out_channels == count
+    assert create("dfr", **QUICK, latent="17").fit(pictures(2)).facts["latent"] == 17
+    assert create("dfr", **QUICK, variance=0.5).fit(pictures(6)).facts["latent"] < count
+
+
+def test_seed_decides_and_calibration_does_not(fitted):
+    def fit(calibration, **changes): return create("dfr", **QUICK | changes).fit(pictures(6), calibration).tensors()
+    reference = fitted.tensors()
+    assert same(reference, fit(pictures(4, 3, seed=1))), "the same fit again"
+    assert same(reference, fit(None)) and same(reference, fit(pictures(4, seed=1))) and same(reference, fit(pictures(4, 9, seed=5)))
+    assert not same(reference, fit(None, seed=1))
+    torch.manual_seed(123)
+    assert same(reference, fit(None)), "the global generator has no say"
+
+
+def test_fit_leaves_the_global_generator_alone():
+    torch.manual_seed(5); wanted = torch.rand(3)
+    detector = create("dfr", **QUICK)
+    assert detector.weight_hash                    # the backbone is loaded
+    torch.manual_seed(5); detector.fit(pictures(2))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_bundle_gives_identical_scores(fitted, tmp_path):
+    batch = torch.stack(list(pictures(3, 2, seed=3)))
+    again = Detector.load(fitted.save(tmp_path / "bundle"), device="cpu")
+    (scores, maps), (loaded, redrawn) = fitted.predict(batch), again.predict(batch)
+    assert (scores == loaded).all() and (maps == redrawn).all() and again.facts == fitted.facts and again == fitted
+    odd = create("dfr", **QUICK | dict(cells=(8, 16), stages=(2,), latent=9, crop=1, skips=True)).fit(pictures(2))
+    again = Detector.load(odd.save(tmp_path / "odd"), device="cpu")
+    assert (odd.predict(batch)[0] == again.predict(batch)[0]).all() and again.latent == 9 and again.crop == 1
+
+
+def test_a_picture_scores_the_same_in_any_company(fitted):
+    batch = torch.stack(list(pictures(3, 2, seed=4)))
+    scores, maps = fitted.predict(batch)
+    for i in range(5):
+        alone, map_ = fitted.predict(batch[i:i + 1])
+        assert alone[0] == scores[i] and (map_[0] == maps[i]).all()
+    assert (fitted.predict(batch.flip(0))[0][::-1] == scores).all()
+
+
+@pytest.mark.parametrize("training", ["rows", "maps"])
+def test_one_training_picture_of_odd_shape_and_cells_that_are_not_square(training):
+    images = pictures(1, 1, shape=(48, 96))
+    detector = create("dfr", **QUICK | dict(size=(48, 96), cells=(12, 32), training=training, epochs=2)).fit(images.ok(), images)
+    assert detector.heat(images[0][None]).shape == (1, 12, 32)
+    scores, maps = predict_set(detector, images)
+    assert np.isfinite(scores).all() and maps[0].shape == (48, 96)
+
+
+def test_map_covers_the_border_unless_told_otherwise(fitted):
+    batch = torch.stack(list(pictures(1, 1, seed=6)))
+    whole = fitted.predict(batch)
+    fitted.crop_map = True
+    try: cropped = fitted.predict(batch)
+    finally: fitted.crop_map = False
+    assert (whole[0] == cropped[0]).all() and whole[1][:, 0].min() > 0
+    assert (cropped[1][:, 0] == 0).all() and (cropped[1][:, :, -1] == 0).all() and (cropped[1][:, 32] == whole[1][:, 32]).sum() > 32
+
+
+def test_thesis_training_and_its_variants_run():
+    for variant in ({}, dict(kernel=3, attention=True, skips=True), dict(standardise=False)):
+        detector = create("dfr", **QUICK | dict(training="maps", epochs=3, batch=4, latent=12) | variant).fit(pictures(6), pictures(2, 2, seed=1))
+        assert detector.facts["steps"] == [2, 4, 6] and detector.facts["loss_train"][-1] < detector.facts["loss_train"][0], variant
+        assert len(detector.facts["loss_nok"]) == 3
+
+
+def test_raw_features_are_left_alone():
+    tensors = create("dfr", **QUICK, standardise=False).fit(pictures(3)).tensors()
+    assert (tensors["mean"] == 0).all() and (tensors["scale"] == 1).all()
+    tensors = create("dfr", **QUICK, standardise=True).fit(pictures(3)).tensors()
+    assert (tensors["scale"] > 0).all() and tensors["scale"].std() > 0
+
+
+# ---- refusals ----
+
+def test_a_picture_without_numbers_is_named(fitted):
+    class Broken(ImageSet):
+        def batches(self, *args, **kwargs):
+            for indices, batch in super().batches(*args, **kwargs): yield indices, batch * torch.nan
+    images = pictures(2)
+    with pytest.raises(UserError, match="00000.png"): predict_set(fitted, Broken(images.table, arrays=images.arrays))
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (dict(training="row"), "did you mean 'rows'"), (dict(latent="many"), "latent"), (dict(latent=0), "latent"), (dict(crop=8), "leaves nothing"),
+    (dict(crop=-1), "crop"), (dict(kernel=3), "maps"), (dict(attention=True), "maps"), (dict(kernel=2, training="maps"), "odd"),
+    (dict(variance=90), "variance"), (dict(steps=0), "steps"), (dict(cells=(1, 4)), "cells"), (dict(top=0), "top")])
+def test_settings_that_cannot_work_are_refused(wrong, words):
+    with pytest.raises(UserError, match=words): create("dfr", **QUICK | wrong)
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (dict(stages=(0, 9)), "stages 0 to 5, not 9"), (dict(cells=(60, 60)), "60 cells do not fit"), (dict(backbone="lite0"), "timm has no model"),
+    (dict(learning_rate=1e30), "diverged")])
+def test_fits_that_cannot_work_are_refused(wrong, words):
+    with pytest.raises(UserError, match=words): create("dfr", **QUICK | wrong).fit(pictures(1))
+
+
+def test_predicting_before_fitting_is_refused():
+    with pytest.raises(UserError, match="not been fitted"): create("dfr", **QUICK).predict(torch.rand(1, 3, 64, 64))
