@@ -121,11 +121,17 @@ def test_every_nok_image_has_a_mask():
 
 
 def test_the_scene_is_the_same_at_every_size():
-    small, large = (render(Part(5, "burn"), 3, 1, size) for size in (64, 256))
-    smooth = lambda image: cv2.GaussianBlur(cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32), (0, 0), 2)
-    assert np.abs(smooth(large[0]) - smooth(small[0])).mean() < 3
-    grown = cv2.resize(large[1].astype(np.float32), (64, 64), interpolation=cv2.INTER_AREA)
-    assert small[1][grown > .99].mean() > .95 and not small[1][cv2.dilate(grown, np.ones((3, 3))) == 0].any()
+    def light(image):
+        "Linear light at 128 pixels an edge, blurred past noise and lens."
+        linear = ((image / 255) ** 2.2).astype(np.float32)
+        return cv2.GaussianBlur(cv2.resize(linear, (128, 128), interpolation=cv2.INTER_AREA), (0, 0), 1.5)
+    difference = lambda a, b: np.abs(light(a) - light(b)).mean() / light(a).mean()
+    for zoom in (3, 5):
+        (small, small_mask), (large, large_mask) = (render(Part(5, "burn"), 3, zoom, size) for size in (128, 512))
+        other = render(Part(6, "burn"), 3, zoom, 128)[0]
+        assert difference(small, large) < .06 < .12 < difference(small, other), "size changes more than the resolution"
+        share = cv2.resize(large_mask.astype(np.float32), (128, 128), interpolation=cv2.INTER_AREA)
+        assert small_mask[share > .99].mean() > .95 and not small_mask[cv2.dilate(share, np.ones((3, 3))) == 0].any()
 
 
 def statistics(image, outside):

@@ -24,11 +24,11 @@ NOTEBOOKS = {                                 # stem: methods it needs on every 
     "40_map_resolution": ("dfr", "dfr_fine"),
 }
 
-# %% ../nbs/80_reproduce.ipynb #cf2400df
+# %% ../nbs/80_reproduce.ipynb #82a4e0e2
 def notebook_key(path, profile):
     "A hash of everything an evaluation notebook depends on."
     cells = [cell["source"] for cell in json.loads(path.read_text())["cells"]]
-    return content_key(cells, dataclasses.asdict(profile), code_hash(), [dataset_for(name, profile).key for name in profile.datasets])
+    return content_key(cells, dataclasses.asdict(profile), code_hash(69), [dataset_for(name, profile).key for name in profile.datasets])
 
 def _written(folder, stem):
     "Hashes of the files below `folder` that the notebook `stem` wrote, by relative path."

@@ -23,7 +23,7 @@ from .protocol import code_hash, dataset_for, stack
 from ..files import atomic_write, write_json
 from ..settings import NOK_COLOUR, OK_COLOUR, repository_root
 
-# %% ../../nbs/62_evaluation.figures.ipynb #179a6b2d
+# %% ../../nbs/62_evaluation.figures.ipynb #ea087c1c
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python", "pillow", "pandas", "matplotlib")
 
 @dataclass
@@ -38,7 +38,7 @@ class Results:
     def provenance(self, datasets):
         "What made a result, as JSON: equal for equal inputs."
         data = {name: dataset_for(name, self.profile) for name in datasets}
-        return {"notebook": self.notebook, "parameters": asdict(self.profile), "code_hash": code_hash(),
+        return {"notebook": self.notebook, "parameters": asdict(self.profile), "code_hash": code_hash(69),
                 "data": {name: {"hash": one.key, "licence": one.licence, "rendered": one.rendered} for name, one in data.items()},
                 "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}}
 
@@ -139,14 +139,14 @@ def plot_maps(images, masks, maps, scores=None, width=1.6):
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
     return figure
 
-# %% ../../nbs/62_evaluation.figures.ipynb #31873241
+# %% ../../nbs/62_evaluation.figures.ipynb #c7d4d5ee
 def plot_losses(ax, facts, title=""):
     "Training loss and the losses logged on OK and NOK of the calibration split."
-    steps = facts.get("loss_steps") or range(1, len(facts["loss_train"]) + 1)
+    steps = facts.get("steps") or range(1, len(facts["loss_train"]) + 1)
     ax.plot(steps, facts["loss_train"], color="0.5", label="train")
     for key, colour, name in (("loss_ok", OK_COLOUR, "calibration OK"), ("loss_nok", NOK_COLOUR, "calibration NOK")):
         if facts.get(key): ax.plot(steps, facts[key], color=colour, label=name)
-    ax.set(xlabel="step" if facts.get("loss_steps") else "epoch", ylabel="loss", title=title)
+    ax.set(xlabel="step" if facts.get("steps") else "epoch", ylabel="loss", title=title)
     ax.legend(fontsize=7)
 
 # %% ../../nbs/62_evaluation.figures.ipynb #cc234e6e

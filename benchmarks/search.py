@@ -1,0 +1,49 @@
+"""Exact nearest neighbours: float32 products, bfloat16 shortlist, scikit-learn's brute force, and FAISS where it is installed.
+
+    python benchmarks/search.py                # banks of 1,500 and 16,000 vectors, 152 and 1,536 dimensions
+
+Prints milliseconds of processor time for 2,048 queries (best of three) on one thread, and the share of equal indices. It sets the limit
+of two million numbers in `features.search.choose_way`."""
+import importlib.util, time
+
+import numpy as np
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from thesis_ad.features.search import NearestNeighbours, choose_way
+from thesis_ad.settings import pin_threads, rng
+
+
+def vectors(key, count, dimensions):
+    "Rows whose variance falls off as that of real features does."
+    return rng("search", key).standard_normal((count, dimensions), dtype=np.float32) * np.geomspace(5, 0.3, dimensions, dtype=np.float32) + 4
+
+
+def timed(call, repeats=3):
+    best, result = np.inf, None
+    for _ in range(repeats):
+        start = time.process_time()
+        result = call()
+        best = min(best, time.process_time() - start)
+    return 1000 * best, result
+
+
+def main():
+    pin_threads(1)
+    print(f"{'bank':>7} {'dims':>5} {'k':>2}  {'float32':>9} {'bfloat16':>9} {'sklearn':>9} {'faiss':>9}  auto      equal")
+    for count, dimensions in ((1500, 152), (16_000, 152), (1500, 1536), (16_000, 1536)):
+        bank, queries = torch.from_numpy(vectors("bank", count, dimensions)), torch.from_numpy(vectors("queries", 2048, dimensions))
+        for k in (1, 9):
+            ways = ["float32", "bfloat16"] + (["faiss"] if importlib.util.find_spec("faiss") else [])
+            times, found = {}, {}
+            for way in ways:
+                neighbours = NearestNeighbours(bank, way)
+                times[way], (_, found[way]) = timed(lambda: neighbours(queries, k))
+            brute = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(bank.numpy())
+            times["sklearn"], (_, index) = timed(lambda: brute.kneighbors(queries.numpy()), 2)
+            equal = np.mean([(found[way].numpy() == index).mean() for way in ways])
+            cells = " ".join(f"{times[way]:7.0f}ms" if way in times else f"{'–':>9}" for way in ("float32", "bfloat16", "sklearn", "faiss"))
+            print(f"{count:7,} {dimensions:5} {k:2}  {cells}  {choose_way('auto', bank):8}  {equal:.2%}", flush=True)
+
+
+if __name__ == "__main__": main()
