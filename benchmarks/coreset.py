@@ -34,8 +34,10 @@ def main():
     else:                                                       # clusters of unequal size, spread and direction, like patches of a part
         g = rng("benchmark")
         centres = 3 * g.standard_normal((200, args.dimensions), dtype=np.float32)
-        X = centres[g.integers(0, 200, args.count)]
-        X += g.standard_normal(X.shape, dtype=np.float32) * g.uniform(0.1, 1.5, (args.count, 1)).astype(np.float32)
+        X = np.empty((args.count, args.dimensions), np.float32)
+        for block in np.array_split(X, max(1, args.count // 4096)):     # by blocks, so that making them takes no more memory than they do
+            block[:] = centres[g.integers(0, 200, len(block))]
+            block += g.standard_normal(block.shape, dtype=np.float32) * g.uniform(0.1, 1.5, (len(block), 1)).astype(np.float32)
     computed, distances = [0], coreset._distances
 
     def counted(bank, i, since, upto):

@@ -259,6 +259,21 @@ def test_map_covers_the_border_unless_told_otherwise(fitted):
     assert (cropped[1][:, 0] == 0).all() and (cropped[1][:, :, -1] == 0).all() and (cropped[1][:, 32] == whole[1][:, 32]).sum() > 32
 
 
+def test_level_divides_by_the_ring_of_the_training_pictures_and_drops_the_crop(fitted, tmp_path):
+    train, batch = pictures(6), torch.stack(list(pictures(2, 1, seed=7)))
+    levelled = create("dfr", **QUICK, level=True, augment=False).fit(train)
+    plain = create("dfr", **QUICK, augment=False).fit(train)
+    raw = plain.heat(torch.stack(list(train)))
+    for k in range(8):                                                            # ring by ring, by hand
+        cells = [raw[:, i, j] for i in range(16) for j in range(16) if min(i, j, 15 - i, 15 - j) == k]
+        assert torch.isclose(levelled.ring_level[k, 8], torch.cat(cells).mean(), rtol=1e-4)
+    heat = plain.heat(batch) / levelled.ring_level
+    assert torch.allclose(levelled.heat(batch), heat) and np.allclose(levelled.predict(batch)[0], image_scores(heat, (0, 0), 5))
+    again = Detector.load(levelled.save(tmp_path / "level"), device="cpu")
+    assert (again.predict(batch)[0] == levelled.predict(batch)[0]).all()
+    assert "ring_level" not in fitted.tensors()
+
+
 def test_thesis_training_and_its_variants_run():
     for variant in ({}, dict(kernel=3, attention=True, skips=True), dict(standardise=False)):
         detector = create("dfr", **QUICK | dict(training="maps", epochs=3, batch=4, latent=12) | variant).fit(pictures(6), pictures(2, 2, seed=1))

@@ -164,9 +164,9 @@ def grouped_auroc(features, labels, groups):
 
 @pytest.fixture(scope="module")
 def chance(outside_features):
-    "The AUROC that 100 random exchanges of OK and NOK within their pairs reach: 99 % of them lie below it."
+    "The AUROC that 60 random exchanges of OK and NOK within their pairs reach: 99 % of them lie below it."
     features, labels, groups = outside_features
-    swaps = np.random.default_rng(0).integers(2, size=(100, len(labels) // 2))
+    swaps = np.random.default_rng(0).integers(2, size=(60, len(labels) // 2))
     return np.quantile([grouped_auroc(features, labels ^ np.repeat(swap, 2), groups) for swap in swaps], .99)
 
 

@@ -18,14 +18,14 @@ def coreset_size(count, cap=1500, ratio=0.0):
     if cap < 0 or not 0 <= ratio <= 1: raise UserError(f"a coreset wants a cap ≥ 0 and a ratio in [0, 1], not cap {cap} and ratio {ratio}")
     return max(1, min(count, cap or count, round(ratio * count) if ratio else count))
 
-# %% ../../nbs/33_features.coreset.ipynb #7c5ec4d0
+# %% ../../nbs/33_features.coreset.ipynb #3d5d0044
 class _Bank:
     "Vectors, and what is known of their squared distance to the chosen ones: upper and lower bounds, in units of `scale`²."
     def __init__(self, X, rows=8192):
         self.X, (n, d), blocks = X, X.shape, [slice(a, a + rows) for a in range(0, len(X), rows)]
+        if not all(np.isfinite(X[b]).all() for b in blocks): raise UserError("a coreset wants finite vectors, and one of these holds NaN or infinity")
         mean = sum(X[b].sum(axis=0, dtype=np.float64) for b in blocks) / n
         scale = max(np.abs(X[b] - mean).max() for b in blocks)
-        if not np.isfinite(scale): raise UserError("a coreset wants finite vectors, and one of these holds NaN or infinity")
         self.Z, self.scale = torch.empty(n, d), scale or 1.0
         for b in blocks: self.Z[b] = torch.from_numpy(((X[b] - mean) / self.scale).astype(np.float32))
         self.square = torch.linalg.vecdot(self.Z, self.Z)
@@ -62,7 +62,7 @@ def _refresh(bank, i, block=2**22):
         for p in np.split(part, range(rows, len(part), rows)):
             if since < k: bank.learn(p, _distances(bank, p, since, k).amin(1).numpy())
 
-# %% ../../nbs/33_features.coreset.ipynb #a7ea38af
+# %% ../../nbs/33_features.coreset.ipynb #b96491b6
 def _draw_pool(bank, size):
     "(points with the largest upper bounds, all up to date; the largest upper bound among the others)."
     size = min(size, int(bank.free.sum()))
@@ -74,7 +74,7 @@ def _draw_pool(bank, size):
         stale = np.flatnonzero((bank.upper >= sure) & (bank.seen < len(bank.chosen)))
         if not len(stale): break
         _refresh(bank, stale)
-    inside = bank.upper >= min(bank.upper[top].min(), sure)
+    inside = (bank.upper >= min(bank.upper[top].min(), sure)) & (bank.seen == len(bank.chosen))
     return np.flatnonzero(inside), bank.upper[~inside].max(initial=-np.inf)
 
 # %% ../../nbs/33_features.coreset.ipynb #7032b055
@@ -93,7 +93,7 @@ def _measure(bank, i, rows=256):
             bank.exact_seen[p] = k
     return bank.exact[i]
 
-# %% ../../nbs/33_features.coreset.ipynb #afeb7e49
+# %% ../../nbs/33_features.coreset.ipynb #7215779f
 def greedy_coreset(X, count, first=None, seed=0, pool=2048, progress=True):
     """Indices int64 [min(count, N)] of the greedy k-center coreset of `X` [N, d], in the order of choice, no index twice.
 
@@ -101,17 +101,17 @@ def greedy_coreset(X, count, first=None, seed=0, pool=2048, progress=True):
     (Roth et al. 2022, algorithm 1), whatever the number of threads. Memory beyond X: one float32 copy, some 50 bytes a vector, 50 MB."""
     X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else np.asarray(X)
     if X.ndim != 2 or not X.size or count < 1: raise UserError(f"a coreset takes at least 1 of the vectors [N, d], not {count} of an array of shape {X.shape}")
-    bank, count, floor, points = _Bank(X), min(int(count), len(X)), np.inf, np.empty(0, int)
+    bank, count, floor, points, near = _Bank(X), min(int(count), len(X)), np.inf, np.empty(0, int), None
     bank.choose(rng("coreset", seed).integers(len(X)) if first is None else first)
     _refresh(bank, np.flatnonzero(bank.free))
     with tqdm(total=count, initial=1, desc="coreset", leave=False, disable=None if progress else True) as bar:
         while len(bank.chosen) < count:
             if len(points):
                 c = bank.chosen[-1]
-                bank.learn(points, (torch.addmv(bank.square[points] + bank.square[c], Z, bank.Z[c], alpha=-2)).numpy())
+                bank.learn(points, (torch.addmv(bank.square[points] + bank.square[c], near, bank.Z[c], alpha=-2)).numpy())
             if not len(points) or bank.lower[points].max() <= floor:
                 points, floor = _draw_pool(bank, pool)
-                Z = bank.Z[points]
+                near = bank.Z[points]
             rivals = points[bank.upper[points] >= bank.lower[points].max()]
             if len(rivals) > 1:
                 distance = _measure(bank, rivals)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['widths', 'Convolution', 'Normalisation', 'FeatureAutoencoder', 'collect_rows', 'fit_scale', 'residual', 'rows_pca',
-           'row_batches', 'map_batches', 'train_network', 'border', 'image_scores', 'DFR']
+           'row_batches', 'map_batches', 'train_network', 'border', 'image_scores', 'ring_level', 'DFR']
 
 # %% ../../nbs/42_models.dfr.ipynb #5ed26e29
 import math
@@ -45,9 +45,9 @@ class Normalisation(nn.BatchNorm1d):
 
 def _layer(inputs, outputs, kernel): return nn.Sequential(Convolution(inputs, outputs, kernel), Normalisation(outputs), nn.ReLU())
 
-# %% ../../nbs/42_models.dfr.ipynb #c84a3c68
+# %% ../../nbs/42_models.dfr.ipynb #29fef5e3
 class FeatureAutoencoder(nn.Module):
-    "Standardised feature vectors [..., C] → their reconstruction [..., C] through `latent` numbers. Yang et al. 2020, fig. 2."
+    "Standardised feature vectors [..., C] → their reconstruction [..., C] through `latent` numbers. Yang et al. 2020, with the thesis's widths."
     def __init__(self, channels, latent, kernel=1, attention=False, skips=False):
         super().__init__()
         w, self.skips = widths(channels, latent), skips
@@ -81,14 +81,14 @@ def collect_rows(features, images, limit, passes=1, seed=0):
                 filled += each
     return rows
 
-# %% ../../nbs/42_models.dfr.ipynb #8cb2ad6f
+# %% ../../nbs/42_models.dfr.ipynb #168d28b7
 def fit_scale(network, mean, scale):
     "Let `network` standardise by `mean` and `scale` [C] (float64 arrays) of the training rows."
     network.mean.copy_(torch.from_numpy(mean))
     network.scale.copy_(torch.from_numpy(np.maximum(scale, 1e-3 * scale.mean())))
 
 def residual(network, cells, bf16=False):
-    "Squared residual averaged over the channels, float32 [...], of raw features `cells` [..., C]. Yang et al. 2020, eq. 6."
+    "Squared residual averaged over the channels, float32 [...], of raw features `cells` [..., C]."
     x = (cells.to(network.mean.device).float() - network.mean) / network.scale
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16): y = network(x)
     return (y.float() - x).square().mean(-1)
@@ -149,7 +149,14 @@ def image_scores(heat, crop=(0, 0), top=20):
     scores = inner.topk(min(top, inner.shape[1])).values.double().mean(1)
     return torch.where(heat.flatten(1).isfinite().all(1), scores, torch.nan).cpu().numpy()
 
-# %% ../../nbs/42_models.dfr.ipynb #b5e19cfc
+# %% ../../nbs/42_models.dfr.ipynb #9eb4a123
+def ring_level(heat):
+    "float32 [h, w] from heat maps [n, h, w] of OK pictures: for each cell their mean over all cells as far from the nearest side."
+    rows, columns = (torch.minimum(torch.arange(n), torch.arange(n).flip(0)) for n in heat.shape[-2:])
+    ring = torch.minimum(rows[:, None], columns)
+    return torch.stack([heat[:, ring == k].mean() for k in range(int(ring.max()) + 1)])[ring]
+
+# %% ../../nbs/42_models.dfr.ipynb #f43e4294
 def _whole(d, name, auto=False, least=1):
     "The setting `name` as a whole number of at least `least`; 'auto' is left as it is where it is allowed."
     value = getattr(d, name)
@@ -159,18 +166,22 @@ def _whole(d, name, auto=False, least=1):
     except (TypeError, ValueError): pass
     raise UserError(f"dfr: {name} must be {'auto or ' if auto else ''}a whole number from {least} on, not {value!r}")
 
+def _edge(d):
+    "Rows and columns of cells that the image score leaves out at each side."
+    return (0, 0) if d.level and d.crop == "auto" else border(d.cells, d.crop)
+
 def _check(d):
     "Refuse settings that no training could use; numbers given as text become numbers."
     one_of(d.training, ("rows", "maps"), "training of dfr")
     d.latent, d.crop = _whole(d, "latent", auto=True), _whole(d, "crop", auto=True, least=0)
     for name in ("top", "steps", "rows_per_step", "row_limit", "passes", "epochs", "batch", "kernel"): _whole(d, name)
     if len(d.cells) != 2 or min(d.cells) < 2: raise UserError(f"dfr: cells must be (rows, columns) of 2 or more each, not {d.cells}")
-    if any(2 * edge >= n for edge, n in zip(border(d.cells, d.crop), d.cells)): raise UserError(f"dfr: a crop of {d.crop} leaves nothing of {d.cells} cells")
+    if any(2 * edge >= n for edge, n in zip(_edge(d), d.cells)): raise UserError(f"dfr: a crop of {d.crop} leaves nothing of {d.cells} cells")
     if d.kernel % 2 == 0: raise UserError(f"dfr: kernel must be odd, not {d.kernel}")
     if d.training == "rows" and (d.kernel > 1 or d.attention): raise UserError("dfr: a kernel above 1 and attention see neighbours, so they need training='maps'")
     if not 0 < d.variance <= 1: raise UserError(f"dfr: variance must lie in (0, 1], not {d.variance}")
 
-# %% ../../nbs/42_models.dfr.ipynb #a8c9a211
+# %% ../../nbs/42_models.dfr.ipynb #dcda7e24
 @register("dfr", "deep feature reconstruction: how badly a narrow network rebuilds backbone features")
 @dataclass(kw_only=True)
 class DFR(Detector):
@@ -195,6 +206,7 @@ class DFR(Detector):
     attention: bool = False
     skips: bool = False             # … and skips between encoder and decoder
     crop: str = "auto"              # cells cut from each side before the image score, or auto: 20 of 170
+    level: bool = False             # divide by the OK level at the same distance from the side; `auto` then crops nothing
     crop_map: bool = False          # also set the border of the anomaly map to zero
     top: int = 20                   # cells averaged into the image score
 
@@ -207,12 +219,13 @@ class DFR(Detector):
     def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images): return _predict(self, images)
     weight_hash = property(lambda self: _eyes(self).weight_hash)
-    def tensors(self): return _network(self).state_dict()
+    def tensors(self): return _network(self).state_dict() | ({"ring_level": self.ring_level} if self.level else {})
     def restore(self, tensors):
         _build(self)
+        self.ring_level = tensors.pop("ring_level", None)
         self.network.load_state_dict(tensors)
 
-# %% ../../nbs/42_models.dfr.ipynb #56ecb7c4
+# %% ../../nbs/42_models.dfr.ipynb #01e06214
 def _eyes(d):
     "The detector's backbone, loaded once."
     if not hasattr(d, "_backbone"): d._backbone = load_backbone(d.backbone, d.device)
@@ -233,14 +246,17 @@ def _build(d):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("dfr", "weights", d.seed))
         network = FeatureAutoencoder(d.facts["channels"], d.facts["latent"], d.kernel, d.attention, d.skips)
-    d.network = network.to(resolve_device(d.device)).eval()
+    d.network, d.ring_level = network.to(resolve_device(d.device)).eval(), None
 
-# %% ../../nbs/42_models.dfr.ipynb #ead9eaf7
+# %% ../../nbs/42_models.dfr.ipynb #a0bf6217
+def _evenly(images, count):
+    "At most `count` pictures of an image set, evenly spaced."
+    return images.take(np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)))
+
 def _held_out(d, images):
     "A few cells of held-out pictures to watch the loss on: rows [n, C], or whole maps of 8 pictures if training sees whole maps."
     if d.training == "rows": return collect_rows(d.features, images, 4096, seed=d.seed)
-    few = images.take(np.unique(np.linspace(0, len(images) - 1, 8).round().astype(int)))
-    return torch.cat([d.features(batch).half().cpu() for _, batch in few.batches(4)])
+    return torch.cat([d.features(batch).half().cpu() for _, batch in _evenly(images, 8).batches(4)])
 
 def _fit(d, train, calibration):
     "Rows, latent size, training; `facts` keeps what was found."
@@ -259,8 +275,9 @@ def _fit(d, train, calibration):
         every = math.ceil(len(train) / d.batch)
         batches, total = map_batches(d.features, train, d.epochs, d.batch, d.seed), d.epochs * every
     d.facts |= {"loss_ok": [], "loss_nok": []} | train_network(d.network, batches, total, every, held_out, d.learning_rate, bf16)
+    if d.level: d.ring_level = ring_level(torch.cat([_heat(d, batch) for _, batch in _evenly(train, 40).batches(8)]))
 
-# %% ../../nbs/42_models.dfr.ipynb #4d0c992a
+# %% ../../nbs/42_models.dfr.ipynb #f8233c95
 def _heat(d, images):
     "Heat maps float32 [B, h, w] of pictures [B, 3, H, W], one picture at a time: the residual of each cell."
     network, device = _network(d), resolve_device(d.device)
@@ -269,11 +286,12 @@ def _heat(d, images):
         cells = d.features(x.to(device))
         if d.kernel > 1 or d.attention: return residual(network, cells, bf16)
         return torch.cat([residual(network, part, bf16) for part in cells.flatten(0, 2).split(1024)]).view(1, *d.cells)   # 1,024 cells stay in the cache
-    with torch.inference_mode(): return torch.cat([one(x).cpu() for x in images.float().split(1)])
+    with torch.inference_mode(): heat = torch.cat([one(x).cpu() for x in images.float().split(1)])
+    return heat if d.ring_level is None else heat / d.ring_level
 
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W] of pictures [B, 3, H, W]."
-    heat, (rows, columns) = _heat(d, images), border(d.cells, d.crop)
+    heat, (rows, columns) = _heat(d, images), _edge(d)
     scores = image_scores(heat, (rows, columns), d.top)
     if d.crop_map:
         edge = torch.ones_like(heat)

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['GlobalKNN']
 
-# %% ../../nbs/45_models.global_knn.ipynb #54edd8a2
+# %% ../../nbs/45_models.global_knn.ipynb #6154ec3f
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from tqdm import tqdm
 

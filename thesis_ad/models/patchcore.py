@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['FeatureDetector', 'reweight', 'PatchCore']
 
-# %% ../../nbs/43_models.patchcore.ipynb #46f58734
+# %% ../../nbs/43_models.patchcore.ipynb #efaa3e3c
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..features.backbones import load_backbone
 from ..features.coreset import coreset_size, greedy_coreset, random_projection
@@ -55,7 +56,7 @@ def reweight(query, nearest, bank, search, b=9):
     own = (query.cpu().double() - bank[nearest].cpu().double()).norm(dim=1)             # ‖q* - m*‖
     return (1 - torch.exp(own - torch.logsumexp(far, dim=1))).numpy()
 
-# %% ../../nbs/43_models.patchcore.ipynb #59ba1226
+# %% ../../nbs/43_models.patchcore.ipynb #d2e78a8a
 @register("patchcore", "memory bank of OK patches: greedy coreset, nearest neighbour, re-weighted (Roth et al., 2022)")
 @dataclass(kw_only=True)
 class PatchCore(FeatureDetector):
@@ -64,6 +65,7 @@ class PatchCore(FeatureDetector):
     ratio: float = 0.0              # share of the patches kept at most, 0 = the cap alone decides
     candidates: int = 100_000       # patches the coreset is chosen from at most, which bounds the memory of `fit`
     projection: int = 0             # dimensions in which the coreset is chosen, 0 = all
+    unit_length: bool = False       # bring each patch vector to length 1 first, so that contrast counts less
     score: str = "paper"            # "paper" (eq. 7) or "mean_knn" (the authors' repository)
     neighbours: int = 9             # b of the paper's weight, or k of mean_knn
     sigma: float = 4.0              # smoothing of the map in pixels
@@ -73,6 +75,11 @@ class PatchCore(FeatureDetector):
         super().__post_init__()
         one_of(self.score, ("paper", "mean_knn"), "score"), one_of(self.search, WAYS, "way to search")
         if self.neighbours < 1: raise UserError(f"neighbours is at least 1, not {self.neighbours}")
+
+    def features(self, images):
+        "Patch features float32 [B, C, h, w], of length 1 if `unit_length`."
+        features = super().features(images)
+        return F.normalize(features, dim=1) if self.unit_length else features
 
     def _fit(self, train, calibration):
         rows, total = sample_patches(self.features, train, self.candidates, self.seed)

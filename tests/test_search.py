@@ -1,0 +1,88 @@
+"""Exact nearest neighbours: both precisions equal brute force in float64."""
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra import numpy as npst
+
+from thesis_ad.features import search
+from thesis_ad.features.search import NearestNeighbours
+from thesis_ad.settings import UserError, rng
+
+
+def brute(x, bank, k):
+    "float64 differences; equal distances by index."
+    distance, index = ((x[:, None].double() - bank[None].double()) ** 2).sum(-1).sort(dim=1, stable=True)
+    return distance[:, :k].sqrt(), index[:, :k]
+
+
+def vectors(key, shape, shift=0.0): return torch.from_numpy(rng("search", key).standard_normal(shape).astype(np.float32)) + shift
+
+
+@pytest.mark.parametrize("way", ["float32", "bfloat16"])
+@pytest.mark.parametrize("k", [1, 2, 9])
+@pytest.mark.parametrize("shift", [0.0, 50.0])
+@pytest.mark.parametrize("shape", [(1000, 40), (9, 3), (300, 257)])
+def test_equal_to_brute_force(way, k, shift, shape):
+    bank, x = vectors("bank", shape, shift), vectors("x", (200, shape[1]), shift)
+    distance, index = NearestNeighbours(bank, way)(x, k)
+    wanted, where = brute(x, bank, k)
+    assert distance.dtype == torch.float32 and torch.allclose(distance.double(), wanted, rtol=1e-5)
+    same = (index == where).float().mean()
+    assert same == 1, f"{same:.2%} of the indices"
+
+
+@settings(max_examples=40, deadline=None)
+@given(npst.arrays(np.float32, st.tuples(st.integers(1, 25), st.just(3)), elements=st.integers(-3, 3).map(float)),
+       npst.arrays(np.float32, st.tuples(st.integers(1, 6), st.just(3)), elements=st.integers(-3, 3).map(float)),
+       st.integers(1, 25), st.sampled_from(["float32", "bfloat16"]))
+def test_ties_go_to_the_lowest_index(bank, x, k, way):
+    bank, x, k = torch.from_numpy(bank), torch.from_numpy(x), min(k, len(bank))
+    distance, index = NearestNeighbours(bank, way)(x, k)
+    wanted, where = brute(x, bank, k)
+    assert torch.equal(index, where) and torch.allclose(distance.double(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["float32", "bfloat16"])
+def test_a_bank_vector_finds_itself_at_distance_zero(way):
+    bank = vectors("self", (700, 30), 20.0)
+    distance, index = NearestNeighbours(bank, way)(bank)
+    assert (distance == 0).all() and torch.equal(index[:, 0], torch.arange(700))
+
+
+def test_blocks_do_not_show(monkeypatch):
+    bank, x = vectors("bank", (5000, 8)), vectors("x", (1000, 8))       # 2^19 / 5000: blocks of 104 queries
+    neighbours = NearestNeighbours(bank)
+    assert torch.equal(neighbours(x, 3)[1], torch.cat([neighbours(one[None], 3)[1] for one in x]))
+
+
+def test_the_error_bounds_are_bounds():
+    for scale, shift in ((1, 0), (1, 300), (1e4, 0), (1e-4, 1)):
+        bank, x = scale * vectors("bank", (400, 90)) + shift, scale * 2 * vectors("x", (100, 90)) + shift
+        for low in (False, True):
+            products = search._Products(bank, low)
+            S, error = products(x)
+            c, z = bank.double() - products.mean.double(), x.double() - products.mean.double()
+            off = (S.double() - ((c ** 2).sum(1) - 2 * z @ c.T)).abs().amax(1)
+            assert (off <= error).all(), f"scale {scale}, shift {shift}, low {low}: off by {float((off / error).max()):.2f} of the bound"
+
+
+def test_auto_is_one_of_the_ways_and_small_banks_use_float32():
+    assert search.choose_way("auto", torch.zeros(1500, 152)) == "float32"
+    assert search.choose_way("auto", torch.zeros(20_000, 152)) in ("float32", "bfloat16")
+
+
+def test_faiss_agrees_or_says_what_to_install():
+    bank, x = vectors("bank", (500, 16)), vectors("x", (50, 16))
+    if search.importlib.util.find_spec("faiss") is None:
+        with pytest.raises(UserError, match="faiss-cpu"): NearestNeighbours(bank, "faiss")
+    else: assert torch.equal(NearestNeighbours(bank, "faiss")(x, 4)[1], NearestNeighbours(bank, "float32")(x, 4)[1])
+
+
+def test_what_has_no_answer_is_refused():
+    bank = vectors("bank", (5, 2))
+    for call in (lambda: NearestNeighbours(bank)(bank, 6), lambda: NearestNeighbours(bank)(bank, 0), lambda: NearestNeighbours(bank * np.nan),
+                 lambda: NearestNeighbours(bank)(bank / 0), lambda: NearestNeighbours(bank[:0]), lambda: NearestNeighbours(bank, "fast")):
+        with pytest.raises(UserError): call()
+    distance, index = NearestNeighbours(bank)(bank[:0], 2)
+    assert distance.shape == index.shape == (0, 2)
