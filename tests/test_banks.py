@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from thesis_ad.data.datasets import ImageSet
 from thesis_ad.features.patches import sample_patches, smooth_map
 from thesis_ad.features.search import NearestNeighbours
-from thesis_ad.models.detector import METHODS, Detector, predict_set
+from thesis_ad.models.detector import Detector, methods, predict_set
 from thesis_ad.models.padim import PositionGaussians, draw_channels, hold_out, whitening
 from thesis_ad.models.patchcore import reweight
 from thesis_ad.settings import UserError, pin_threads, rng
@@ -16,7 +16,7 @@ pin_threads(1)
 BANKS = ["patchcore", "padim", "gaussian", "global_knn"]
 
 
-def make(name, **settings): return METHODS[name](**({"size": (48, 80)} | settings))
+def make(name, **settings): return methods()[name](**({"size": (48, 80)} | settings))
 
 
 def parts(count, key, defect=False):

@@ -38,16 +38,16 @@ def base_method(name):
     "The registered detector behind a method or variant."
     return VARIANTS.get(name, (name,))[0]
 
-# %% ../../nbs/61_evaluation.protocol.ipynb #676b871f
+# %% ../../nbs/61_evaluation.protocol.ipynb #366a59a5
 def settings_for(method, profile, enhance=False):
     "Settings of a method or variant under a profile."
     base, changes = VARIANTS.get(method, (method, {}))
     cls = methods()[one_of(base, methods(), "method")]
-    family = getattr(cls, "family", base)
+    families = [vars(parent)["method"] for parent in cls.__mro__ if "method" in vars(parent)]      # the detector and those it derives from
     known = {f.name for f in dataclasses.fields(cls)}
     settings = {"enhance": enhance}
     for name in sorted(known):
-        for source in (f"{family}_{name}", name):
+        for source in (*(f"{family}_{name}" for family in families), name):
             if name != "name" and hasattr(profile, source): settings[name] = getattr(profile, source); break
     return settings | {name: getattr(profile, source) for name, source in changes.items()}
 
