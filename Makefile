@@ -7,7 +7,7 @@ PAGES := README.md CHANGELOG.md CONTRIBUTING.md LICENSE LICENSE-TEXT CITATION.cf
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test reproduce lab site bench export freeze clean
+.PHONY: help install test reproduce lab site bench export publish freeze clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,10 @@ bench: install ## run every measured comparison in benchmarks/
 export: install ## notebooks to library, then notebooks cleaned
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+
+publish: install ## put the outputs of the last demo run into nbs/evaluation
+	$(BIN)/python .ci/publish.py
+	$(BIN)/nbdev_clean --fname nbs/evaluation
 
 freeze: install ## write the installed versions into constraints.txt
 	$(BIN)/python .ci/freeze.py > constraints.new
