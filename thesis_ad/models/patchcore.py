@@ -85,7 +85,7 @@ class MemoryBank(FeatureDetector):
         self.bank = tensors["bank"]
         self.nearest = NearestNeighbours(self.bank.to(resolve_device(self.device)), self.search)
 
-# %% ../../nbs/43_models.patchcore.ipynb #99d705ba
+# %% ../../nbs/43_models.patchcore.ipynb #2bee8046
 @register("patchcore", "memory bank of OK patches: greedy coreset, nearest neighbour, re-weighted (Roth et al., 2022)")
 @dataclass(kw_only=True)
 class PatchCore(MemoryBank):
@@ -102,7 +102,7 @@ class PatchCore(MemoryBank):
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."
         features = self.features(images)
-        (B, C, h, w), rows = features.shape, features.permute(0, 2, 3, 1).flatten(0, 2)              # [B·h·w, C]
+        (B, _, h, w), rows = features.shape, features.permute(0, 2, 3, 1).flatten(0, 2)              # [B·h·w, C]
         distance, index = self.nearest(rows, min(self.neighbours, len(self.bank)) if self.score == "mean_knn" else 1)
         patches = distance.mean(1).reshape(B, h * w).cpu()
         scores = patches.amax(1).double().numpy()
