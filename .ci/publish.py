@@ -1,4 +1,4 @@
-"""Put the outputs of the last demo run into the evaluation notebooks, for reading them without running them.
+"""Put the outputs of the last demo run into the evaluation notebooks, and its central result into the README.
 
     make publish      # after `make reproduce`
 """
@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from PIL import Image
 
 LARGE = 60_000    # base64 characters of a PNG above which it is kept as JPEG; the PNG itself is in figures/demo
@@ -22,6 +23,15 @@ def smaller(output):
     return output
 
 
+def central_result(metrics):
+    "Image AUROC of every method on every dataset as a Markdown table."
+    rows = metrics[metrics.metric == "image_auroc"]
+    text = rows.assign(text=[f"{100 * v:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for v, a, b in zip(rows.value, rows.ci_low, rows.ci_high)])
+    table = text.pivot(index="method", columns="dataset", values="text")[["prefilter_a", "prefilter_b", "elpv_mono"]]
+    lines = ["| method | " + " | ".join(table) + " |", "|---" * (1 + table.shape[1]) + "|"]
+    return "\n".join(lines + ["| " + " | ".join((f"`{name}`", *row)) + " |" for name, row in zip(table.index, table.to_numpy())])
+
+
 root = Path(__file__).resolve().parents[1]
 for target in sorted((root / "nbs" / "evaluation").glob("*.ipynb")):
     source = root / "runs" / "demo" / target.name
@@ -33,3 +43,8 @@ for target in sorted((root / "nbs" / "evaluation").glob("*.ipynb")):
         if cell.cell_type == "code": cell.outputs, cell.execution_count = [smaller(output) for output in done.outputs], None
     nbformat.write(notebook, target)
     print(target.relative_to(root))
+
+readme, tables = root / "README.md", root / "figures" / "demo" / "tables"
+before, after = readme.read_text().split("<!-- central result -->\n")[::2]
+mark = "<!-- central result -->\n"
+readme.write_text(before + mark + central_result(pd.read_csv(tables / "metrics.csv", keep_default_na=False, na_values=[""])) + "\n" + mark + after)

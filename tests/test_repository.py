@@ -253,3 +253,14 @@ def test_committed_text_names_no_path_of_one_machine():
         if path.suffix in (".png", ".jpg", ".npz", ".safetensors"): continue
         found += [f"{where(path)}: {match[0]}" for match in machine.finditer(words(path))]
     assert not found, found
+
+
+def test_the_readme_repeats_the_table_of_the_demo():
+    "Each cell of the README's central result is what metrics.csv says."
+    import pandas as pd
+    text = (ROOT / "README.md").read_text().split("<!-- central result -->")[1]
+    lines = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.strip().splitlines()]
+    shown = {(lines[0][j], row[0]): row[j] for row in lines[2:] for j in range(1, len(row))}
+    metrics = pd.read_csv(ROOT / "figures/demo/tables/metrics.csv", keep_default_na=False, na_values=[""]).query("metric == 'image_auroc'")
+    told = {(row.dataset, row.method): f"{100 * row.value:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]" for row in metrics.itertuples()}
+    assert shown == told
