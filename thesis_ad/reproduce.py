@@ -43,10 +43,10 @@ def is_current(record, key, folder, stem):
     known = json.loads(record.read_text())
     return known["key"] == key and known["files"] == _written(folder, stem)
 
-# %% ../nbs/80_reproduce.ipynb #59a94d4b
+# %% ../nbs/80_reproduce.ipynb #8fcd6cc9
 @contextlib.contextmanager
 def _one_thread():
-    "Environment of a kernel: one thread, no colour codes, warnings only from our own mistakes."
+    "Environment of a kernel: one thread, figures drawn into the notebook."
     names = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
