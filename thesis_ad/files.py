@@ -6,14 +6,18 @@
 __all__ = ['IMAGE_SUFFIXES', 'read_image', 'read_mask', 'resize', 'resize_mask', 'sha256', 'content_key', 'atomic_write',
            'atomic_folder', 'write_json', 'cached']
 
-# %% ../nbs/01_files.ipynb #209ebda7
+# %% ../nbs/01_files.ipynb #842d4e7e
 import contextlib, hashlib, json, os, shutil, uuid
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .settings import UserError
+
+# %% ../nbs/01_files.ipynb #fcb62124
+cv2.ipp.setUseIPP(False)
 
 # %% ../nbs/01_files.ipynb #78145fad
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")

@@ -423,8 +423,8 @@ def recipe_table(recipe):
                                  f"part_{number:04d}", part_seed, zoom, orientation))
     return pd.DataFrame(rows, columns=["path", "split", "label", "defect", "mask", "group", "part_seed", "zoom", "orientation"])
 
-# %% ../../nbs/12_data.prefilter.ipynb #1858f28a
-RENDERER = 2     # raise it whenever a change here changes a picture
+# %% ../../nbs/12_data.prefilter.ipynb #f1ce7b52
+RENDERER = 3     # raise it whenever a change here changes a picture
 
 def _render_part(folder, rows, size):
     "Render what is missing of one part's images and masks; returns how many images were looked at."
