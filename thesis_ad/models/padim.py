@@ -6,7 +6,7 @@
 __all__ = ['whitening', 'PositionGaussians', 'draw_channels', 'pack_triangles', 'unpack_triangles', 'PaDiM', 'hold_out',
            'stage_gaussian', 'centre_and_spread', 'Gaussian']
 
-# %% ../../nbs/44_models.padim.ipynb #bb8002c4
+# %% ../../nbs/44_models.padim.ipynb #feb81a48
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,9 @@ import torch
 from tqdm import tqdm
 
 from ..features.latent import StreamingCovariance
-from ..features.patches import check_pixels, local_average, smooth_map
+from ..features.patches import smooth_map, stage_maps
 from .detector import register
-from .patchcore import FeatureDetector
+from .patchcore import PatchDetector
 from ..settings import UserError, rng
 
 # %% ../../nbs/44_models.padim.ipynb #867ddff4
@@ -72,12 +72,13 @@ def unpack_triangles(packed, d):
     W[:, *torch.tril_indices(d, d)] = packed
     return W
 
-# %% ../../nbs/44_models.padim.ipynb #9bce76e3
+# %% ../../nbs/44_models.padim.ipynb #6421776f
 @register("padim", "a Gaussian at each position, Mahalanobis distance (Defard et al., 2021)")
 @dataclass(kw_only=True)
-class PaDiM(FeatureDetector):
+class PaDiM(PatchDetector):
     "PaDiM. Image score: maximum of the map; map: Mahalanobis distances, upsampled and smoothed."
     window: int = 1                 # PaDiM does not average over neighbours
+    unit_length: bool = False       # and its Gaussians have each position's own spread already
     channels: int = 100             # channels drawn at random, 0 = all
     named_channels: tuple = ()      # indices of channels to take in place of random ones
     eps: float = 0.01               # added to the diagonal of each covariance
@@ -97,7 +98,7 @@ class PaDiM(FeatureDetector):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."
         maps = self.features(images)
         if list(maps.shape[-2:]) != self.facts["grid"]:
-            raise UserError(f"padim was fitted on maps of {self.facts['grid']} cells and got {list(maps.shape[-2:])}; give images of {tuple(self.size)} pixels")
+            raise UserError(f"padim was fitted on maps of {self.facts['grid']} cells and got {list(maps.shape[-2:])}; give images of {self.input_size} pixels")
         x = maps[:, self.facts["channels"]].flatten(2).permute(2, 1, 0) - self.mean.to(maps.device)[:, :, None]    # [P, d, B]
         distance = torch.bmm(self.W.to(maps.device), x).norm(dim=1).T.reshape(-1, *maps.shape[-2:])
         heat = smooth_map(distance, images.shape[-2:], self.sigma).cpu().numpy()
@@ -115,11 +116,11 @@ def hold_out(train, calibration, seed=0, share=0.2):
     held = np.isin(train.groups, rng("hold out", seed).permutation(groups)[:max(1, round(share * len(groups)))])
     return train.take(~held), train.take(held)
 
-# %% ../../nbs/44_models.padim.ipynb #b2d6b127
+# %% ../../nbs/44_models.padim.ipynb #58539c22
 def stage_gaussian(gaussian, eps):
     "(mean [C], W [C, C]), float32, of a `StreamingCovariance`; `eps` is relative to the mean variance of a channel."
     covariance = torch.from_numpy(gaussian.covariance if gaussian.rows > 1 else np.zeros((len(gaussian.mean),) * 2))
-    return torch.from_numpy(gaussian.mean).float(), whitening(covariance, eps * float(covariance.diagonal().mean()) + 1e-6)
+    return torch.from_numpy(gaussian.mean).float(), whitening(covariance, (eps + 1e-6) * float(covariance.diagonal().mean()) + 1e-9)
 
 def centre_and_spread(batches):
     "Mean and standard deviation of each stage's distances, lists of floats; `batches` yields lists of one tensor a stage."
@@ -127,15 +128,15 @@ def centre_and_spread(batches):
     centre = sums[:, 1] / sums[:, 0]
     return centre.tolist(), np.sqrt(np.maximum(sums[:, 2] / sums[:, 0] - centre ** 2, 1e-6)).tolist()
 
-# %% ../../nbs/44_models.padim.ipynb #40c98d59
+# %% ../../nbs/44_models.padim.ipynb #49c236b9
 @register("gaussian", "one Gaussian for all positions, stage by stage, Mahalanobis distance: for parts that are not aligned, fits in seconds")
 @dataclass(kw_only=True)
-class Gaussian(FeatureDetector):
+class Gaussian(PatchDetector):
     "Image score: maximum of the map; map: mean over stages of scaled Mahalanobis distances, upsampled and smoothed."
     eps: float = 0.01               # added to the diagonal of each covariance, relative to the mean variance
     sigma: float = 4.0              # smoothing of the map in pixels
 
-    def _maps(self, images): return [local_average(m, self.window) for m in self.network(check_pixels(images), self.used_stages)]
+    def _maps(self, images): return stage_maps(self.network, images, self.used_stages, self.window, self.unit_length)
 
     def _distances(self, images):
         "Mahalanobis distances, one tensor [B, h_i, w_i] a stage."
