@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'Out', 'Settings', 'Device', 'Seed', 'Threads', 'Calibration', 'parse_settings', 'main_options',
-           'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify', 'fit', 'evaluate', 'reproduce', 'main']
+           'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify', 'fit', 'evaluate', 'calibrate',
+           'inspect', 'reproduce', 'main']
 
 # %% ../nbs/90_cli.ipynb #38866d08
 import json, os, platform, shutil, sys
@@ -121,7 +122,7 @@ def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad m
     _report_skipped(opened)
     print(f"fitted {method} on {len(opened.train)} OK pictures of {data}; bundle: {out}")
 
-# %% ../nbs/90_cli.ipynb #c49f0326
+# %% ../nbs/90_cli.ipynb #ed071859
 def _print_table(table):
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="-"))
 
@@ -130,6 +131,7 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
              data: Annotated[str, typer.Argument(help="A dataset of the manifest or a folder with a test split.")],
              out: Out, device: Device = "auto", threads: Threads = 1):
     "Judge a bundle on the test pictures of DATA: metrics.csv, scores.csv, per_defect.csv. A broken picture is named, skipped and counted."
+    from thesis_ad.decision.threshold import decide, error_rates
     from thesis_ad.evaluation.figures import _write_csv
     from thesis_ad.evaluation.protocol import evaluate
     from thesis_ad.models.detector import load_bundle
@@ -141,6 +143,57 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
     _print_table(metrics[["metric", "value", "ci_low", "ci_high", "n_ok", "n_nok"]])
     print("\nby kind of defect")
     _print_table(defects[["defect", "metric", "value", "ci_low", "ci_high", "n"]])
+    decisions, _ = decide(detector, scores.score)
+    if decisions is not None:
+        print(f"\nat the threshold {detector.threshold['value']:.6g} ({detector.threshold['how']}), exact 95 % intervals for independent pictures")
+        _print_table(error_rates(scores.label, decisions))
+
+# %% ../nbs/90_cli.ipynb #8a6f9148
+@app.command()
+def calibrate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
+              data: Annotated[str, typer.Argument(help="A dataset of the manifest, a folder with a calibration split, or a flat folder of new OK photos.")],
+              method: Annotated[str, typer.Option(help="conformal, bounded, mean_sigma or quantile.")] = "conformal",
+              alpha: Annotated[Optional[float], typer.Option(help="False-alarm rate allowed (conformal, bounded).")] = None,
+              confidence: Annotated[Optional[float], typer.Option(help="How sure the bound is (bounded).")] = None,
+              k: Annotated[Optional[float], typer.Option(help="Standard deviations above the mean (mean_sigma).")] = None,
+              q: Annotated[Optional[float], typer.Option(help="Quantile of OK scores (quantile).")] = None,
+              per: Annotated[str, typer.Option(help="What alpha counts: picture or part.")] = "picture",
+              pixel: Annotated[str, typer.Option(help="Threshold of the marked area: maxima, or a quantile of OK pixels such as 0.999.")] = "maxima",
+              calibration: Calibration = None, device: Device = "auto", threads: Threads = 1):
+    "Set the threshold of BUNDLE from OK pictures it has not learned from, and its confidence where NOK ones are given."
+    from thesis_ad.decision.threshold import calibrate, calibration_pictures, describe
+    from thesis_ad.models.detector import load_bundle, update_bundle
+    pin_threads(threads)
+    detector, opened = load_bundle(bundle, device), _open(data, calibration)
+    calibrate(detector, calibration_pictures(opened), method, per, pixel, progress="scoring", alpha=alpha, confidence=confidence, k=k, q=q)
+    update_bundle(bundle, threshold=detector.threshold, sigmoid=detector.sigmoid)
+    _report_skipped(opened)
+    threshold, sigmoid = detector.threshold, detector.sigmoid
+    if threshold["left_out"]: print(f"{threshold['left_out']} training pictures of this bundle left out", file=sys.stderr)
+    print(describe(threshold))
+    if threshold["pixel"]: print(f"Pixels are marked above {threshold['pixel']['value']:.6g} ({threshold['pixel']['how']}).")
+    print(f"Confidence from {sigmoid['n_ok']} OK and {sigmoid['n_nok']} NOK pictures." if sigmoid else "No NOK calibration picture, so no confidence.")
+    if sigmoid and sigmoid["warning"]: print(f"warning: {sigmoid['warning']}", file=sys.stderr)
+
+# %% ../nbs/90_cli.ipynb #b8f319c0
+@app.command()
+def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if it is to decide.")],
+            images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+            out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Write overlays and decisions.csv there.")] = None,
+            device: Device = "auto", threads: Threads = 1):
+    "Print raw score, decision and confidence (probability of NOK) of pictures. A broken picture is named, skipped and counted."
+    from thesis_ad.decision.threshold import inspect, picture_set
+    from thesis_ad.models.detector import load_bundle
+    pin_threads(threads)
+    detector = load_bundle(bundle, device)
+    pictures, skipped = picture_set(images)
+    table = inspect(detector, pictures, out, progress="inspecting")
+    if detector.threshold is None: print("no threshold is set, so nothing is decided; run: thesis-ad calibrate", file=sys.stderr)
+    for row in table.itertuples():
+        confidence = "" if row.confidence == "" else f"P(NOK) = {row.confidence:.3f}"
+        print(f"{row.decision or '-':4}{row.score:<13.7g}{confidence:16}{row.path}")
+    for line in skipped: print(f"skipped {line}", file=sys.stderr)
+    if skipped: print(f"{len(skipped)} pictures skipped", file=sys.stderr)
 
 # %% ../nbs/90_cli.ipynb #18c84b19
 @app.command()

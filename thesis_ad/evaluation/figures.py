@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'PARTS', 'PUBLISHED', 'Results', 'merge_parts', 'percent', 'reading_table', 'plot_roc', 'plot_histogram',
-           'plot_confusion', 'outline', 'overlay', 'plot_maps', 'plot_losses']
+           'plot_confusion', 'beats', 'plot_beats', 'outline', 'plot_maps', 'plot_losses']
 
-# %% ../../nbs/62_evaluation.figures.ipynb #0d3ec179
+# %% ../../nbs/62_evaluation.figures.ipynb #376fb6b1
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -114,16 +113,32 @@ def plot_confusion(ax, labels, decisions):
     for (t, d), n in np.ndenumerate(counts): ax.text(d, t, f"{n}", ha="center", va="center")
     ax.set(xticks=[0, 1], yticks=[0, 1], xticklabels=["OK", "NOK"], yticklabels=["OK", "NOK"], xlabel="decided", ylabel="is")
 
-# %% ../../nbs/62_evaluation.figures.ipynb #31a2ae98
+# %% ../../nbs/62_evaluation.figures.ipynb #fa2f1079
+def beats(table, level=0.05):
+    "int of each row of a table of `compare`: 1 where a beats b, −1 where b beats a, 0 where no difference can be told."
+    clear = (table.p_holm < level) & ((table.ci_low > 0) | (table.ci_high < 0))
+    return np.where(clear, np.sign(table.difference), 0).astype(int)
+
+def plot_beats(ax, table, title="", level=0.05):
+    "Matrix of differences (row − column, points of AUROC) from a table of `compare`; framed where the row beats the column."
+    names = list(dict.fromkeys([*table.a, *table.b]))
+    values, wins = np.full((2, len(names), len(names)), np.nan)
+    for (_, row), win in zip(table.iterrows(), beats(table, level)):
+        i, j = names.index(row.a), names.index(row.b)
+        values[i, j], values[j, i], wins[i, j], wins[j, i] = row.difference, -row.difference, win, -win
+    limit = max(float(np.nanmax(np.abs(values))), 1e-9) if len(names) > 1 else 1
+    ax.imshow(values, cmap="PuOr_r", vmin=-1.6 * limit, vmax=1.6 * limit)
+    for (i, j), value in np.ndenumerate(values):
+        if not np.isnan(value): ax.text(j, i, f"{100 * value:+.1f}", ha="center", va="center", fontsize=7, weight="bold" if wins[i, j] > 0 else "normal")
+        if wins[i, j] > 0: ax.add_patch(plt.Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, color="k", lw=1.3))
+    ax.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=7)
+    ax.set_yticks(range(len(names)), names, fontsize=7)
+    ax.set_title(title, fontsize=9)
+
+# %% ../../nbs/62_evaluation.figures.ipynb #7d39af57
 def outline(ax, mask, colour=NOK_COLOUR):
     "Draw the border of a mask, if there is one."
     if mask is not None and mask.any(): ax.contour(mask, levels=[0.5], colors=[colour], linewidths=0.9)
-
-def overlay(image, heat, low, high):
-    "uint8 [H, W, 3]: the picture with its anomaly map laid over it, `low` and below transparent."
-    level = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)[..., None]
-    colours = cv2.cvtColor(cv2.applyColorMap((level * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    return (image * (1 - 0.6 * level) + colours * 0.6 * level).astype(np.uint8)
 
 def plot_maps(images, masks, maps, scores=None, width=1.6):
     "Figure: a row of pictures and, below, a row for each method in `maps` (name -> list of anomaly maps)."

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['METRICS', 'image_auroc', 'average_precision', 'BestF1', 'best_f1', 'Pixels', 'sort_pixels', 'Curves', 'roc_pro',
            'area_to_limit', 'pixel_auroc', 'aupro', 'auroc_interval', 'replicate_weights', 'expanded_percentiles',
-           'bootstrap', 'weighted_auroc', 'paired_difference', 'pixel_replicates', 'evaluate_scores', 'per_defect']
+           'bootstrap', 'weighted_auroc', 'paired_difference', 'DeLong', 'delong', 'holm', 'compare',
+           'pixel_replicates', 'evaluate_scores', 'per_defect']
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #f3e29163
 from typing import NamedTuple
@@ -270,6 +271,47 @@ def paired_difference(labels, a, b, groups=None, seed=0, replicates=1000, level=
     value = image_auroc(labels, a) - image_auroc(labels, b)
     n_groups = _fewest_groups(labels, groups)
     return value, *(expanded_percentiles(value, difference(weights), n_groups, level) if n_groups > 1 else (-1.0, 1.0))
+
+# %% ../../nbs/60_evaluation.metrics.ipynb #827ba1dc
+class DeLong(NamedTuple):
+    "Difference of two paired AUROCs, its standard error, and the two-sided p of 'no difference'."
+    difference: float
+    error: float
+    p: float
+
+def delong(labels, a, b, groups=None):
+    "DeLong's test of AUROC(a) − AUROC(b) on the same images, over groups if given. p is NaN where a class is missing, has one group, or all placements differ alike."
+    labels, a, numbers = _checked(labels, a, groups)
+    pairs, counts = zip(_placements(labels, a), _placements(labels, _checked(labels, b)[1])), np.bincount(labels, minlength=2)
+    if not counts.all(): return DeLong(*[float("nan")] * 3)
+    d = [first - second for first, second in pairs]                                       # of NOK, of OK images
+    sums = [np.bincount(numbers[labels == c], v - v.mean(), numbers.max() + 1) / len(v) for v, c in zip(d, (1, 0))]
+    sizes = [len(np.unique(numbers[labels == c])) for c in (1, 0)]
+    difference, G = float(d[0].mean()), numbers.max() + 1
+    if min(sizes) < 2: return DeLong(difference, float("nan"), float("nan"))
+    together = 2 * G / (G - 1) * float(sums[0] @ sums[1])                                 # groups that hold both labels
+    variance = sum(g / (g - 1) * (t**2).sum() for g, t in zip(sizes, sums)) + (together / 2 if together < 0 else together)
+    error = float(np.sqrt(max(variance, 0.0)))
+    if error < 1e-12: return DeLong(difference, 0.0, 1.0 if abs(difference) < 1e-12 else float("nan"))
+    tail = stats.norm.sf if groups is None else stats.t(min(sizes) - 1).sf
+    return DeLong(difference, error, float(2 * tail(abs(difference) / error)))
+
+# %% ../../nbs/60_evaluation.metrics.ipynb #76837c7c
+def holm(p):
+    "Holm's adjusted p-values of a family of tests [K], each in [0, 1]; a test without a p (NaN) counts as one that shows nothing."
+    p = np.nan_to_num(np.asarray(p, np.float64), nan=1.0)
+    if ((p < 0) | (p > 1)).any(): raise UserError("a p-value lies in [0, 1]")
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted
+
+def compare(labels, scores, groups=None, seed=0, replicates=1000):
+    "Every pair of the methods in `scores` (name -> [N]) on the same images: rows `a,b,difference,ci_low,ci_high,p,p_holm` (AUROC of a − b)."
+    pairs = [(a, b) for i, a in enumerate(scores) for b in list(scores)[i + 1:]]
+    rows = [(a, b, *paired_difference(labels, scores[a], scores[b], groups, seed, replicates), delong(labels, scores[a], scores[b], groups).p) for a, b in pairs]
+    table = pd.DataFrame(rows, columns=["a", "b", "difference", "ci_low", "ci_high", "p"])
+    return table.assign(p_holm=holm(table.p))
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #b652e7fd
 def _bin_edges(pixels, n=500):

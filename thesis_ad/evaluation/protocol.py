@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'SCORE_COLUMNS', 'METRIC_COLUMNS', 'Task', 'base_method', 'settings_for', 'code_hash', 'evaluation_code',
-           'fit_code', 'dataset_for', 'fit_cached', 'Evaluation', 'score_table', 'evaluate', 'run', 'tasks_for',
-           'run_all', 'stack']
+           'fit_code', 'dataset_for', 'fit_cached', 'Evaluation', 'score_table', 'evaluate', 'seconds_per_picture',
+           'run', 'tasks_for', 'run_all', 'stack']
 
-# %% ../../nbs/61_evaluation.protocol.ipynb #60c714a4
+# %% ../../nbs/61_evaluation.protocol.ipynb #20979315
 import dataclasses, functools, json, re, time, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from tqdm import tqdm
 import thesis_ad
 from ..data.datasets import open_dataset
 from .metrics import evaluate_scores, per_defect
+from ..features.backbones import kept_features
 from ..files import cached, content_key, sha256, write_json
 from ..models.detector import create, load_bundle, methods, predict_set
 from ..settings import one_of, pin_threads
@@ -136,19 +137,27 @@ def evaluate(detector, images, name, method=None, seed=0, replicates=1000, progr
     defects = per_defect(*common, images.defects, maps, masks, seed=seed, replicates=replicates).assign(**columns)
     return score_table(name, method, images, scores), metrics, defects[["dataset", "method", "defect", "metric", "value", "ci_low", "ci_high", "n"]]
 
-# %% ../../nbs/61_evaluation.protocol.ipynb #e75deb4a
+# %% ../../nbs/61_evaluation.protocol.ipynb #4c577d4b
+def seconds_per_picture(detector, images, count=8):
+    "Seconds that preparing and predicting one of up to `count` pictures takes, one after the other, nothing taken from a cache."
+    some = images.take(range(min(count, len(images))))
+    predict_set(detector, some.take([0]))
+    start = time.perf_counter()
+    predict_set(detector, some, batch_size=1)
+    return (time.perf_counter() - start) / len(some)
+
 def run(task):
-    "The `Evaluation` of a task, from the cache where it is there."
+    "The `Evaluation` of a task, from the cache where it is there; feature maps are shared with other tasks on the same images."
     pin_threads(1)
-    bundle, data = fit_cached(task)
+    with kept_features(): bundle, data = fit_cached(task)
     def make(folder):
-        detector, start = load_bundle(bundle, "cpu"), time.perf_counter()
-        calibration, _ = predict_set(detector, data.calibration)
-        each = (time.perf_counter() - start) / max(len(data.calibration), 1)
-        tables = evaluate(detector, data.test, task.dataset, task.method, task.profile.seed, task.profile.replicates)
+        detector = load_bundle(bundle, "cpu")
+        write_json(folder / "seconds.json", {"predict": seconds_per_picture(detector, data.calibration)})
+        with kept_features():
+            calibration, _ = predict_set(detector, data.calibration)
+            tables = evaluate(detector, data.test, task.dataset, task.method, task.profile.seed, task.profile.replicates)
         for name, table in zip(("scores", "metrics", "defects", "calibration"), (*tables, score_table(task.dataset, task.method, data.calibration, calibration))):
             table.to_csv(folder / f"{name}.csv", index=False)
-        write_json(folder / "seconds.json", {"predict": each})
     key = content_key(evaluation_code(), bundle.parent.name, data.test.key, task.method, task.profile.seed, task.profile.replicates)
     folder = cached("evaluations", key, make)
     seconds = json.loads((bundle.parent / "seconds.json").read_text()) | json.loads((folder / "seconds.json").read_text())

@@ -197,32 +197,42 @@ def kept_features(folder=None):
     try: yield folder
     finally: _kept = before
 
-# %% ../../nbs/30_features.backbones.ipynb #261f8cf4
+# %% ../../nbs/30_features.backbones.ipynb #17eca6df
+def _maps(backbone, images, wanted):
+    "The maps of the `wanted` stages, computed; mirrored surroundings of `margin` pixels are added and cut off again."
+    edge = backbone.margin
+    x = nn.functional.pad(backbone.normalise(images), (edge,) * 4, mode="reflect") if edge else backbone.normalise(images)
+    maps = _run(backbone._stages, x, wanted, backbone.autocast)
+    cut = lambda m, k: m[..., k:m.shape[-2] - k, k:m.shape[-1] - k].contiguous()
+    return [cut(m, edge // backbone.strides[i]) if edge else m.contiguous() for i, m in zip(wanted, maps)]
+
 def _one(backbone, image, wanted):
     "The maps of the `wanted` stages of one image [1, 3, H, W] on the CPU, from the disk where they are kept."
-    compute = lambda stages: [m.contiguous() for m in _run(backbone._stages, backbone.normalise(image), stages, backbone.autocast)]
-    if _kept is None: return compute(wanted)
+    if _kept is None: return _maps(backbone, image, wanted)
     digest = hashlib.blake2b(image.numpy().tobytes() + repr(image.shape).encode(), digest_size=16).hexdigest()
-    folder = _kept["folder"] / f"{backbone.weight_hash[:16]}_{backbone.autocast or 'float32'}" / digest[:2]
+    folder = _kept["folder"] / f"{backbone.weight_hash[:16]}_{backbone.autocast or 'float32'}_{backbone.margin}" / digest[:2]
     files = {i: folder / f"{digest}_{i}.npy" for i in wanted}
     maps = {i: torch.from_numpy(np.load(file)) for i, file in files.items() if file.exists()}
     missing = [i for i in files if i not in maps]
-    for i, m in zip(missing, compute(missing) if missing else ()):
+    for i, m in zip(missing, _maps(backbone, image, missing) if missing else ()):
         maps[i], size = m, m.numel() * 4
         if size > 256 * 1024 or size > _kept["room"]: continue
         _kept["room"] -= size
         with atomic_write(files[i]) as part: np.save(part, m.numpy())
     return [maps[i] for i in wanted]
 
-# %% ../../nbs/30_features.backbones.ipynb #c9b2f4d7
+# %% ../../nbs/30_features.backbones.ipynb #4c3ecc71
 class Backbone(_Frozen):
     "Stages of a frozen network, with `channels`, `strides`, `name` and `weight_hash`; made by `load_backbone`."
-    def __init__(self, model, name, weight_hash, depth=6, autocast=None):
+    def __init__(self, model, name, weight_hash, depth=6, autocast=None, margin=0):
         super().__init__(model)
-        self.name, self.weight_hash, self.autocast, self._stages = name, weight_hash, autocast, _cut(model)[:depth]
+        self.name, self.weight_hash, self.autocast, self.margin, self._stages = name, weight_hash, autocast, 0, _cut(model)[:depth]
         maps = self(torch.zeros(1, 3, 64, 64))
         self.channels = [m.shape[1] for m in maps]        # C_i
         self.strides = [64 // m.shape[-1] for m in maps]  # input pixels a cell, H / h_i
+        if margin < 0 or any(margin % stride for stride in self.strides):
+            raise UserError(f"the margin is a multiple of {max(self.strides)} pixels, the coarsest stride of {name}, not {margin}")
+        self.margin = margin                              # pixels mirrored around an image, cut off its maps again
 
     def forward(self, images, stages=None):
         """Feature maps, float32 [B, C_i, h_i, w_i], one a stage, of RGB `images` float [B, 3, H, W] in [0, 1].
@@ -231,7 +241,8 @@ class Backbone(_Frozen):
         wanted = list(range(len(self._stages)) if stages is None else stages)
         wrong = [i for i in wanted if not 0 <= i < len(self._stages)]
         if wrong: raise UserError(f"{self.name} has stages 0 to {len(self._stages) - 1}, not {wrong[0]}")
-        if self.mean.device.type != "cpu": return _run(self._stages, self.normalise(images), wanted, self.autocast)
+        if self.margin >= min(images.shape[-2:]): raise UserError(f"an image of {tuple(images.shape[-2:])} pixels has no {self.margin} pixels to mirror")
+        if self.mean.device.type != "cpu": return _maps(self, images, wanted)
         return [torch.cat(maps) for maps in zip(*(_one(self, image[None], wanted) for image in images))]
 
     def stages_at(self, *strides):
@@ -264,13 +275,14 @@ def _load_model(name, config, weights):
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{file} does not fit '{name}': {' '.join(str(error).split())[:200]}") from None
 
-# %% ../../nbs/30_features.backbones.ipynb #fdb7c1ca
-def load_backbone(name="tf_efficientnet_lite0", device="cpu", weights=None, depth=6, autocast=None):
+# %% ../../nbs/30_features.backbones.ipynb #98ef308d
+def load_backbone(name="tf_efficientnet_lite0", device="cpu", weights=None, depth=6, autocast=None, margin=0):
     """A frozen `Backbone` by its timm name.
 
     device:   "cpu", "cuda", "mps" or "auto".
     weights:  None looks into package, `THESIS_AD_WEIGHTS` and download, in this order; a path reads that file; "random" is for tests.
     depth:    how many stages are kept at most (thesis: the first six of an EfficientNet).
+    margin:   pixels of mirrored surroundings that the network sees around an image, a multiple of its coarsest stride.
     autocast: None computes in float32, "bf16" in bfloat16 (faster where the processor has it; features differ by some percent).
     Raises UserError for an unknown name, and for missing, damaged or unfitting weights."""
     if autocast not in (None, "bf16"): raise UserError(f"autocast is None or 'bf16', not {autocast!r}")
@@ -282,4 +294,4 @@ def load_backbone(name="tf_efficientnet_lite0", device="cpu", weights=None, dept
     else: model = _load_model(name, config, weights)
     prefix = "random-" if weights == "random" else ""
     model = model.eval().to(memory_format=torch.channels_last)
-    return Backbone(model, name, prefix + _weight_hash(model), depth, autocast).to(device)
+    return Backbone(model, name, prefix + _weight_hash(model), depth, autocast, margin).to(device)

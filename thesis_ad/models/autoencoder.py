@@ -131,7 +131,7 @@ def _check(d):
     if d.learning_rate <= 0 or d.weight_decay < 0: raise UserError(f"{d.method}: learning_rate must be above 0 and weight_decay not below")
     if d.skip not in (0, 2, 4, 8): raise UserError(f"{d.method}: skip must be 0 (none) or a stride of the encoder (2, 4, 8), not {d.skip}")
 
-# %% ../../nbs/41_models.autoencoder.ipynb #f872388d
+# %% ../../nbs/41_models.autoencoder.ipynb #b2144f8e
 @register("autoencoder", "convolutional autoencoder with attention (CBAM) in the decoder, MSE + SSIM: the thesis's baseline")
 @dataclass(kw_only=True)
 class Autoencoder(Detector):
@@ -153,6 +153,9 @@ class Autoencoder(Detector):
         _check(self)
         self.network = None
 
+    def new_network(self): return ConvAutoencoder(self.width, self.attention, self.skip)
+    def loss(self, x, y): return reconstruction_loss(x, y, self.mse_share)
+    def errors(self, x, y): return ((y - x) ** 2).mean(1)
     def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images): return _predict(self, images)
     def tensors(self): return _network(self).state_dict()
@@ -166,12 +169,12 @@ class Autoencoder(Detector):
 class PlainAutoencoder(Autoencoder):
     attention: bool = False
 
-# %% ../../nbs/41_models.autoencoder.ipynb #1b180382
+# %% ../../nbs/41_models.autoencoder.ipynb #81d1b485
 def _build(d):
     "The network of detector `d` with its initial weights, on its device."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("autoencoder", d.seed))
-        network = ConvAutoencoder(d.width, d.attention, d.skip)
+        network = d.new_network()
     return network.to(resolve_device(d.device), memory_format=torch.channels_last)
 
 def _network(d):
@@ -179,12 +182,12 @@ def _network(d):
     if d.network is None: raise UserError(f"{d.method} is not fitted yet; call fit or load a bundle")
     return d.network
 
-# %% ../../nbs/41_models.autoencoder.ipynb #98edf493
+# %% ../../nbs/41_models.autoencoder.ipynb #e1513f36
 def _loss(d, x):
     "Loss of one batch of detector `d`; the network in bfloat16 where that is wanted and possible, the loss in float32."
     x = x.to(device := next(d.network.parameters()).device)
     with torch.autocast(device.type, torch.bfloat16, enabled=d.facts["precision"] == "bfloat16"): y = d.network(x)
-    return reconstruction_loss(x, y, d.mse_share)
+    return d.loss(x, y)
 
 def _train_epoch(d, optimiser, images, epoch):
     "One shuffled pass; the mean loss of its pictures."
@@ -218,15 +221,15 @@ def _fit(d, train, calibration):
         for name, images in held_out.items():
             if len(images): d.facts[name].append(_mean_loss(d, images))
 
-# %% ../../nbs/41_models.autoencoder.ipynb #c40c92b7
+# %% ../../nbs/41_models.autoencoder.ipynb #cfbad474
 def _predict(d, images):
-    "Image scores float64 [B] and squared errors float32 [B, H, W] of pictures [B, 3, H, W], one picture at a time, in float32."
+    "Image scores float64 [B] and errors float32 [B, H, W] of pictures [B, 3, H, W], one picture at a time, in float32."
     network = _network(d).eval()
     device = next(network.parameters()).device
     maps = []
     with torch.inference_mode():
         for x in images.float().split(1):
             x = x.to(device)
-            maps.append(((network(x) - x) ** 2).mean(1).cpu())
+            maps.append(d.errors(x, network(x)).cpu())
     maps = torch.cat(maps)
     return mean_of_largest(maps, d.top).numpy(), maps.numpy()

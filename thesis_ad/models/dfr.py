@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['widths', 'Convolution', 'Normalisation', 'FeatureAutoencoder', 'collect_rows', 'fit_scale', 'residual', 'rows_pca',
-           'row_batches', 'map_batches', 'train_network', 'border', 'image_scores', 'ring_level', 'DFR']
+           'row_batches', 'map_batches', 'train_network', 'border', 'image_scores', 'ring_level', 'DFR', 'AttentionDFR']
 
 # %% ../../nbs/42_models.dfr.ipynb #5ed26e29
 import math
@@ -156,7 +156,7 @@ def ring_level(heat):
     ring = torch.minimum(rows[:, None], columns)
     return torch.stack([heat[:, ring == k].mean() for k in range(int(ring.max()) + 1)])[ring]
 
-# %% ../../nbs/42_models.dfr.ipynb #f43e4294
+# %% ../../nbs/42_models.dfr.ipynb #8da4d24d
 def _whole(d, name, auto=False, least=1):
     "The setting `name` as a whole number of at least `least`; 'auto' is left as it is where it is allowed."
     value = getattr(d, name)
@@ -166,9 +166,13 @@ def _whole(d, name, auto=False, least=1):
     except (TypeError, ValueError): pass
     raise UserError(f"dfr: {name} must be {'auto or ' if auto else ''}a whole number from {least} on, not {value!r}")
 
+def _grid(d):
+    "Rows and columns of the map: `cells`, or in their proportion where the input has another shape than `size`."
+    return tuple(max(2, n * given // wanted) for n, given, wanted in zip(d.cells, d.input_size, d.size))
+
 def _edge(d):
     "Rows and columns of cells that the image score leaves out at each side."
-    return (0, 0) if d.level and d.crop == "auto" else border(d.cells, d.crop)
+    return (0, 0) if d.level and d.crop == "auto" else border(_grid(d), d.crop)
 
 def _check(d):
     "Refuse settings that no training could use; numbers given as text become numbers."
@@ -181,7 +185,7 @@ def _check(d):
     if d.training == "rows" and (d.kernel > 1 or d.attention): raise UserError("dfr: a kernel above 1 and attention see neighbours, so they need training='maps'")
     if not 0 < d.variance <= 1: raise UserError(f"dfr: variance must lie in (0, 1], not {d.variance}")
 
-# %% ../../nbs/42_models.dfr.ipynb #dcda7e24
+# %% ../../nbs/42_models.dfr.ipynb #d61a5705
 @register("dfr", "deep feature reconstruction: how badly a narrow network rebuilds backbone features")
 @dataclass(kw_only=True)
 class DFR(Detector):
@@ -205,6 +209,7 @@ class DFR(Detector):
     kernel: int = 1                 # the thesis's variants, maps only: kernel, attention …
     attention: bool = False
     skips: bool = False             # … and skips between encoder and decoder
+    margin: int = 0                 # pixels mirrored around the picture for the backbone, against artefacts at the rim
     crop: str = "auto"              # cells cut from each side before the image score, or auto: 20 of 170
     level: bool = False             # divide by the OK level at the same distance from the side; `auto` then crops nothing
     crop_map: bool = False          # also set the border of the anomaly map to zero
@@ -225,16 +230,16 @@ class DFR(Detector):
         self.ring_level = tensors.pop("ring_level", None)
         self.network.load_state_dict(tensors)
 
-# %% ../../nbs/42_models.dfr.ipynb #01e06214
+# %% ../../nbs/42_models.dfr.ipynb #df7939dc
 def _eyes(d):
     "The detector's backbone, loaded once."
-    if not hasattr(d, "_backbone"): d._backbone = load_backbone(d.backbone, d.device)
+    if not hasattr(d, "_backbone"): d._backbone = load_backbone(d.backbone, d.device, margin=d.margin)
     return d._backbone
 
 def _features(d, images):
     "Cells [B, h, w, C] of pictures [B, 3, H, W] in [0, 1]."
     stages = list(dict.fromkeys(d.stages)) or None
-    return aggregate(_eyes(d)(images, stages), d.cells, images.shape[-2:]).permute(0, 2, 3, 1)
+    return aggregate(_eyes(d)(images, stages), _grid(d), images.shape[-2:]).permute(0, 2, 3, 1)
 
 def _network(d):
     "The trained network, or a sentence."
@@ -277,7 +282,7 @@ def _fit(d, train, calibration):
     d.facts |= {"loss_ok": [], "loss_nok": []} | train_network(d.network, batches, total, every, held_out, d.learning_rate, bf16)
     if d.level: d.ring_level = ring_level(torch.cat([_heat(d, batch) for _, batch in _evenly(train, 40).batches(8)]))
 
-# %% ../../nbs/42_models.dfr.ipynb #f8233c95
+# %% ../../nbs/42_models.dfr.ipynb #5d75f942
 def _heat(d, images):
     "Heat maps float32 [B, h, w] of pictures [B, 3, H, W], one picture at a time: the residual of each cell."
     network, device = _network(d), resolve_device(d.device)
@@ -285,7 +290,7 @@ def _heat(d, images):
     def one(x):
         cells = d.features(x.to(device))
         if d.kernel > 1 or d.attention: return residual(network, cells, bf16)
-        return torch.cat([residual(network, part, bf16) for part in cells.flatten(0, 2).split(1024)]).view(1, *d.cells)   # 1,024 cells stay in the cache
+        return torch.cat([residual(network, part, bf16) for part in cells.flatten(0, 2).split(1024)]).view(1, *_grid(d))   # 1,024 cells stay in the cache
     with torch.inference_mode(): heat = torch.cat([one(x).cpu() for x in images.float().split(1)])
     return heat if d.ring_level is None else heat / d.ring_level
 
@@ -298,3 +303,15 @@ def _predict(d, images):
         edge[:, rows:heat.shape[1] - rows, columns:heat.shape[2] - columns] = 0
         heat = heat * (1 - edge)
     return scores, upsample(heat, images.shape[-2:]).numpy()
+
+# %% ../../nbs/42_models.dfr.ipynb #6be75bbe
+@register("dfr_attention", "DFR with 3 × 3 kernels, attention (CBAM) and skips, on whole maps: tried by the thesis and rejected")
+@dataclass(kw_only=True)
+class AttentionDFR(DFR):
+    "The thesis's larger network, with a grid and a number of epochs that a processor can train in about a minute."
+    cells: tuple = (32, 32)
+    training: str = "maps"
+    epochs: int = 4
+    kernel: int = 3
+    attention: bool = True
+    skips: bool = True

@@ -19,12 +19,13 @@ from .detector import register
 from .patchcore import PatchDetector
 from ..settings import UserError, rng
 
-# %% ../../nbs/44_models.padim.ipynb #867ddff4
+# %% ../../nbs/44_models.padim.ipynb #04401856
 def whitening(covariance, eps=0.01):
     "W = L⁻¹ float32 [..., d, d], lower triangular, with L Lᵀ = covariance [..., d, d] + eps · identity, computed in float64."
     identity = torch.eye(covariance.shape[-1], dtype=torch.float64)
     L = torch.linalg.cholesky(covariance.double() + eps * identity)
-    return torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False).float()
+    W = torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False)
+    return W.float().contiguous()            # laid out like one from a bundle, so that products are taken in the same order
 
 # %% ../../nbs/44_models.padim.ipynb #749da6de
 class PositionGaussians:

@@ -19,18 +19,19 @@ from ..features.search import WAYS, NearestNeighbours
 from .detector import Detector, register
 from ..settings import UserError, one_of, resolve_device
 
-# %% ../../nbs/43_models.patchcore.ipynb #08e5eaf7
+# %% ../../nbs/43_models.patchcore.ipynb #81577fd3
 @dataclass(kw_only=True)
 class FeatureDetector(Detector):
     "A detector on stages of a frozen backbone."
     backbone: str = "tf_efficientnet_lite0"
     stages: tuple = ()              # indices of stages; empty: the last ones of the strides `default_strides`
+    margin: int = 0                 # pixels mirrored around the picture for the backbone, against artefacts at the rim
     default_strides = (8, 16)
 
     @cached_property
     def network(self):
         "The frozen backbone, loaded when first needed."
-        return load_backbone(self.backbone, device=resolve_device(self.device))
+        return load_backbone(self.backbone, device=resolve_device(self.device), margin=self.margin)
 
     @property
     def weight_hash(self): return self.network.weight_hash
@@ -84,7 +85,7 @@ class MemoryBank(PatchDetector):
         self.bank = tensors["bank"]
         self.nearest = NearestNeighbours(self.bank.to(resolve_device(self.device)), self.search)
 
-# %% ../../nbs/43_models.patchcore.ipynb #2bee8046
+# %% ../../nbs/43_models.patchcore.ipynb #8d4c08fb
 @register("patchcore", "memory bank of OK patches: greedy coreset, nearest neighbour, re-weighted (Roth et al., 2022)")
 @dataclass(kw_only=True)
 class PatchCore(MemoryBank):
@@ -103,7 +104,7 @@ class PatchCore(MemoryBank):
         features = self.features(images)
         (B, _, h, w), rows = features.shape, features.permute(0, 2, 3, 1).flatten(0, 2)              # [B·h·w, C]
         distance, index = self.nearest(rows, min(self.neighbours, len(self.bank)) if self.score == "mean_knn" else 1)
-        patches = distance.mean(1).reshape(B, h * w).cpu()
+        patches = (distance.square() if self.score == "mean_knn" else distance).mean(1).reshape(B, h * w).cpu()
         scores = patches.amax(1).double().numpy()
         if self.score == "paper":
             worst = torch.from_numpy(patches.numpy().argmax(axis=1) + np.arange(B) * h * w).to(rows.device)

@@ -1,0 +1,93 @@
+"""Every detector on other real data: image AUROC, pixel AUROC and AUPRO to 0.30 with 95 % intervals over parts, beside the price of each.
+
+    OMP_NUM_THREADS=1 python benchmarks/detectors.py cookies magnetic_tile elpv_poly --methods patchcore padim -o benchmarks/detectors.csv
+
+A name of a dataset or a folder in MVTec layout stands for each DATA; in the table a folder is called by its own name. Settings are those of the
+profile (demo: EfficientNet-Lite0 at 256 px). One row is appended for each (dataset, method) as soon as it is done, and a row that is there is
+not measured again. Without arguments: what is missing on elpv_poly, which has no masks.
+
+fit_cpu_s is processor time on one thread, no feature taken from a cache; predict_cpu_ms is that of one picture by itself, from file to map at
+the file's size. Only scoring shares feature maps between methods, which changes no number.
+"""
+import argparse, tempfile, time
+from pathlib import Path
+
+import pandas as pd
+
+from thesis_ad.data.datasets import open_dataset
+from thesis_ad.evaluation.protocol import base_method, evaluate, settings_for
+from thesis_ad.features.backbones import kept_features
+from thesis_ad.files import atomic_write
+from thesis_ad.models.detector import create, methods, predict_set
+from thesis_ad.settings import get_profile, one_of, pin_threads
+
+METRICS = ("image_auroc", "pixel_auroc", "aupro_0.30")
+
+
+def cpu_ms(detector, images, count=8):
+    "Processor milliseconds of one picture by itself, mean of up to `count`."
+    some = images.take(range(min(count, len(images))))
+    predict_set(detector, some.take([0]))
+    start = time.process_time()
+    predict_set(detector, some, batch_size=1)
+    return 1e3 * (time.process_time() - start) / len(some)
+
+
+def bundle_mib(detector):
+    with tempfile.TemporaryDirectory() as folder:
+        return sum(file.stat().st_size for file in detector.save(Path(folder) / "bundle").iterdir()) / 2**20
+
+
+def measure(method, data, profile):
+    "One row of the table."
+    detector = create(base_method(method), **settings_for(method, profile, data.enhance), device="cpu")
+    if hasattr(detector, "backbone"): assert detector.weight_hash             # load the backbone before the clock starts
+    start = time.process_time()
+    detector.fit(data.train, data.calibration)
+    fit = time.process_time() - start
+    predict = cpu_ms(detector, data.calibration if len(data.calibration) else data.test)
+    with kept_features(): metrics = evaluate(detector, data.test, data.name, method, profile.seed, profile.replicates)[1]
+    metrics = metrics.set_index("metric")
+    row = {"dataset": data.name, "method": method, "backbone": metrics.backbone.iloc[0], "size": "x".join(map(str, detector.input_size))}
+    for name in METRICS:
+        value, low, high = (round(float(metrics[column][name]), 4) for column in ("value", "ci_low", "ci_high"))
+        row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return row | {"train": len(data.train), "test_ok": len(data.test.ok()), "test_nok": len(data.test.nok()), "test_groups": len(set(data.test.groups)),
+                  "fit_cpu_s": round(fit, 1), "predict_cpu_ms": round(predict, 1), "bundle_mib": round(bundle_mib(detector), 2),
+                  "profile": profile.name, "seed": profile.seed, "replicates": profile.replicates}
+
+
+def printed(table):
+    "The table for reading: `value low-high`."
+    shown = table[["dataset", "method"]].copy()
+    for name in METRICS:
+        shown[name] = ["–" if pd.isna(row[name]) else f"{row[name]:.3f} {row[f'{name}_low']:.2f}–{row[f'{name}_high']:.2f}" for _, row in table.iterrows()]
+    return shown.join(table[["fit_cpu_s", "predict_cpu_ms", "bundle_mib"]]).to_string(index=False)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*", default=["elpv_poly"], metavar="DATA", help="name of a dataset, or a folder in MVTec layout")
+    parser.add_argument("--methods", nargs="+", default=None, help="default: all that are registered")
+    parser.add_argument("--profile", default="demo")
+    parser.add_argument("--replicates", type=int, default=200, help="draws of the bootstrap behind the intervals of the pixel metrics")
+    parser.add_argument("-o", "--out", type=Path, default=Path(__file__).with_suffix(".csv"))
+    arguments = parser.parse_args()
+    pin_threads(1)
+    profile = get_profile(arguments.profile, replicates=arguments.replicates)
+    names = arguments.methods or list(methods())
+    for name in names: one_of(base_method(name), methods(), "method")
+    table = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame(columns=["dataset", "method"])
+    for source in arguments.data:
+        data = open_dataset(source)
+        for name in names:
+            if ((table.dataset == data.name) & (table.method == name)).any(): continue
+            row = pd.DataFrame([measure(name, data, profile)])
+            table = row if table.empty else pd.concat([table, row], ignore_index=True)
+            with atomic_write(arguments.out) as part: table.to_csv(part, index=False)
+            print(printed(row), flush=True)
+    print()
+    print(printed(table.sort_values(["dataset", "image_auroc"], ascending=[True, False])))
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,231 @@
+"""Student and teacher: what is more than a notebook's assert."""
+import functools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from thesis_ad.data.datasets import ImageSet
+from thesis_ad.models import student_teacher as chapter
+from thesis_ad.models.detector import Detector, create, predict_set
+from thesis_ad.models.student_teacher import (PDN, GlobalAutoencoder, find_pdn, hard_loss, map_quantiles, map_statistics, normalise_map, picture_batches,
+                                              product_map, read_pdn, squared_distance, train_student)
+from thesis_ad.settings import UserError, rng
+
+QUICK = {"stfpm": dict(size=(48, 64), steps=4, device="cpu"),
+         "efficientad": dict(size=(48, 64), steps=6, width=8, teacher_steps=6, bf16=False, device="cpu")}
+
+
+def pictures(n_ok, n_nok=0, shape=(48, 64), seed=0):
+    "Grey waves with noise are OK; NOK ones have a bright square."
+    draw = rng("test student", seed, shape)
+    rows, columns = np.mgrid[:shape[0], :shape[1]]
+    images = [120 + 40 * np.sin(rows / 5 + draw.random() * 6)[..., None] + 8 * draw.standard_normal((*shape, 3)) for _ in range(n_ok + n_nok)]
+    for image in images[n_ok:]: image[20:34, 30:44] = 250
+    return ImageSet.from_arrays(np.stack(images).clip(0, 255).astype(np.uint8), [0] * n_ok + [1] * n_nok)
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_backbone():
+    "Load the backbone once for all fits of this file."
+    original, chapter.load_backbone = chapter.load_backbone, functools.cache(chapter.load_backbone)
+    yield
+    chapter.load_backbone = original
+
+
+@pytest.fixture(scope="module", params=["stfpm", "efficientad"])
+def fitted(request, one_backbone):
+    return create(request.param, **QUICK[request.param]).fit(pictures(6), pictures(5, 3, seed=1))
+
+
+# ---- formulas ----
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 8), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
+def test_distance_is_half_the_squared_distance_of_unit_vectors(B, C, h, w, seed):
+    t, s = rng("distance", seed).standard_normal((2, B, C, h, w)) + 0.01
+    by_hand = np.empty((B, h, w))
+    for b, i, j in np.ndindex(B, h, w):
+        u, v = t[b, :, i, j], s[b, :, i, j]
+        by_hand[b, i, j] = 0.5 * ((u / np.sqrt(u @ u) - v / np.sqrt(v @ v)) ** 2).sum()
+    assert np.allclose(squared_distance(torch.from_numpy(t), torch.from_numpy(s)), by_hand, atol=1e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.sampled_from([0.0, 0.1, 0.5, 0.9, 0.95, 0.999]))
+def test_hard_loss_is_the_mean_at_or_above_the_quantile_ties_included(values, p):
+    values = np.array(values, np.float64)
+    kept = values[values >= np.quantile(values, p) - 1e-9]
+    assert np.isclose(float(hard_loss(torch.from_numpy(values), p)), kept.mean() if p else values.mean())
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 6), st.integers(2, 20), st.floats(0.01, 100), st.floats(-50, 50), st.integers(0, 99))
+def test_normalised_maps_do_not_depend_on_units(n, side, factor, shift, seed):
+    maps = torch.from_numpy(rng("units", seed).gamma(2, 3, (n, side, side)))
+    one = normalise_map(maps, map_quantiles(maps))
+    other = normalise_map(factor * maps + shift, map_quantiles(factor * maps + shift))
+    assert np.allclose(np.quantile(one, (0.9, 0.995)), (0, 0.1), atol=1e-6) and torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (32, 48), (8, 100)])
+def test_pdn_is_its_convolutions_and_keeps_the_grid(shape):
+    torch.manual_seed(0)
+    network, x = PDN(5, 8).double(), torch.rand(2, 3, *shape, dtype=torch.float64)
+    y = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    y = torch.from_numpy(np.pad(y.numpy(), ((0, 0), (0, 0), (15, 17), (15, 17)), mode="edge"))
+    convolutions = [m for m in network if isinstance(m, nn.Conv2d)]
+    for k, convolution in enumerate(convolutions):
+        y = nn.functional.conv2d(y, convolution.weight, convolution.bias)
+        if k < 3: y = y.clamp(min=0)
+        if k < 2: y = nn.functional.avg_pool2d(y, 2)
+    assert y.shape == (2, 5, shape[0] // 4, shape[1] // 4) and torch.allclose(network(x), y, atol=1e-5)
+
+
+def test_global_autoencoder_has_nothing_but_its_latent():
+    "Two pictures with one latent vector have one map: no skip lets a defect through."
+    torch.manual_seed(0)
+    network, x = GlobalAutoencoder(4, (5, 7)).eval(), torch.rand(2, 3, 40, 56)
+    network.encoder[-1].register_forward_hook(lambda module, before, after: torch.ones_like(after))
+    with torch.no_grad(): a, b = network(x)
+    assert a.shape == (4, 5, 7) and torch.equal(a, b)
+
+
+def test_statistics_of_maps_are_numpys():
+    m = torch.from_numpy(5 + rng("stats").standard_normal((11, 3, 4, 5)).astype(np.float32))
+    m[:, 2] = 7
+    mean, std, mean_map = map_statistics(m.split(4))
+    assert np.allclose(mean[0, :, 0, 0], m.numpy().mean((0, 2, 3)), atol=1e-5) and np.allclose(mean_map[0], m.numpy().mean(0), atol=1e-5)
+    assert np.allclose(std[0, :2, 0, 0], m.numpy().std((0, 2, 3))[:2], atol=1e-5) and 0 < std[0, 2, 0, 0] < 0.01      # a dead channel is not divided by zero
+
+
+def test_product_map_needs_every_stage():
+    a, b = torch.ones(1, 6, 6), torch.ones(1, 3, 3)
+    b[0, :, 2] = 0
+    heat = product_map([a, b], (12, 12))
+    assert (heat[..., -1] == 0).all() and (heat[..., 0] == 1).all()
+
+
+# ---- training ----
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 12))
+def test_every_epoch_shows_every_picture(n, size, steps):
+    images = ImageSet.from_arrays(np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8))
+    drawn = [(255 * batch[:, 0, 0, 0]).round().int().tolist() for _, batch in picture_batches(images, steps, size)]
+    per_epoch = -(-n // size)
+    assert len(drawn) == steps and all(len(batch) == size for batch in drawn)
+    for start in range(0, steps - per_epoch + 1, per_epoch): assert set(sum(drawn[start:start + per_epoch], [])) == set(range(n))
+
+
+def test_watching_changes_nothing():
+    "Held-out pictures are looked at in eval mode: neither weights nor batch normalisation nor the random generator may move."
+    def run(held_out):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.3))
+        batches = enumerate(torch.rand(6, 4, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+        train_student(network, lambda x, i=None: network(x).square().mean(), batches, 6, held_out)
+        return network.state_dict()
+    assert same(run({}), run({"loss_nok": 100 * torch.rand(5, 3, 8, 8)}))
+
+
+def test_a_diverging_loss_is_a_sentence():
+    network = nn.Linear(1, 1)
+    with pytest.raises(UserError, match="diverged at step 1"):
+        train_student(network, lambda x, i=None: network(x).mean() * float("nan"), enumerate(torch.ones(3, 2, 1)), 3, {})
+
+
+# ---- detectors ----
+
+@pytest.mark.parametrize("name", QUICK)
+def test_calibration_nok_never_influence_a_fit(name):
+    train, calibration = pictures(5), pictures(4, 4, seed=1)
+    with_nok = create(name, **QUICK[name]).fit(train, calibration)
+    state = torch.random.get_rng_state()                               # after the backbone was loaded
+    without = create(name, **QUICK[name]).fit(train, calibration.ok())
+    assert same(with_nok.tensors(), without.tensors()) and with_nok.facts.get("quantiles") == without.facts.get("quantiles")
+    assert torch.equal(state, torch.random.get_rng_state())
+    x = torch.stack(list(calibration))
+    assert (with_nok.predict(x)[0] == without.predict(x)[0]).all()
+
+
+def test_scores_are_alone_and_survive_a_bundle(fitted, tmp_path):
+    x = torch.stack(list(pictures(2, 2, seed=2)))
+    scores, maps = fitted.predict(x)
+    assert scores.dtype == np.float64 and maps.dtype == np.float32 and maps.shape == (4, 48, 64)
+    assert np.allclose(scores, maps.max((1, 2))) and np.isfinite(maps).all()
+    for i in range(4): assert fitted.predict(x[i:i + 1])[0][0] == scores[i]
+    again = Detector.load(fitted.save(tmp_path / "bundle"), device="cpu")
+    assert all((a == b).all() for a, b in zip(again.predict(x), (scores, maps))) and again.facts == fitted.facts
+
+
+def test_a_longer_fit_finds_the_square():
+    for name, more in (("stfpm", dict(steps=30)), ("efficientad", dict(steps=80, width=16))):
+        detector = create(name, **QUICK[name] | more).fit(pictures(16), pictures(8, 2, seed=1))
+        test = pictures(6, 6, seed=3)
+        scores, maps = predict_set(detector, test)
+        assert scores[6:].min() > scores[:6].max(), name
+        inside = np.mean([m[20:34, 30:44].mean() for m in maps[6:]])
+        assert inside > np.mean([m[:, :16].mean() for m in maps[6:]]), name
+
+
+def test_quantiles_come_from_held_out_ok():
+    "With calibration: its OK pictures. Without: training pictures that the student did not learn from."
+    train, calibration = pictures(10), pictures(5, 3, seed=1)
+    detector = create("efficientad", **QUICK["efficientad"]).fit(train, calibration)
+    maps = chapter._maps(detector, torch.stack(list(calibration.ok())))
+    assert np.allclose([map_quantiles(m) for m in maps], detector.facts["quantiles"], rtol=1e-3) and detector.facts["held_out"] == 5
+    alone = create("efficientad", **QUICK["efficientad"]).fit(train)
+    assert alone.facts["held_out"] == 2
+    held = chapter.hold_out(train, None, 0)[0]
+    assert same(alone.tensors(), create("efficientad", **QUICK["efficientad"]).fit(held, calibration).tensors())
+
+
+def test_mean_reference_is_the_distance_to_the_training_mean():
+    train = pictures(5)
+    detector = create("efficientad", **QUICK["efficientad"], reference="mean").fit(train, pictures(4, seed=1))
+    see = lambda images: chapter._seen(detector, torch.stack(list(images)))
+    mean = see(train).mean(0)
+    test = pictures(1, 1, seed=4)
+    std = see(train).transpose(0, 1).flatten(1).std(1, correction=0).clamp(min=1e-3)[:, None, None]
+    by_hand = (((see(test) - mean) / std) ** 2).mean(1)
+    assert torch.allclose(chapter._maps(detector, torch.stack(list(test)))[0], by_hand, rtol=2e-2, atol=1e-3)
+    assert set(detector.tensors()) == {"mean", "std", "mean_map"}
+
+
+def test_other_picture_sizes():
+    detector = create("efficientad", **QUICK["efficientad"]).fit(pictures(3), pictures(2, seed=1))
+    with pytest.raises(UserError, match="cells"): detector.predict(torch.rand(1, 3, 96, 64))
+    with pytest.raises(UserError, match="NaN"): detector.predict(torch.full((1, 3, 48, 64), float("nan")))
+
+
+# ---- published weights ----
+
+def test_published_weights_are_read_whatever_their_names_and_format(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = PDN()
+    names = [f"conv{k}.{part}" for k in (1, 2, 3, 4) for part in ("weight", "bias")]
+    save_file({name: tensor.contiguous() for name, tensor in zip(names, network.state_dict().values())}, tmp_path / "pdn_small.safetensors")      # sorted by name: bias first
+    monkeypatch.setenv("THESIS_AD_WEIGHTS", str(tmp_path))
+    assert same(read_pdn(find_pdn("published")).state_dict(), network.state_dict())
+    detector = create("efficientad", **QUICK["efficientad"] | dict(size=(32, 32), steps=1), teacher="published").fit(pictures(2), pictures(1, seed=1))
+    assert detector.facts["grid"] == [8, 8] and detector.facts["channels"] == 384 and detector.backbone == "pdn_small"
+    path = detector.save(tmp_path / "bundle")
+    (tmp_path / "pdn_small.safetensors").unlink()
+    x = torch.stack(list(detector.prepare(pictures(2))))
+    assert (Detector.load(path, device="cpu").predict(x)[0] == detector.predict(x)[0]).all()
+    with pytest.raises(UserError, match="published"): find_pdn("published")
+
+
+def test_unfitting_weights_are_refused(tmp_path):
+    for outputs, width in ((384, 64), (128, 128)):
+        torch.save(PDN(outputs, width).state_dict(), tmp_path / "other.pth")
+        with pytest.raises(UserError, match="other.pth"): read_pdn(tmp_path / "other.pth")
+    torch.save({"a.weight": torch.ones(3)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="8"): read_pdn(tmp_path / "other.pth")
