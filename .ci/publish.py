@@ -4,6 +4,7 @@
 """
 import base64
 import io
+import re
 from pathlib import Path
 
 import nbformat
@@ -13,9 +14,10 @@ from PIL import Image
 LARGE = 60_000    # base64 characters of a PNG above which it is kept as JPEG; the PNG itself is in figures/demo
 
 
-def smaller(output):
-    "A notebook output whose large PNG pictures are JPEG."
+def smaller(output, name):
+    "A notebook output whose large PNG pictures are JPEG, and whose styled tables are called `name` and not by a random number."
     data = output.get("data", {})
+    if "text/html" in data: data["text/html"] = re.sub(r"T_[0-9a-f]{5}", f"T_{name}", data["text/html"])
     if len(data.get("image/png", "")) > LARGE:
         buffer = io.BytesIO()
         Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGB").save(buffer, "JPEG", quality=80)
@@ -39,8 +41,8 @@ for target in sorted((root / "nbs" / "evaluation").glob("*.ipynb")):
     executed = [cell for cell in run.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     if [cell.source for cell in executed] != [cell.source for cell in notebook.cells]:
         raise SystemExit(f"{source} was run from another version of {target.name}; run make reproduce first")
-    for cell, done in zip(notebook.cells, executed):
-        if cell.cell_type == "code": cell.outputs, cell.execution_count = [smaller(output) for output in done.outputs], None
+    for number, (cell, done) in enumerate(zip(notebook.cells, executed)):
+        if cell.cell_type == "code": cell.outputs, cell.execution_count = [smaller(output, number) for output in done.outputs], None
     nbformat.write(notebook, target)
     print(target.relative_to(root))
 

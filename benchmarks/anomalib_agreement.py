@@ -3,16 +3,23 @@
 anomalib wants an environment of its own (pip install anomalib==2.7.0), so the work has three parts that hand over in the folder WORK:
 
     python benchmarks/anomalib_agreement.py --dump WORK --data cookies                        # ours: pixels, weights, banks, scores, maps
-    python benchmarks/anomalib_agreement.py --dump WORK --data elpv_mono --train 60 --ok 40 --nok 40 --ratio 0.02
+    python benchmarks/anomalib_agreement.py --dump WORK --data elpv_mono --train 60 --ok 40 --nok 40 --ratio 0.01
     OTHER/bin/python benchmarks/anomalib_agreement.py --theirs WORK                           # anomalib: scores and maps of the same pixels
     python benchmarks/anomalib_agreement.py --compare WORK                                    # metrics of both, written beside this script
 
 Without arguments the table of the last run is printed. Both have the settings of the paper: blocks of stride 8 and 16, vectors as they come,
-b = 9, sigma 4. anomalib's model is fed directly, so none of its resizing, normalisation of scores or thresholds takes part. Three ways:
+b = 9, sigma 4. anomalib's model is fed directly, so none of its resizing, normalisation of scores or thresholds takes part. Its maps are
+upsampled to the nearest cell where ours are bilinear. Three ways:
 
     as it is     average pooling padded with zeros, own coreset (first vector and sparse projection random)
     same rim     pooling over cells inside the map, as here; own coreset
-    same bank    the same pooling, and the bank chosen here: what is left is rounding
+    same bank    the same pooling, and the bank chosen here: what is left is rounding, and the upsampling of maps
+
+Measured with the commands above, three seeds each, 1 of 2 busy cores, torch 2.14.1 (points of AUROC / pixel AUROC / AUPRO, ours - theirs):
+same bank 0.0 / 0.0 / 0.0 on cookies and 0.0 on elpv_mono, scores equal to 2e-6; same rim +0.8 / +0.1 / +0.1 and +1.0; as it is -1.8 / -1.4 / -5.3
+and -2.7. Seeds of one method alone lie up to 2.5 (cookies) and 2.7 (elpv_mono) points of AUROC apart. The difference that remains is the rim:
+zeros in the average shorten the vectors of rim cells, and with them their distances. With cells inside only, the worst pixel of a NOK
+cookie lies within 16 pixels of the rim in 90 % of pictures, against 15 % with zeros, and that of an OK solar cell in 86 % against 9 %.
 """
 import argparse, json
 from pathlib import Path
@@ -132,6 +139,12 @@ def judged(held, scores, maps):
     return [auroc, pixel_auroc(maps, masks), aupro(maps, masks, 0.30)]
 
 
+def at_rim(maps, pixels=16):
+    "Which maps [N, H, W] have their largest value within `pixels` of the rim: bool [N]."
+    row, column = np.unravel_index(maps.reshape(len(maps), -1).argmax(1), maps.shape[1:])
+    return np.minimum(np.minimum(row, maps.shape[1] - 1 - row), np.minimum(column, maps.shape[2] - 1 - column)) < pixels
+
+
 def compare(folder, out):
     "The table, as CSV and on the screen: values are means over seeds."
     from scipy.stats import spearmanr
@@ -148,6 +161,9 @@ def compare(folder, out):
                 row |= {f"{name}_ours": a.mean(), f"{name}_theirs": b.mean(), f"{name}_difference": a.mean() - b.mean(), f"{name}_spread_of_seeds": max(np.ptp(a), np.ptp(b))}
             row |= {"rank_correlation": np.mean([spearmanr(a, b)[0] for a, b in pairs]), "largest_relative_score_gap": max(float(np.abs(b / a - 1).max()) for a, b in pairs),
                     "train": len(held["train"]), "bank": len(held["bank_0"]), "test_ok": int((held["labels"] == 0).sum()), "test_nok": int(held["labels"].sum()), "seeds": len(seeds)}
+            for label, kind in enumerate(("ok", "nok")):
+                for name, of, prefix in (("ours", held, ""), ("theirs", other, f"{way}/")):
+                    row[f"worst_pixel_at_rim_{kind}_{name}"] = np.mean([at_rim(of[f"{prefix}maps_{seed}"])[held["labels"] == label].mean() for seed in seeds])
             rows.append(row)
     table = pd.DataFrame(rows).round(6)
     table.to_csv(out, index=False)
@@ -162,6 +178,7 @@ def printed(table):
             if pd.notna(row[f"{name}_ours"]):
                 print(f"  {name:12} ours {row[f'{name}_ours']:.4f}  theirs {row[f'{name}_theirs']:.4f}  difference {row[f'{name}_difference']:+.4f}  (seeds of one method: {row[f'{name}_spread_of_seeds']:.4f} apart)")
         print(f"  image scores: rank correlation {row.rank_correlation:.4f}, largest relative gap {row.largest_relative_score_gap:.1e}")
+        print("  worst pixel within 16 of the rim: " + ", ".join(f"{kind.upper()} ours {row[f'worst_pixel_at_rim_{kind}_ours']:.0%} theirs {row[f'worst_pixel_at_rim_{kind}_theirs']:.0%}" for kind in ("ok", "nok")))
 
 
 def main():

@@ -69,7 +69,7 @@ def repository_root():
         if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir(): return folder
     raise UserError(f"no thesis_ad repository at or above {Path.cwd()}; run this inside a clone")
 
-# %% ../nbs/00_settings.ipynb #e3dbcf82
+# %% ../nbs/00_settings.ipynb #b06793ca
 @dataclass(frozen=True)
 class Profile:
     "How large a run is. Every field can be overridden by name."
@@ -90,25 +90,27 @@ class Profile:
     dfr_epochs: int = 150               # epochs when training on whole maps
     dfr_attention_training: str = "maps"    # its kernels see neighbours
     dfr_attention_cells: tuple = (32, 32)
-    dfr_attention_epochs: int = 4
+    dfr_attention_epochs: int = 3
+    cae_l1_epochs: int = 12
+    vae_epochs: int = 12
     featcae_steps: int = 500
     stfpm_steps: int = 75
-    efficientad_steps: int = 450
+    efficientad_steps: int = 300
     efficientad_width: int = 32
     variance: float = 0.90              # PCA variance that the latent size keeps
     replicates: int = 1000              # bootstrap replicates of an interval
 
-# %% ../nbs/00_settings.ipynb #316b0683
+# %% ../nbs/00_settings.ipynb #46b4b1bd
 PROFILES = {
     "smoke": Profile(
         name="smoke", datasets=("prefilter_a",), parts=3, render=128, size=(128, 128), autoencoder_size=(64, 64),
         autoencoder_width=8, autoencoder_epochs=2, dfr_cells=(32, 32), dfr_cells_fine=(42, 42), dfr_steps=60, dfr_attention_cells=(16, 16),
-        dfr_attention_epochs=1, featcae_steps=60, stfpm_steps=10, efficientad_steps=20, efficientad_width=8, replicates=100),
+        dfr_attention_epochs=1, cae_l1_epochs=2, vae_epochs=2, featcae_steps=60, stfpm_steps=10, efficientad_steps=20, efficientad_width=8, replicates=100),
     "demo": Profile(),
     "thesis": Profile(
         name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), render=512, backbone="tf_efficientnet_b6.ns_jft_in1k",
         size=(512, 512), autoencoder_size=(512, 512), autoencoder_width=32, dfr_cells=(128, 128), dfr_cells_fine=(170, 170),
-        dfr_training="maps", dfr_attention_cells=(128, 128), dfr_attention_epochs=150, featcae_steps=5000, stfpm_steps=10_000, efficientad_steps=70_000, efficientad_width=128),
+        dfr_training="maps", dfr_attention_cells=(128, 128), dfr_attention_epochs=150, cae_l1_epochs=25, vae_epochs=25, featcae_steps=5000, stfpm_steps=10_000, efficientad_steps=70_000, efficientad_width=128),
 }
 
 # %% ../nbs/00_settings.ipynb #5109ec6a

@@ -1,0 +1,97 @@
+"""What holds for every registered detector, one that is added tomorrow included."""
+import numpy as np
+import pytest
+
+from thesis_ad.data.datasets import ImageSet
+from thesis_ad.models.detector import Detector, create, methods, predict_set, settings_of
+from thesis_ad.settings import UserError, pin_threads, rng
+
+SMALL = {"size": (64, 96), "steps": 4, "epochs": 1, "width": 8, "cells": (16, 24), "autoencoder_width": 8, "rows_per_step": 256, "cap": 60}
+NAMES = sorted(methods())
+FLIPS = [name for name in NAMES if name in ("patchcore", "gaussian")]      # no position, no trained kernel
+
+
+def small(name, **changes):
+    known = settings_of(methods()[name]())
+    return create(name, **{key: value for key, value in (SMALL | changes).items() if key in known}, device="cpu")
+
+
+def pictures(count, key="every", defect=False):
+    images = 110 + 12 * rng(key).standard_normal((count, 80, 120, 3)) + 30 * np.sin(np.arange(120) / 9)[:, None]
+    if defect: images[:, 30:46, 50:66] = 250
+    return images.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread(): pin_threads(1)
+
+
+@pytest.fixture(scope="module")
+def test_set():
+    return ImageSet.from_arrays(np.concatenate([pictures(3, "ok"), pictures(3, "nok", defect=True)]), labels=[0, 0, 0, 1, 1, 1])
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    train, held = ImageSet.from_arrays(pictures(6)), ImageSet.from_arrays(pictures(4, "held"))
+    found = {}
+    def get(name):
+        if name not in found: found[name] = small(name).fit(train, held)
+        return found[name]
+    return get
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_maps_and_bundle(name, fitted, test_set, tmp_path):
+    detector = fitted(name)
+    scores, maps = predict_set(detector, test_set)
+    assert scores.dtype == np.float64 and scores.shape == (6,) and np.isfinite(scores).all()
+    if maps is not None: assert all(heat.shape == (80, 120) and heat.dtype == np.float32 and np.isfinite(heat).all() for heat in maps)
+    again, redrawn = predict_set(Detector.load(detector.save(tmp_path / "bundle"), device="cpu"), test_set)
+    assert (again == scores).all(), "a bundle gives other scores than the detector it was saved from"
+    assert maps is None or all((a == b).all() for a, b in zip(maps, redrawn))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_is_judged_by_itself(name, fitted, test_set):
+    detector = fitted(name)
+    together, one_by_one = predict_set(detector, test_set, batch_size=6)[0], predict_set(detector, test_set, batch_size=1)[0]
+    assert np.allclose(together, one_by_one, rtol=1e-5), "the score of a picture depends on its company"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["one picture", "one colour"])
+def test_little_to_learn_from(name, kind, test_set):
+    train = ImageSet.from_arrays(pictures(1) if kind == "one picture" else np.full((4, 80, 120, 3), 128, np.uint8))
+    try: scores, maps = predict_set(small(name).fit(train), test_set)
+    except UserError as error: assert len(str(error)) > 20; return
+    assert np.isfinite(scores).all() and (maps is None or all(np.isfinite(heat).all() for heat in maps))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_pixels_that_are_no_numbers(name, broken, fitted, test_set):
+    batch = next(fitted(name).prepare(test_set).batches(2))[1].clone()
+    batch[1, 0, 10, 10] = broken
+    try: scores, _ = fitted(name).predict(batch)
+    except UserError: return
+    assert np.isfinite(scores[0]) and (not np.isfinite(scores[1]) or name.startswith("autoencoder")), "a score was made of pixels that are none"
+
+
+@pytest.mark.parametrize("name", FLIPS)
+@pytest.mark.parametrize("axis", [2, 3])
+def test_maps_turn_over_with_the_picture(name, axis, test_set):
+    "Fitted on pictures and their mirror images on a backbone whose first stages are all that is asked; equality up to what its strides shift."
+    train = pictures(6)
+    both = ImageSet.from_arrays(np.concatenate([train, np.flip(train, axis - 1)]))
+    detector = small(name, margin=32).fit(both)
+    batch = next(detector.prepare(test_set.nok()).batches(3))[1]
+    (_, maps), (_, flipped) = detector.predict(batch), detector.predict(batch.flip(axis))
+    for heat, other in zip(maps, np.flip(flipped, axis - 1)):
+        assert np.corrcoef(heat.ravel(), other.ravel())[0, 1] > 0.9, "the map of a mirrored picture is not the mirrored map"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_settings_and_a_one_line_summary(name):
+    with pytest.raises(UserError, match="unknown setting"): create(name, no_such_setting=1)
+    assert methods()[name].summary and "\n" not in methods()[name].summary
