@@ -7,7 +7,11 @@ profile (demo: EfficientNet-Lite0 at 256 px). One row is appended for each (data
 not measured again. Without arguments: what is missing on elpv_poly, which has no masks.
 
 fit_cpu_s is processor time on one thread, no feature taken from a cache; predict_cpu_ms is that of one picture by itself, from file to map at
-the file's size. Only scoring shares feature maps between methods, which changes no number.
+the file's size. Only scoring shares feature maps between methods, which changes no metric.
+
+Last run (demo profile, 200 replicates, 1 of 2 busy cores, torch 2.14.1), image AUROC / pixel AUROC: cookies (24 training pictures) patchcore 0.993 / 0.970,
+padim 1.000 / 0.940, gaussian 0.993 / 0.951, global_knn 0.895, dfr 0.946 / 0.953; magnetic_tile (543) patchcore 0.821 / 0.684, padim 0.823 / 0.709,
+gaussian 0.801 / 0.677, global_knn 0.677. The remaining methods, dfr on magnetic_tile and all of elpv_poly are not measured yet.
 """
 import argparse, tempfile, time
 from pathlib import Path
