@@ -53,6 +53,7 @@ export: install ## notebooks to library, then notebooks cleaned
 
 publish: install ## put the outputs of the last demo run into nbs/evaluation
 	$(BIN)/python .ci/publish.py
+	$(BIN)/nbdev_clean --fname nbs
 	$(BIN)/nbdev_clean --fname nbs/evaluation
 
 freeze: install ## write the installed versions into constraints.txt

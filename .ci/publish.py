@@ -1,4 +1,5 @@
-"""Put the outputs of the last demo run into the evaluation notebooks, and its central result into the README.
+"""Put the outputs of the last demo run into the evaluation notebooks, and its central result into the README; large pictures
+in the outputs of all notebooks become JPEG.
 
     make publish      # after `make reproduce`
 """
@@ -45,6 +46,12 @@ for target in sorted((root / "nbs" / "evaluation").glob("*.ipynb")):
         if cell.cell_type == "code": cell.outputs, cell.execution_count = [smaller(output, number) for output in done.outputs], None
     nbformat.write(notebook, target)
     print(target.relative_to(root))
+
+for target in sorted((root / "nbs").glob("*.ipynb")):
+    notebook = nbformat.read(target, 4)
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code": cell.outputs = [smaller(output, number) for output in cell.outputs]
+    nbformat.write(notebook, target)
 
 readme, tables = root / "README.md", root / "figures" / "demo" / "tables"
 before, after = readme.read_text().split("<!-- central result -->\n")[::2]
