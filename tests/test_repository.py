@@ -228,10 +228,10 @@ def test_the_engine_knows_every_evaluation_notebook():
 
 
 def test_committed_files_are_small():
-    results = [path for path in committed() if where(path).startswith(("figures/", "nbs/"))]
-    large = [f"{where(path)}: {path.stat().st_size}" for path in committed() if path not in results and path.stat().st_size > 1_000_000]
+    scores = "figures/demo/tables/scores.csv"          # a row a picture and method, every digit: what a stranger recomputes the AUROCs from
+    large = [f"{where(path)}: {path.stat().st_size}" for path in committed() if path.stat().st_size > 1_000_000 and where(path) != scores]
     assert not large, large
-    total = sum(path.stat().st_size for path in results)
+    total = sum(path.stat().st_size for path in committed() if where(path).startswith(("figures/", "nbs/")))
     assert total < 15_000_000, f"notebooks and figures take {total:,} bytes"
 
 
