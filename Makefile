@@ -28,7 +28,7 @@ test: export OMP_NUM_THREADS = 1
 test: install ## lint, run every method chapter, run the tests
 	$(BIN)/ruff check thesis_ad tests benchmarks site .ci
 	$(BIN)/nbdev_test --path nbs --n_workers 2
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 reproduce: install ## bring every figure and table up to date, e.g. ARGS='--profile smoke'
 	$(BIN)/thesis-ad reproduce $(ARGS)

@@ -19,22 +19,13 @@ from pathlib import Path
 import pandas as pd
 
 from thesis_ad.data.datasets import open_dataset
-from thesis_ad.evaluation.protocol import base_method, evaluate, settings_for
+from thesis_ad.evaluation.protocol import base_method, evaluate, seconds_per_picture, settings_for
 from thesis_ad.features.backbones import kept_features
 from thesis_ad.files import atomic_write
-from thesis_ad.models.detector import create, methods, predict_set
+from thesis_ad.models.detector import create, methods
 from thesis_ad.settings import get_profile, one_of, pin_threads
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro_0.30")
-
-
-def cpu_ms(detector, images, count=8):
-    "Processor milliseconds of one picture by itself, mean of up to `count`."
-    some = images.take(range(min(count, len(images))))
-    predict_set(detector, some.take([0]))
-    start = time.process_time()
-    predict_set(detector, some, batch_size=1)
-    return 1e3 * (time.process_time() - start) / len(some)
 
 
 def bundle_mib(detector):
@@ -49,7 +40,7 @@ def measure(method, data, profile):
     start = time.process_time()
     detector.fit(data.train, data.calibration)
     fit = time.process_time() - start
-    predict = cpu_ms(detector, data.calibration if len(data.calibration) else data.test)
+    predict = 1e3 * seconds_per_picture(detector, data.calibration if len(data.calibration) else data.test, clock=time.process_time)
     with kept_features(): metrics = evaluate(detector, data.test, data.name, method, profile.seed, profile.replicates)[1]
     metrics = metrics.set_index("metric")
     row = {"dataset": data.name, "method": method, "backbone": metrics.backbone.iloc[0], "size": "x".join(map(str, detector.input_size))}

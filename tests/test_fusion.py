@@ -188,6 +188,8 @@ def test_best_single_and_equal_weights():
     assert best_single(scores, labels) == 1
     fusion = equal_weights(fit_fusion(scores, labels, groups, replicates=2))
     assert np.allclose(fusion(scores), fusion.evidence(scores).mean(1))
+    with pytest.raises(UserError, match="by hand"): fusion.probability(scores)
+    with pytest.raises(UserError, match="by hand"): fit_normal_fusion(scores).weighted([1, 2, 3]).p_value(scores)
 
 
 def test_maps_of_any_unit_count_by_their_weight():

@@ -1,6 +1,7 @@
 """A smoke reproduction through papermill, from the command line: results contract, resume, and what makes a run current."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,3 +72,24 @@ def test_every_figure_has_its_provenance(first):
         facts = json.loads(picture.with_suffix(".json").read_text())
         assert {"notebook", "parameters", "data", "code_hash", "versions", "caption"} <= set(facts), picture.name
         assert all(one["licence"] for one in facts["data"].values()), picture.name
+
+
+def test_the_readme_detector_stands_beside_the_others(first, mvtec_folder, tmp_path):
+    "The README's detector, put into a clone as one more module: methods, fit, evaluate and the comparison notebook know it."
+    clone = tmp_path / "clone"
+    for name in ("nbs", "thesis_ad", "data_manifest"): shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    shutil.copy2(ROOT / "settings.ini", clone)
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## A detector of your own")[1]
+    (clone / "thesis_ad/models/mean_image.py").write_text(section.split("```python\n")[1].split("```")[0], encoding="utf-8")
+
+    def said(*arguments):
+        result = subprocess.run([*command()[:3], *map(str, arguments)], capture_output=True, text=True, cwd=clone, env=os.environ | {"PYTHONPATH": str(clone)})
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    assert "mean_image" in said("methods")
+    said("fit", "mean_image", mvtec_folder, "-o", tmp_path / "bundle")
+    assert "image_auroc" in said("evaluate", tmp_path / "bundle", mvtec_folder, "--out", tmp_path / "found")
+    said("reproduce", "--profile", "smoke", "--only", "50_detectors")
+    compared = pd.read_csv(clone / "figures/smoke/tables/metrics.csv").method.unique()
+    assert {"mean_image", "dfr", "patchcore"} <= set(compared)

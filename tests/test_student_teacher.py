@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from thesis_ad.data.datasets import ImageSet
-from thesis_ad.models import student_teacher as chapter
+from thesis_ad.models import patchcore, student_teacher as chapter
 from thesis_ad.models.detector import Detector, create, predict_set
 from thesis_ad.models.student_teacher import (PDN, GlobalAutoencoder, find_pdn, hard_loss, map_quantiles, map_statistics, normalise_map, picture_batches,
-                                              product_map, read_pdn, squared_distance, train_student)
+                                              product_map, read_pdn, scaling, squared_distance, train_student)
 from thesis_ad.settings import UserError, rng
 
 QUICK = {"stfpm": dict(size=(48, 64), steps=4, device="cpu"),
@@ -34,9 +34,9 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[name], b[name]
 @pytest.fixture(scope="module", autouse=True)
 def one_backbone():
     "Load the backbone once for all fits of this file."
-    original, chapter.load_backbone = chapter.load_backbone, functools.cache(chapter.load_backbone)
+    original, patchcore.load_backbone = patchcore.load_backbone, functools.cache(patchcore.load_backbone)
     yield
-    chapter.load_backbone = original
+    patchcore.load_backbone = original
 
 
 @pytest.fixture(scope="module", params=["stfpm", "efficientad"])
@@ -100,9 +100,23 @@ def test_global_autoencoder_has_nothing_but_its_latent():
 def test_statistics_of_maps_are_numpys():
     m = torch.from_numpy(5 + rng("stats").standard_normal((11, 3, 4, 5)).astype(np.float32))
     m[:, 2] = 7
-    mean, std, mean_map = map_statistics(m.split(4))
-    assert np.allclose(mean[0, :, 0, 0], m.numpy().mean((0, 2, 3)), atol=1e-5) and np.allclose(mean_map[0], m.numpy().mean(0), atol=1e-5)
-    assert np.allclose(std[0, :2, 0, 0], m.numpy().std((0, 2, 3))[:2], atol=1e-5) and 0 < std[0, 2, 0, 0] < 0.01      # a dead channel is not divided by zero
+    mean, covariance, mean_map = map_statistics(m.split(4))
+    rows = m.transpose(0, 1).flatten(1).numpy()
+    assert np.allclose(mean[0, :, 0, 0], rows.mean(1), atol=1e-5) and np.allclose(mean_map[0], m.numpy().mean(0), atol=1e-5)
+    assert np.allclose(covariance, np.cov(rows.astype(np.float64)), atol=1e-5)
+    for whiten in (False, True): assert torch.isfinite(scaling(covariance, whiten)).all()              # a dead channel is not divided by zero
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 12), st.floats(0.1, 20), st.integers(0, 99))
+def test_scaling_is_the_inverse_of_the_regularised_correlation(channels, spread, seed):
+    draw = rng("scaling", seed)
+    rows = (draw.standard_normal((channels, channels)) @ draw.standard_normal((channels, 400))) * np.geomspace(1, spread, channels)[:, None]
+    covariance = torch.from_numpy(np.cov(rows))
+    D, R = np.diag(rows.std(1, ddof=1)), np.corrcoef(rows)
+    W = scaling(covariance).double().numpy()
+    assert np.allclose(W.T @ W, np.linalg.inv(D @ (R + 0.01 * np.eye(channels)) @ D), rtol=1e-3, atol=1e-3 * abs(W.T @ W).max())
+    assert np.allclose(scaling(covariance, False), np.linalg.inv(D), rtol=1e-5)
 
 
 def test_product_map_needs_every_stage():
@@ -187,16 +201,49 @@ def test_quantiles_come_from_held_out_ok():
     assert same(alone.tensors(), create("efficientad", **QUICK["efficientad"]).fit(held, calibration).tensors())
 
 
-def test_mean_reference_is_the_distance_to_the_training_mean():
+@pytest.mark.parametrize("whiten", [False, True])
+def test_mean_reference_is_the_distance_to_the_training_mean(whiten):
     train = pictures(5)
-    detector = create("efficientad", **QUICK["efficientad"], reference="mean").fit(train, pictures(4, seed=1))
-    see = lambda images: chapter._seen(detector, torch.stack(list(images)))
-    mean = see(train).mean(0)
-    test = pictures(1, 1, seed=4)
-    std = see(train).transpose(0, 1).flatten(1).std(1, correction=0).clamp(min=1e-3)[:, None, None]
-    by_hand = (((see(test) - mean) / std) ** 2).mean(1)
-    assert torch.allclose(chapter._maps(detector, torch.stack(list(test)))[0], by_hand, rtol=2e-2, atol=1e-3)
-    assert set(detector.tensors()) == {"mean", "std", "mean_map"}
+    detector = create("efficientad", **QUICK["efficientad"], reference="mean", whiten=whiten, rim=0, window=1).fit(train, pictures(4, seed=1))
+    see = lambda images: chapter._seen(detector, torch.stack(list(images))).double()
+    rows, test = see(train).transpose(0, 1).flatten(1), pictures(1, 1, seed=4)
+    std = rows.std(1).clamp(min=1e-3)
+    off = (see(test) - see(train).mean(0)) / std[:, None, None]
+    inverse = torch.linalg.inv(torch.corrcoef(rows) + 0.01 * torch.eye(len(rows))) if whiten else torch.eye(len(rows), dtype=torch.float64)
+    by_hand = torch.einsum("bchw,cd,bdhw->bhw", off, inverse, off) / len(rows)
+    assert torch.allclose(chapter._maps(detector, torch.stack(list(test)))[0].double(), by_hand, rtol=2e-2, atol=1e-3 * float(by_hand.max()))
+    assert set(detector.tensors()) == {"mean", "scaling", "mean_map"}
+
+
+def test_the_rim_never_decides():
+    "The score is the largest value of a map whose rim repeats the nearest inner cell."
+    detector = create("efficientad", **QUICK["efficientad"] | dict(rim=0.25, window=1, size=(64, 64))).fit(pictures(4, shape=(64, 64)), pictures(3, seed=1, shape=(64, 64)))
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    local, whole = chapter._maps(detector, x)
+    assert local.shape == whole.shape == (2, 4, 4)                      # of 8 x 8 cells
+    cells = torch.stack([chapter.normalise_map(m, q) for m, q in zip((local, whole), detector.facts["quantiles"])]).mean(0)
+    _, maps = detector.predict(x)
+    assert np.allclose(maps[:, 0, 0], cells[:, 0, 0]) and np.allclose(maps[:, -1, -1], cells[:, -1, -1]) and maps.max() <= cells.max() + 1e-5
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_margin_and_kept_maps(name, monkeypatch):
+    "Mirrored surroundings change the maps and not their shape; maps that are kept in memory change nothing that can be seen."
+    train, held = pictures(5), pictures(3, seed=1)
+    x = torch.stack(list(pictures(1, 1, seed=5)))
+    plain, wide = (create(name, **QUICK[name], margin=margin).fit(train, held) for margin in (0, 32))
+    assert plain.predict(x)[1].shape == wide.predict(x)[1].shape and not np.allclose(plain.predict(x)[1], wide.predict(x)[1])
+    monkeypatch.setattr(chapter, "MAP_LIMIT", 0)
+    asked = create(name, **QUICK[name]).fit(train, held)
+    assert np.allclose(asked.predict(x)[1], plain.predict(x)[1], rtol=0.1, atol=0.05 * np.ptp(plain.predict(x)[1]))
+
+
+def test_the_pupil_sees_the_teachers_surroundings():
+    "A student made of the teacher's own layers agrees with it everywhere, with and without a margin."
+    for margin in (0, 32):
+        detector = create("stfpm", **QUICK["stfpm"], margin=margin).fit(pictures(2))
+        detector.student.chain = nn.ModuleList(nn.Sequential(*stage) for stage in detector.network._stages[:1 + max(detector.used_stages)])
+        assert all(float(d.max()) < 1e-5 for d in chapter._distances(detector, torch.stack(list(pictures(2, 1)))))
 
 
 def test_other_picture_sizes():

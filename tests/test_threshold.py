@@ -24,8 +24,10 @@ from thesis_ad.decision.threshold import (
     Sigmoid,
     bounded_threshold,
     calibrate,
+    chance_kept,
     conformal_threshold,
     decide,
+    describe,
     error_rates,
     expected_calibration_error,
     expected_false_alarms,
@@ -44,6 +46,7 @@ from thesis_ad.models.detector import create, load_bundle, predict_set, update_b
 from thesis_ad.settings import UserError, rng
 
 FAST = settings(max_examples=60, deadline=None)
+FEW = settings(FAST, max_examples=40)       # where each example evaluates a law dozens of times
 scores_strategy = st.lists(st.integers(-10**6, 10**6), min_size=3, max_size=60, unique=True).map(lambda values: np.array(values, float))
 alphas = st.sampled_from([0.01, 0.05, 0.1, 0.2, 1 / 3, 0.5, 0.9])
 
@@ -93,6 +96,81 @@ def test_bounded_against_the_binomial_tail(n, alpha, confidence):
     assert false_alarm_law(n, rank).cdf(alpha) >= confidence - 1e-9
 
 
+@pytest.mark.parametrize("n, among", [(3, 1), (3, 4), (5, 3), (6, 6)])
+def test_the_count_is_bounded_in_every_split(n, among):
+    "Exactly: over all splits of n + among distinct scores into old and new, counted one by one."
+    alarms = np.array([[sum(new > old[rank - 1] for new in set(range(n + among)) - set(old)) for rank in range(1, n + 1)] for old in itertools.combinations(range(n + among), n)])
+    for alpha in (0.2, 1 / 3, 0.5):
+        kept = (alarms <= alpha * among + 1e-9).mean(0)
+        assert np.allclose(kept, [chance_kept(n, rank, alpha, among) for rank in range(1, n + 1)]), "the law of the count is not that of the splits"
+        for confidence in (0.5, 0.8, 0.95):
+            if kept[-1] < confidence - 1e-9:
+                with pytest.raises(UserError, match=f"next {among} "): bounded_threshold(np.arange(n), alpha, confidence, among)
+            else: assert bounded_threshold(np.arange(n), alpha, confidence, among).rank == np.flatnonzero(kept >= confidence - 1e-9)[0] + 1
+
+
+def count_kept(n, rank, allowed, among):
+    "P(at most `allowed` of `among` new scores lie above the rank-th of n old ones): of the highest allowed + n + 1 - rank scores in all, at least n + 1 - rank are old."
+    return stats.hypergeom.sf(n - rank, n + among, n, min(allowed + n + 1 - rank, n + among))
+
+
+@FEW
+@given(n=st.integers(3, 300), among=st.integers(1, 300), alpha=st.sampled_from([0.01, 0.05, 0.1, 1 / 3]), confidence=st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_the_bound_on_a_count(n, among, alpha, confidence):
+    "The lowest rank that does, by another law; the number of pictures that a refusal asks for is the lowest that does."
+    allowed = math.floor(alpha * among + 1e-9)
+    def holds(rank, n=n): return count_kept(n, rank, allowed, among) >= confidence - 1e-9
+    try: rank = bounded_threshold(np.arange(n), alpha, confidence, among).rank
+    except UserError as error:
+        assert not holds(n)
+        needed = int(str(error).split(" needs ")[1].split()[0])
+        assert holds(needed, needed) and not holds(needed - 1, needed - 1)
+        return
+    assert holds(rank) and (rank == 1 or not holds(rank - 1))
+
+
+def rank_or_refused(*arguments, **options):
+    "The rank of a bounded threshold; above every rank if it is refused."
+    try: return bounded_threshold(*arguments, **options).rank
+    except UserError: return math.inf
+
+
+@FEW
+@given(n=st.integers(3, 200), alpha=st.sampled_from([0.05, 0.1, 0.2]), tooth=st.integers(0, 8), data=st.data())
+def test_the_bound_on_a_count_is_monotone(n, alpha, tooth, data):
+    "More confidence, or more pictures with no more alarms allowed, never lower the rank; one more alarm allowed for the same number never raises it."
+    width = round(1 / alpha)
+    few, many = sorted(data.draw(st.lists(st.integers(max(tooth * width, 1), tooth * width + width - 1), min_size=2, max_size=2)))
+    ranks = [rank_or_refused(np.arange(n), alpha, 0.95, among) for among in (few, many)]
+    assert ranks[0] <= ranks[1], f"{many} pictures with {tooth} alarms allowed got a lower rank than {few}"
+    by_confidence = [rank_or_refused(np.arange(n), alpha, confidence, few) for confidence in (0.5, 0.8, 0.9, 0.95, 0.99)]
+    assert by_confidence == sorted(by_confidence)
+    assert rank_or_refused(np.arange(n), alpha + 1 / few, 0.95, few) <= ranks[0] if alpha + 1 / few < 1 else True
+
+
+@FEW
+@given(n=st.integers(3, 400), alpha=st.sampled_from([0.02, 0.05, 0.1, 0.25]), confidence=st.sampled_from([0.8, 0.9, 0.95]))
+def test_the_ends_are_the_conformal_threshold_and_the_bound_on_the_rate(n, alpha, confidence):
+    "For very many pictures the rank is that of the rate, unless the rate is at the edge of its confidence; for one at confidence 1 - alpha it is the conformal one."
+    rank = rank_or_refused(np.arange(n), alpha, confidence)
+    chances = [chance_kept(n, r, alpha) for r in (min(rank, n), max(min(rank, n) - 1, 1))]
+    if min(abs(chance - confidence) for chance in chances) > 1e-3: assert rank_or_refused(np.arange(n), alpha, confidence, 200_000) == rank
+    try: conformal = conformal_threshold(np.arange(n), alpha).rank
+    except UserError: conformal = math.inf
+    assert rank_or_refused(np.arange(n), alpha, 1 - alpha, 1) == conformal
+
+
+def test_a_bound_on_a_count_among_simulated_stations():
+    draws, n, among, alpha = rng("test", "count").exponential(size=(4000, 238)), 138, 100, 0.05
+    kept = {}
+    for counted in (None, among):
+        rank = bounded_threshold(np.arange(n), alpha, among=counted).rank
+        alarms = (draws[:, n:] > np.sort(draws[:, :n], axis=1)[:, [rank - 1]]).sum(1)
+        kept[counted] = (alarms <= alpha * among).mean()
+        assert abs(kept[counted] - chance_kept(n, rank, alpha, among)) < 0.015
+    assert kept[among] >= 0.95 > kept[None], f"held at {kept} of stations: only the bound on the count keeps the count"
+
+
 @FAST
 @given(scores=scores_strategy, low=alphas, high=alphas)
 def test_a_smaller_alpha_never_lowers_the_threshold(scores, low, high):
@@ -137,7 +215,9 @@ def test_mean_sigma_under_normal_scores(n, k):
 @pytest.mark.parametrize("wrong, word", [
     (lambda: conformal_threshold([1, 2], 0.5), "at least 3"), (lambda: mean_sigma([1, 2, np.nan]), "picture 2"), (lambda: quantile_threshold([1, 2, np.inf], 0.9), "picture 2"),
     (lambda: conformal_threshold(range(10), 0.01), "99"), (lambda: bounded_threshold(range(10), 0.05), "59"), (lambda: conformal_threshold(range(10), 1.5), "alpha"),
-    (lambda: set_threshold(range(10), "conformall"), "conformal"), (lambda: set_threshold(range(10), "mean_sigma", alpha=0.1), "not alpha"), (lambda: false_alarm_law(5, 6), "rank")])
+    (lambda: set_threshold(range(10), "conformall"), "conformal"), (lambda: set_threshold(range(10), "mean_sigma", alpha=0.1), "not alpha"),
+    (lambda: set_threshold(range(10), "conformal", among=5), "not among"), (lambda: bounded_threshold(range(99), 0.05, among=0), "not for 0"), (lambda: bounded_threshold(range(99), 0.05, among=2.5), "not for 2.5"),
+    (lambda: bounded_threshold(range(99), 0.05, among=19), "next 19 .* needs 361"), (lambda: false_alarm_law(5, 6), "rank")])
 def test_what_cannot_be_promised_is_refused(wrong, word):
     with pytest.raises(UserError, match=word): wrong()
 
@@ -312,7 +392,9 @@ def test_calibrate_refuses_in_one_sentence(bundle, part, tmp_path):
     refused(thesis_ad("calibrate", bundle, few), "3 OK", "2")
     refused(thesis_ad("calibrate", bundle, part / "train/ok"), "training pictures")
     for i in range(5): write_picture(tmp_path / "mixed/nok" / f"{i}.png", rng("mixed", i))
-    refused(thesis_ad("calibrate", bundle, tmp_path / "mixed"), "nok", "train/ok")
+    refused(thesis_ad("calibrate", bundle, tmp_path / "mixed"), "nok", "train/ok", "calibration/ok")
+    write_picture(tmp_path / "nested/line2/NG/0.png", rng("nested"))
+    refused(thesis_ad("calibrate", bundle, tmp_path / "nested"), "NG", "calibration/ok")
     refused(thesis_ad("calibrate", bundle, part, "--alpha", "0.01"), "99", "21")
     refused(thesis_ad("calibrate", bundle, part, "--method", "bounded"), "59")
     refused(thesis_ad("calibrate", bundle, part, "--pixel", "some"), "maxima")
@@ -372,3 +454,15 @@ def test_a_part_is_the_maximum_of_its_pictures():
     assert inspect(detector, rest).decision.tolist() == ["OK"] * 15
     again = calibrate(detector, pictures, "quantile", q=0.5)
     assert again.n == 15 and again.decide(scores).sum() == 7
+
+
+def test_a_bound_on_a_count_is_written_and_told():
+    pictures = ImageSet.from_arrays(rng("count").integers(0, 255, (27, 32, 32, 3)).astype(np.uint8))
+    detector = create("gaussian", size="32", device="cpu").fit(pictures.take(range(3)))
+    threshold = calibrate(detector, pictures, "bounded", alpha=0.2, confidence=0.8, among=10)
+    assert json.loads(json.dumps(detector.threshold))["among"] == 10 and chance_kept(24, threshold.rank, 0.2, 10) >= 0.8 > chance_kept(24, threshold.rank - 1, 0.2, 10)
+    assert "At most 20 % of the next 10 OK pictures are called NOK, with a probability of at least 80 %." in describe(detector.threshold)
+    calibrate(detector, pictures, "bounded", alpha=0.2, confidence=0.8)
+    assert "among" not in detector.threshold and "in the long run" in describe(detector.threshold)
+    calibrate(detector, pictures)
+    assert "at least" not in describe(detector.threshold).lower()

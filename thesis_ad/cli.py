@@ -148,13 +148,14 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
         print(f"\nat the threshold {detector.threshold['value']:.6g} ({detector.threshold['how']}), exact 95 % intervals for independent pictures")
         _print_table(error_rates(scores.label, decisions))
 
-# %% ../nbs/90_cli.ipynb #8a6f9148
+# %% ../nbs/90_cli.ipynb #09919c0b
 @app.command()
 def calibrate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
               data: Annotated[str, typer.Argument(help="A dataset of the manifest, a folder with a calibration split, or a flat folder of new OK photos.")],
               method: Annotated[str, typer.Option(help="conformal, bounded, mean_sigma or quantile.")] = "conformal",
               alpha: Annotated[Optional[float], typer.Option(help="False-alarm rate allowed (conformal, bounded).")] = None,
               confidence: Annotated[Optional[float], typer.Option(help="How sure the bound is (bounded).")] = None,
+              among: Annotated[Optional[int], typer.Option(help="Bound the share among the next so many OK pictures or parts, not the rate in the long run (bounded).")] = None,
               k: Annotated[Optional[float], typer.Option(help="Standard deviations above the mean (mean_sigma).")] = None,
               q: Annotated[Optional[float], typer.Option(help="Quantile of OK scores (quantile).")] = None,
               per: Annotated[str, typer.Option(help="What alpha counts: picture or part.")] = "picture",
@@ -165,7 +166,7 @@ def calibrate(bundle: Annotated[Path, typer.Argument(help="A bundle written by f
     from thesis_ad.models.detector import load_bundle, update_bundle
     pin_threads(threads)
     detector, opened = load_bundle(bundle, device), _open(data, calibration)
-    calibrate(detector, calibration_pictures(opened), method, per, pixel, progress="scoring", alpha=alpha, confidence=confidence, k=k, q=q)
+    calibrate(detector, calibration_pictures(opened), method, per, pixel, progress="scoring", alpha=alpha, confidence=confidence, among=among, k=k, q=q)
     update_bundle(bundle, threshold=detector.threshold, sigmoid=detector.sigmoid)
     _report_skipped(opened)
     threshold, sigmoid = detector.threshold, detector.sigmoid

@@ -91,7 +91,7 @@ def _run_and_record(stem, profile, overrides, root, runs):
     write_json(runs / f"{stem}.json", {"key": notebook_key(source, profile), "files": _written(folder, stem), "seconds": round(seconds, 1)})
     return stem, None
 
-# %% ../nbs/80_reproduce.ipynb #e61a04af
+# %% ../nbs/80_reproduce.ipynb #fd99a3ec
 def reproduce(profile_name="demo", only=None, workers=None, force=False, overrides=None, say=print):
     "Bring figures and tables of a profile up to date; (number of notebooks run, list of error sentences)."
     profile, root = get_profile(profile_name, **(overrides or {})), repository_root()
@@ -106,7 +106,7 @@ def reproduce(profile_name="demo", only=None, workers=None, force=False, overrid
     names = list(dict.fromkeys(name for stem in due for name in (methods() if NOTEBOOKS[stem] == ALL else NOTEBOOKS[stem])))
     if names: run_all(tasks_for(profile, names), workers)
     jobs = joblib.Parallel(n_jobs=max(1, min(workers, len(due))), return_as="generator_unordered")(
-        joblib.delayed(_run_and_record)(stem, profile, overrides or {}, root, runs) for stem in due)
+        joblib.delayed(_run_and_record)(stem, profile, overrides or {}, root, runs) for stem in reversed(due))      # the later ones take longer
     errors = [error for _, error in tqdm(jobs, total=len(due), desc="notebooks", unit="notebook", leave=False, disable=None) if error]
     try: merge_parts(folder)
     except RuntimeError as error: errors.append(f"{error}: one of them is older; run reproduce without --only")

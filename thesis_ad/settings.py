@@ -69,7 +69,7 @@ def repository_root():
         if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir(): return folder
     raise UserError(f"no thesis_ad repository at or above {Path.cwd()}; run this inside a clone")
 
-# %% ../nbs/00_settings.ipynb #b06793ca
+# %% ../nbs/00_settings.ipynb #c022a7d6
 @dataclass(frozen=True)
 class Profile:
     "How large a run is. Every field can be overridden by name."
@@ -95,7 +95,7 @@ class Profile:
     vae_epochs: int = 12
     featcae_steps: int = 500
     stfpm_steps: int = 75
-    efficientad_steps: int = 300
+    efficientad_steps: int = 200
     efficientad_width: int = 32
     variance: float = 0.90              # PCA variance that the latent size keeps
     replicates: int = 1000              # bootstrap replicates of an interval

@@ -174,7 +174,16 @@ def _with_groups(table, root):
     known = dict(zip(groups.path, groups.group))
     return table.assign(group=[known.get(name, group) for name, group in zip(table.path, table.group)])
 
-# %% ../../nbs/13_data.datasets.ipynb #630a60e6
+# %% ../../nbs/13_data.datasets.ipynb #9c4bef09
+def _refuse_nok_among_ok(rows, root):
+    "A `UserError` if a picture that would be learned from, or set a threshold, as OK lies in a folder of `NOK_FOLDERS`."
+    for row in rows:
+        bad = [piece for piece in PurePosixPath(row["path"]).parts[:-1] if piece.lower() in NOK_FOLDERS]
+        if bad and row["label"] == 0 and row["split"] != "test":
+            raise UserError(f"{root / row['path']} would be taken for OK, but it lies in a folder '{bad[0]}'; move the OK photos into train/ok with the NOK ones in test/nok, "
+                            "or for calibrate into calibration/ok with the NOK ones in calibration/nok")
+
+# %% ../../nbs/13_data.datasets.ipynb #e2920c9d
 def folder_table(folder):
     "Splits table of any folder in MVTec or thesis layout, or of a flat folder of OK photos (all `train`)."
     root = Path(folder)
@@ -182,12 +191,10 @@ def folder_table(folder):
     if (root / "splits.csv").exists(): return read_splits(root / "splits.csv"), root
     if (root / "data" / "train").is_dir() or (root / "data" / "test").is_dir(): root = root / "data"
     rows = [row for split in SPLITS if (root / split).is_dir() for row in _rows(root, split)]
-    if not rows:
-        bad = [folder.name for folder in root.iterdir() if folder.is_dir() and folder.name.lower() in NOK_FOLDERS]
-        if bad: raise UserError(f"{folder} has no train folder, so all of its pictures would count as OK, but it holds a folder '{bad[0]}'; put OK photos under train/ok and NOK under test/nok")
-        rows = [{"path": path.relative_to(root).as_posix(), "split": "train", "label": 0, "defect": "good", "mask": "",
-                 "group": _group(Path("train/ok") / path.relative_to(root))} for path in _pictures(root)]
+    rows = rows or [{"path": path.relative_to(root).as_posix(), "split": "train", "label": 0, "defect": "good", "mask": "",
+                     "group": _group(Path("train/ok") / path.relative_to(root))} for path in _pictures(root)]
     if not rows: raise UserError(f"no pictures in {folder} (looked for {', '.join(IMAGE_SUFFIXES)})")
+    _refuse_nok_among_ok(rows, root)
     return _with_groups(pd.DataFrame(rows, columns=COLUMNS), root), root
 
 # %% ../../nbs/13_data.datasets.ipynb #87429018

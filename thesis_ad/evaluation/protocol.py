@@ -137,14 +137,14 @@ def evaluate(detector, images, name, method=None, seed=0, replicates=1000, progr
     defects = per_defect(*common, images.defects, maps, masks, seed=seed, replicates=replicates).assign(**columns)
     return score_table(name, method, images, scores), metrics, defects[["dataset", "method", "defect", "metric", "value", "ci_low", "ci_high", "n"]]
 
-# %% ../../nbs/61_evaluation.protocol.ipynb #4c577d4b
-def seconds_per_picture(detector, images, count=8):
-    "Seconds that preparing and predicting one of up to `count` pictures takes, one after the other, nothing taken from a cache."
+# %% ../../nbs/61_evaluation.protocol.ipynb #0b3764e5
+def seconds_per_picture(detector, images, count=8, clock=time.perf_counter):
+    "Seconds by `clock` that preparing and predicting one of up to `count` pictures takes, one after the other, nothing taken from a cache."
     some = images.take(range(min(count, len(images))))
     predict_set(detector, some.take([0]))
-    start = time.perf_counter()
+    start = clock()
     predict_set(detector, some, batch_size=1)
-    return (time.perf_counter() - start) / len(some)
+    return (clock() - start) / len(some)
 
 def run(task):
     "The `Evaluation` of a task, from the cache where it is there; feature maps are shared with other tasks on the same images."
@@ -164,7 +164,7 @@ def run(task):
     read = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"group": str}) for name in ("scores", "calibration", "metrics", "defects")}
     return Evaluation(task.dataset, task.method, read["metrics"].backbone[0], task.profile.seed, **read, seconds=seconds, bundle=bundle)
 
-# %% ../../nbs/61_evaluation.protocol.ipynb #6edebb14
+# %% ../../nbs/61_evaluation.protocol.ipynb #fc6e8eed
 def tasks_for(profile, names, datasets=None):
     "Tasks of every method in `names` on every dataset of the profile, or of `datasets`."
     return [Task(dataset, name, profile) for dataset in datasets or profile.datasets for name in names]
@@ -172,9 +172,12 @@ def tasks_for(profile, names, datasets=None):
 def run_all(tasks, workers=1, progress="fitting and scoring"):
     "Evaluations of all tasks by (dataset, method), `workers` at a time."
     warnings.filterwarnings("ignore", "A worker stopped", UserWarning)     # joblib renews workers that have grown; nothing is lost
-    results = joblib.Parallel(n_jobs=max(1, min(workers, len(tasks))), return_as="generator")(joblib.delayed(run)(task) for task in tasks)
+    order = list(dict.fromkeys(task.method for task in tasks))
+    queue = sorted(tasks, key=lambda task: order.index(task.method))
+    results = joblib.Parallel(n_jobs=max(1, min(workers, len(tasks))), return_as="generator")(joblib.delayed(run)(task) for task in queue)
     bar = tqdm(results, total=len(tasks), desc=progress, unit="fit", leave=False, disable=None)
-    return {(result.dataset, result.method): result for result in bar}
+    found = {(result.dataset, result.method): result for result in bar}
+    return {(task.dataset, task.method): found[task.dataset, task.method] for task in tasks}
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #55b6ab26
 def stack(evaluations, what):

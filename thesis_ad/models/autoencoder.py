@@ -6,7 +6,7 @@
 __all__ = ['window_matrix', 'ssim_map', 'reconstruction_loss', 'ChannelAttention', 'SpatialAttention', 'CBAM', 'ConvAutoencoder',
            'mean_of_largest', 'Autoencoder', 'PlainAutoencoder']
 
-# %% ../../nbs/41_models.autoencoder.ipynb #66fcb8db
+# %% ../../nbs/41_models.autoencoder.ipynb #3b6adf0c
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from .detector import Detector, register
+from .detector import Detector, register, watched
 from ..settings import UserError, resolve_device, rng, torch_seed
 
 # %% ../../nbs/41_models.autoencoder.ipynb #87ee3371
@@ -206,20 +206,19 @@ def _mean_loss(d, images):
     d.network.eval()
     with torch.no_grad(): return sum(_loss(d, x).item() * len(x) for _, x in images.batches(d.batch)) / len(images)
 
-# %% ../../nbs/41_models.autoencoder.ipynb #06d26ee0
+# %% ../../nbs/41_models.autoencoder.ipynb #4a449423
 def _fit(d, train, calibration):
     "Train detector `d` and keep its losses by epoch in `facts`."
     d.network = _build(d)
     precision = "bfloat16" if d.bf16 and _computes_bf16(resolve_device(d.device)) else "float32"
     d.facts = {"precision": precision, "loss_train": [], "loss_ok": [], "loss_nok": []}
     optimiser = torch.optim.AdamW(d.network.parameters(), lr=d.learning_rate, weight_decay=d.weight_decay)
-    held_out = {"loss_ok": calibration.ok(), "loss_nok": calibration.nok()} if calibration is not None else {}
+    held_out = watched(calibration)
     for epoch in tqdm(range(d.epochs), desc=d.method, unit="epoch", leave=False, disable=None):
         d.facts["loss_train"].append(_train_epoch(d, optimiser, train, epoch))
         if not all(p.isfinite().all() for p in d.network.state_dict().values()) or not np.isfinite(d.facts["loss_train"][-1]):
             raise UserError(f"{d.method} diverged in epoch {epoch + 1}: its loss is no longer a number; try a learning_rate below {d.learning_rate:g}")
-        for name, images in held_out.items():
-            if len(images): d.facts[name].append(_mean_loss(d, images))
+        for name, images in held_out.items(): d.facts[name].append(_mean_loss(d, images))
 
 # %% ../../nbs/41_models.autoencoder.ipynb #cfbad474
 def _predict(d, images):

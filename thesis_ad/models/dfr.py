@@ -6,7 +6,7 @@
 __all__ = ['widths', 'Convolution', 'Normalisation', 'FeatureAutoencoder', 'collect_rows', 'fit_scale', 'residual', 'rows_pca',
            'row_batches', 'map_batches', 'train_network', 'border', 'image_scores', 'ring_level', 'DFR', 'AttentionDFR']
 
-# %% ../../nbs/42_models.dfr.ipynb #5ed26e29
+# %% ../../nbs/42_models.dfr.ipynb #de5728de
 import math
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from ..features.aggregation import aggregate, upsample
 from ..features.backbones import load_backbone
 from ..features.latent import StreamingPCA
 from .autoencoder import CBAM, _computes_bf16
-from .detector import Detector, register
+from .detector import Detector, evenly, register, watched
 from ..settings import UserError, one_of, resolve_device, rng, torch_seed
 
 # %% ../../nbs/42_models.dfr.ipynb #13c9596e
@@ -185,7 +185,7 @@ def _check(d):
     if d.training == "rows" and (d.kernel > 1 or d.attention): raise UserError("dfr: a kernel above 1 and attention see neighbours, so they need training='maps'")
     if not 0 < d.variance <= 1: raise UserError(f"dfr: variance must lie in (0, 1], not {d.variance}")
 
-# %% ../../nbs/42_models.dfr.ipynb #d61a5705
+# %% ../../nbs/42_models.dfr.ipynb #49575c5c
 @register("dfr", "deep feature reconstruction: how badly a narrow network rebuilds backbone features")
 @dataclass(kw_only=True)
 class DFR(Detector):
@@ -201,7 +201,7 @@ class DFR(Detector):
     steps: int = 500                # rows: training steps …
     rows_per_step: int = 2048
     row_limit: int = 200_000        # … and rows in the cache
-    passes: int = 3                 # rows: augmented passes over the pictures, if `augment`
+    passes: int = 2                 # rows: augmented passes over the pictures, if `augment`
     epochs: int = 150               # maps: epochs …
     batch: int = 4                  # … and pictures a step
     learning_rate: float = 1e-3
@@ -253,15 +253,11 @@ def _build(d):
         network = FeatureAutoencoder(d.facts["channels"], d.facts["latent"], d.kernel, d.attention, d.skips)
     d.network, d.ring_level = network.to(resolve_device(d.device)).eval(), None
 
-# %% ../../nbs/42_models.dfr.ipynb #a0bf6217
-def _evenly(images, count):
-    "At most `count` pictures of an image set, evenly spaced."
-    return images.take(np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)))
-
+# %% ../../nbs/42_models.dfr.ipynb #ec6e67ca
 def _held_out(d, images):
     "A few cells of held-out pictures to watch the loss on: rows [n, C], or whole maps of 8 pictures if training sees whole maps."
     if d.training == "rows": return collect_rows(d.features, images, 4096, seed=d.seed)
-    return torch.cat([d.features(batch).half().cpu() for _, batch in _evenly(images, 8).batches(4)])
+    return torch.cat([d.features(batch).half().cpu() for _, batch in evenly(images, 8).batches(4)])
 
 def _fit(d, train, calibration):
     "Rows, latent size, training; `facts` keeps what was found."
@@ -273,14 +269,13 @@ def _fit(d, train, calibration):
                "latent_at": {f"{v:.2f}": pca.latent_size(v) for v in (0.80, 0.90, 0.95, 0.99)}, "precision": "bfloat16" if bf16 else "float32"}
     _build(d)
     if d.standardise: fit_scale(d.network, pca.mean, pca.scale)
-    held_out = {} if calibration is None else {"loss_ok": calibration.ok(), "loss_nok": calibration.nok()}
-    held_out = {name: _held_out(d, images) for name, images in held_out.items() if len(images)}
+    held_out = {name: _held_out(d, images) for name, images in watched(calibration).items()}
     if d.training == "rows": batches, total, every = row_batches(rows, d.steps, d.rows_per_step, d.seed), d.steps, max(1, d.steps // 25)
     else:
         every = math.ceil(len(train) / d.batch)
         batches, total = map_batches(d.features, train, d.epochs, d.batch, d.seed), d.epochs * every
     d.facts |= {"loss_ok": [], "loss_nok": []} | train_network(d.network, batches, total, every, held_out, d.learning_rate, bf16)
-    if d.level: d.ring_level = ring_level(torch.cat([_heat(d, batch) for _, batch in _evenly(train, 40).batches(8)]))
+    if d.level: d.ring_level = ring_level(torch.cat([_heat(d, batch) for _, batch in evenly(train, 40).batches(8)]))
 
 # %% ../../nbs/42_models.dfr.ipynb #5d75f942
 def _heat(d, images):

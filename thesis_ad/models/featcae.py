@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['neighbourhoods', 'three_sigma', 'FeatCAE']
 
-# %% ../../nbs/48_models.featcae.ipynb #749d67e5
+# %% ../../nbs/48_models.featcae.ipynb #6345ac32
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from ..features.aggregation import upsample
 from ..features.patches import check_pixels
 from .autoencoder import _computes_bf16
-from .detector import register
-from .dfr import FeatureAutoencoder, _evenly, border, collect_rows, fit_scale, image_scores, residual, row_batches, rows_pca, train_network
+from .detector import register, watched
+from .dfr import FeatureAutoencoder, border, collect_rows, fit_scale, image_scores, residual, row_batches, rows_pca, train_network
 from .patchcore import FeatureDetector
 from ..settings import UserError, resolve_device, torch_seed
 
@@ -80,7 +80,7 @@ def _trained(d):
 
 def _low(d): return d.bf16 and _computes_bf16(resolve_device(d.device))
 
-# %% ../../nbs/48_models.featcae.ipynb #e8bdc8ca
+# %% ../../nbs/48_models.featcae.ipynb #caad8179
 def _fit(d, train, calibration):
     "Rows, scale, training, and the training pictures' own errors."
     rows = collect_rows(d.cells, train, d.row_limit, d.passes if d.augment else 1, d.seed)
@@ -89,8 +89,7 @@ def _fit(d, train, calibration):
     if d.standardise: fit_scale(d.autoencoder, pca.mean, pca.scale)
     d.facts = {"channels": rows.shape[1], "explained": float(pca.explained[min(d.latent, rows.shape[1]) - 1]), "rows": len(rows),
                "stages": d.used_stages, "precision": "bfloat16" if _low(d) else "float32", "loss_ok": [], "loss_nok": []}
-    held_out = {} if calibration is None else {"loss_ok": calibration.ok(), "loss_nok": calibration.nok()}
-    held_out = {name: collect_rows(d.cells, _evenly(images, 40), 4096, seed=d.seed) for name, images in held_out.items() if len(images)}
+    held_out = {name: collect_rows(d.cells, images, 4096, seed=d.seed) for name, images in watched(calibration).items()}
     batches = row_batches(rows, d.steps, d.rows_per_step, d.seed)
     d.facts |= train_network(d.autoencoder, batches, d.steps, max(1, d.steps // 25), held_out, d.learning_rate, _low(d), name="featcae")
     d.facts |= three_sigma(np.concatenate([d.predict(batch)[0] for _, batch in train.batches(8)]))

@@ -73,25 +73,26 @@ def unpack_triangles(packed, d):
     W[:, *torch.tril_indices(d, d)] = packed
     return W
 
-# %% ../../nbs/44_models.padim.ipynb #6421776f
+# %% ../../nbs/44_models.padim.ipynb #9cf1adef
 @register("padim", "a Gaussian at each position, Mahalanobis distance (Defard et al., 2021)")
 @dataclass(kw_only=True)
 class PaDiM(PatchDetector):
     "PaDiM. Image score: maximum of the map; map: Mahalanobis distances, upsampled and smoothed."
     window: int = 1                 # PaDiM does not average over neighbours
-    unit_length: bool = False       # and its Gaussians have each position's own spread already
+    lengths: str = "raw"            # and its Gaussians have each position's own spread already
     channels: int = 100             # channels drawn at random, 0 = all
     named_channels: tuple = ()      # indices of channels to take in place of random ones
     eps: float = 0.01               # added to the diagonal of each covariance
     sigma: float = 4.0              # smoothing of the map in pixels
 
     def _fit(self, train, calibration, batch_size=8):
+        self.measure(train)
         gaussians = PositionGaussians()
         for _, batch in tqdm(train.batches(batch_size), total=-(-len(train) // batch_size), desc="features", leave=False, disable=None):
             maps = self.features(batch).cpu()
             if not gaussians.count: chosen = draw_channels(maps.shape[1], self.channels, self.named_channels, self.seed)
             gaussians.partial_fit(maps[:, chosen].flatten(2).transpose(1, 2))
-        self.facts = {"grid": list(maps.shape[-2:]), "channels": chosen.tolist(), "images": gaussians.count, "stages": self.used_stages}
+        self.facts |= {"grid": list(maps.shape[-2:]), "channels": chosen.tolist(), "images": gaussians.count, "stages": self.used_stages}
         self.mean = gaussians.mean.float()
         self.W = torch.cat([whitening(gaussians.covariance(slice(p, p + 64)), self.eps) for p in range(0, len(self.mean), 64)])
 
@@ -129,7 +130,7 @@ def centre_and_spread(batches):
     centre = sums[:, 1] / sums[:, 0]
     return centre.tolist(), np.sqrt(np.maximum(sums[:, 2] / sums[:, 0] - centre ** 2, 1e-6)).tolist()
 
-# %% ../../nbs/44_models.padim.ipynb #49c236b9
+# %% ../../nbs/44_models.padim.ipynb #a144f67a
 @register("gaussian", "one Gaussian for all positions, stage by stage, Mahalanobis distance: for parts that are not aligned, fits in seconds")
 @dataclass(kw_only=True)
 class Gaussian(PatchDetector):
@@ -137,7 +138,7 @@ class Gaussian(PatchDetector):
     eps: float = 0.01               # added to the diagonal of each covariance, relative to the mean variance
     sigma: float = 4.0              # smoothing of the map in pixels
 
-    def _maps(self, images): return stage_maps(self.network, images, self.used_stages, self.window, self.unit_length)
+    def _maps(self, images): return stage_maps(self.network, images, self.used_stages, self.window, self.typical)
 
     def _distances(self, images):
         "Mahalanobis distances, one tensor [B, h_i, w_i] a stage."
@@ -145,12 +146,13 @@ class Gaussian(PatchDetector):
 
     def _fit(self, train, calibration):
         fit, held = hold_out(train, calibration, self.seed)
+        self.measure(fit)
         gaussians = [StreamingCovariance() for _ in self.used_stages]
         for _, batch in tqdm(fit.batches(8), total=-(-len(fit) // 8), desc="features", leave=False, disable=None):
             for gaussian, m in zip(gaussians, self._maps(batch)): gaussian.partial_fit(m.permute(0, 2, 3, 1).flatten(0, 2))
         self.stage_models = [stage_gaussian(gaussian, self.eps) for gaussian in gaussians]
         centre, spread = centre_and_spread(self._distances(batch) for _, batch in held.batches(8))
-        self.facts = {"stages": self.used_stages, "images": len(fit), "held_out": len(held), "centre": centre, "spread": spread}
+        self.facts |= {"stages": self.used_stages, "images": len(fit), "held_out": len(held), "centre": centre, "spread": spread}
 
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FeatureDetector', 'PatchDetector', 'reweight', 'MemoryBank', 'PatchCore']
 
-# %% ../../nbs/43_models.patchcore.ipynb #46f58734
+# %% ../../nbs/43_models.patchcore.ipynb #643dde51
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,9 +14,9 @@ import torch
 
 from ..features.backbones import load_backbone
 from ..features.coreset import coreset_size, greedy_coreset, random_projection
-from ..features.patches import patch_features, sample_patches, smooth_map
+from ..features.patches import patch_features, sample_patches, smooth_map, typical_lengths
 from ..features.search import WAYS, NearestNeighbours
-from .detector import Detector, register
+from .detector import Detector, evenly, register
 from ..settings import UserError, one_of, resolve_device
 
 # %% ../../nbs/43_models.patchcore.ipynb #81577fd3
@@ -39,16 +39,27 @@ class FeatureDetector(Detector):
     @property
     def used_stages(self): return [int(i) for i in self.stages] or self.network.stages_at(*self.default_strides)
 
-# %% ../../nbs/43_models.patchcore.ipynb #a0c0abf6
+# %% ../../nbs/43_models.patchcore.ipynb #f0035f36
 @dataclass(kw_only=True)
 class PatchDetector(FeatureDetector):
     "A detector that compares patches."
     window: int = 3                 # cells a side of the local average, odd
-    unit_length: bool = True        # bring each stage's vector in each cell to length 1 first
+    lengths: str = "soft"           # of a stage's vector in a cell: raw (as it comes), unit (1), or soft (see features.patches)
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of(self.lengths, ("raw", "unit", "soft"), "lengths")
+
+    def measure(self, train):
+        "Note the typical length of each stage's vectors, from up to 40 training pictures, in `facts`."
+        if self.lengths == "soft": self.facts = {"typical": typical_lengths(self.network, evenly(train, 40), self.used_stages, self.window)}
+
+    @property
+    def typical(self): return {"raw": None, "unit": [0.0] * len(self.used_stages)}.get(self.lengths, self.facts.get("typical"))
 
     def features(self, images):
         "Patch features float32 [B, C, h, w] of images [B, 3, H, W]."
-        return patch_features(self.network, images, self.used_stages, self.window, self.unit_length)
+        return patch_features(self.network, images, self.used_stages, self.window, self.typical)
 
 # %% ../../nbs/43_models.patchcore.ipynb #8fa3782d
 def reweight(query, nearest, bank, search, b=9):
@@ -62,7 +73,7 @@ def reweight(query, nearest, bank, search, b=9):
     own = (query.cpu().double() - bank[nearest].cpu().double()).norm(dim=1)             # ‖q* - m*‖
     return (1 - torch.exp(own - torch.logsumexp(far, dim=1))).numpy()
 
-# %% ../../nbs/43_models.patchcore.ipynb #ae7b54bd
+# %% ../../nbs/43_models.patchcore.ipynb #87e5aa1c
 @dataclass(kw_only=True)
 class MemoryBank(PatchDetector):
     "A detector that remembers a coreset of OK patches, as `bank` [K, C]."
@@ -73,11 +84,12 @@ class MemoryBank(PatchDetector):
     search: str = "auto"            # see features.search
 
     def _fit(self, train, calibration):
+        self.measure(train)
         rows, total = sample_patches(self.features, train, self.candidates, self.seed)
         count = coreset_size(len(rows), self.cap, self.ratio)
         seen = random_projection(rows, self.projection, self.seed) if self.projection else rows
         self.restore({"bank": rows[torch.from_numpy(greedy_coreset(seen, count, seed=self.seed))]})
-        self.facts = {"patches": total, "candidates": len(rows), "bank": count, "channels": rows.shape[1], "stages": self.used_stages}
+        self.facts |= {"patches": total, "candidates": len(rows), "bank": count, "channels": rows.shape[1], "stages": self.used_stages}
 
     def tensors(self): return {"bank": self.bank}
 

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['MAP_LIMIT', 'squared_distance', 'Pyramid', 'picture_batches', 'train_student', 'StudentDetector', 'product_map',
            'STFPM', 'PDN', 'find_pdn', 'read_pdn', 'hard_loss', 'GlobalAutoencoder', 'map_quantiles', 'normalise_map',
-           'map_statistics', 'EfficientAD']
+           'map_statistics', 'scaling', 'EfficientADSettings', 'EfficientAD']
 
-# %% ../../nbs/46_models.student_teacher.ipynb #1deb1f70
+# %% ../../nbs/46_models.student_teacher.ipynb #b8629d15
 import itertools, math, os
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,13 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from ..features.backbones import _build, _cut, _in_order, _read_weights, _weight_hash, load_backbone
-from ..features.patches import check_pixels, patch_features
+from ..features.backbones import build_model, cut_stages, in_order, read_weights, weight_hash
+from ..features.latent import StreamingCovariance
+from ..features.patches import check_pixels, local_average, patch_features
 from .autoencoder import _computes_bf16
-from .detector import Detector, register
-from .dfr import _evenly
-from .padim import hold_out
+from .detector import evenly, register, watched
+from .padim import hold_out, whitening
+from .patchcore import FeatureDetector
 from ..settings import UserError, one_of, resolve_device, rng, torch_seed
 
 # %% ../../nbs/46_models.student_teacher.ipynb #34e7d5f9
@@ -32,14 +32,14 @@ def squared_distance(t, s):
     "½ ‖t/‖t‖ − s/‖s‖‖² of feature vectors [B, C, h, w]: float32 [B, h, w] in [0, 2]. Wang et al. 2021, eq. 1."
     return 0.5 * (F.normalize(t.float(), dim=1) - F.normalize(s.float(), dim=1)).square().sum(1)
 
-# %% ../../nbs/46_models.student_teacher.ipynb #7ab1820f
+# %% ../../nbs/46_models.student_teacher.ipynb #16ad8278
 class Pyramid(nn.Module):
     "A network of timm's architecture `name` with random weights from `seed`, cut at `stages`; nothing behind the deepest is kept."
     def __init__(self, name, stages, seed=0):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed("student", name, seed))
-            chain = _cut(_build(name))[:max(stages) + 1]
+            chain = cut_stages(build_model(name))[:max(stages) + 1]
         self.stages, self.chain = list(stages), nn.ModuleList(nn.Sequential(*modules) for modules in chain)
         self.to(memory_format=torch.channels_last)
 
@@ -85,18 +85,10 @@ def train_student(network, loss, batches, steps, held_out, learning_rate=1e-3, n
     network.eval()
     return curve
 
-# %% ../../nbs/46_models.student_teacher.ipynb #e76f4194
-def _watched(calibration, count=6):
-    "A few OK and NOK pictures of the calibration split to watch the loss on, by name."
-    sets = {} if calibration is None else {"loss_ok": calibration.ok(), "loss_nok": calibration.nok()}
-    return {name: torch.stack(list(_evenly(images, count))) for name, images in sets.items() if len(images)}
-
-# %% ../../nbs/46_models.student_teacher.ipynb #f2407e0a
+# %% ../../nbs/46_models.student_teacher.ipynb #2d00e505
 @dataclass(kw_only=True)
-class StudentDetector(Detector):
+class StudentDetector(FeatureDetector):
     "A detector whose student learns from stages of a frozen backbone."
-    backbone: str = "tf_efficientnet_lite0"
-    stages: tuple = ()              # indices of stages; empty: the last ones of strides 8 and 16
     steps: int = 75                 # training steps …
     batch: int = 4                  # … and pictures a step
     learning_rate: float = 2e-3     # of Adam, at its highest
@@ -107,13 +99,9 @@ class StudentDetector(Detector):
             if getattr(self, name) < 1: raise UserError(f"{self.method}: {name} is at least 1, not {getattr(self, name)}")
         if not self.learning_rate > 0: raise UserError(f"{self.method}: learning_rate is above 0, not {self.learning_rate}")
 
-    @cached_property
-    def eyes(self):
-        "The frozen backbone, loaded when first needed."
-        return load_backbone(self.backbone, resolve_device(self.device))
-
-    weight_hash = property(lambda self: self.eyes.weight_hash)
-    used_stages = property(lambda self: [int(i) for i in self.stages] or self.eyes.stages_at(8, 16))
+def _watch(calibration):
+    "A few OK and NOK pictures of the calibration split to watch the loss on, by name: [n, 3, H, W]."
+    return {name: torch.stack(list(images)) for name, images in watched(calibration, 6).items()}
 
 # %% ../../nbs/46_models.student_teacher.ipynb #dca2b135
 def product_map(distances, size):
@@ -137,19 +125,41 @@ class STFPM(StudentDetector):
         self.student = Pyramid(self.backbone, self.used_stages).to(resolve_device(self.device)).eval()
         self.student.load_state_dict(tensors)
 
-# %% ../../nbs/46_models.student_teacher.ipynb #89ce0aa2
-def _distances(d, images):
-    "½‖t̂ − ŝ‖² float32 [B, h_i, w_i] of each stage."
-    if not hasattr(d, "student"): raise UserError("stfpm has not been fitted yet; fit it or load a bundle")
-    found = zip(d.eyes(images, d.used_stages), d.student(d.eyes.normalise(images)))
-    return [squared_distance(t, s) for t, s in found]
+# %% ../../nbs/46_models.student_teacher.ipynb #5f562a23
+def _pupil(d, images):
+    "The student's maps [B, C_i, h_i, w_i] of pictures; it sees the same mirrored surroundings as the teacher."
+    maps = d.student(F.pad(d.network.normalise(images), (d.margin,) * 4, mode="reflect"))
+    cuts = [d.margin // d.network.strides[i] for i in d.used_stages]
+    return [m[..., k:m.shape[-2] - k, k:m.shape[-1] - k] for m, k in zip(maps, cuts)]
 
+def _distances(d, images, taught=None):
+    "½‖t̂ − ŝ‖² float32 [B, h_i, w_i] of each stage; `taught`: the teacher's maps, if they are known already."
+    if not hasattr(d, "student"): raise UserError("stfpm has not been fitted yet; fit it or load a bundle")
+    return [squared_distance(t, s) for t, s in zip(taught or d.network(images, d.used_stages), _pupil(d, images))]
+
+# %% ../../nbs/46_models.student_teacher.ipynb #dcc27cd1
+MAP_LIMIT = 2**30       # bytes of teacher maps kept during a fit
+
+def _keep(d, train, teacher):
+    "Lists of the maps, float16 [N, C_i, h_i, w_i], that `teacher(images)` gives of the training pictures; None if they change or are too many."
+    first = teacher(check_pixels(train[0][None]))
+    if d.augment or len(train) * sum(m.numel() for m in first) * 2 > MAP_LIMIT: return None
+    kept = [torch.empty(len(train), *m.shape[1:], dtype=torch.float16) for m in first]
+    for indices, batch in train.batches(8):
+        for rows, m in zip(kept, teacher(check_pixels(batch))): rows[indices] = m.cpu().clamp(-65504, 65504).half()
+    return kept
+
+# %% ../../nbs/46_models.student_teacher.ipynb #9e2763d0
 def _fit_pyramid(d, train, calibration):
     "Train the student of `d` on the sum over stages of the mean distance."
-    d.student = Pyramid(d.backbone, d.used_stages, d.seed).to(resolve_device(d.device))
-    loss = lambda batch, indices=None: sum(one.mean() for one in d.distances(check_pixels(batch)))
+    device = resolve_device(d.device)
+    d.student = Pyramid(d.backbone, d.used_stages, d.seed).to(device)
+    kept = _keep(d, train, lambda images: d.network(images, d.used_stages))
+    def loss(batch, indices=None):
+        taught = None if kept is None or indices is None else [m[indices].to(device) for m in kept]
+        return sum(one.mean() for one in _distances(d, check_pixels(batch), taught))
     batches = picture_batches(train, d.steps, d.batch, d.seed)
-    curve = train_student(d.student, loss, batches, d.steps, _watched(calibration), d.learning_rate, "stfpm")
+    curve = train_student(d.student, loss, batches, d.steps, _watch(calibration), d.learning_rate, "stfpm")
     d.facts = {"stages": d.used_stages} | {"loss_ok": [], "loss_nok": []} | curve
 
 # %% ../../nbs/46_models.student_teacher.ipynb #8c3d1082
@@ -164,7 +174,7 @@ class PDN(nn.Sequential):
         x = (x - x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / x.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
         return super().forward(F.pad(x, (15, 17, 15, 17), mode="replicate").contiguous(memory_format=torch.channels_last))
 
-# %% ../../nbs/46_models.student_teacher.ipynb #0136d96d
+# %% ../../nbs/46_models.student_teacher.ipynb #4ff5fdcf
 def find_pdn(name):
     "The file of published PDN weights: `name` itself, or for `published` pdn_small.(safetensors|pth) in the folder THESIS_AD_WEIGHTS."
     folder = Path(os.environ.get("THESIS_AD_WEIGHTS") or "").expanduser()
@@ -175,10 +185,10 @@ def find_pdn(name):
 
 def read_pdn(file):
     "A frozen `PDN` with the published weights in `file`; refused unless number and shapes of the tensors agree."
-    state = _read_weights(file)
+    state = read_weights(file)
     order = sorted(state, key=lambda name: (name.rpartition(".")[0], not name.endswith("weight")))
     network = PDN()
-    network.load_state_dict(_in_order({name: state[name] for name in order}, network, Path(file).name))
+    network.load_state_dict(in_order({name: state[name] for name in order}, network, Path(file).name))
     return network.requires_grad_(False).eval()
 
 # %% ../../nbs/46_models.student_teacher.ipynb #64061305
@@ -189,7 +199,7 @@ def hard_loss(squared, p=0.999):
     kept = len(values) - math.ceil((len(values) - 1) * p)          # elements at or above the (interpolated) quantile, but for ties
     return values[values >= values.detach().topk(kept).values[-1]].mean()
 
-# %% ../../nbs/46_models.student_teacher.ipynb #2f41aea6
+# %% ../../nbs/46_models.student_teacher.ipynb #6a2181a5
 class GlobalAutoencoder(nn.Module):
     "Pictures [B, 3, H, W] in [0, 1] → maps [B, channels, h, w] of `grid` = (h, w), through `latent` numbers."
     def __init__(self, channels, grid, latent=64):
@@ -199,9 +209,11 @@ class GlobalAutoencoder(nn.Module):
         self.grids = [tuple(math.ceil(n / k) for n in grid) for k in (8, 4, 2, 1)]
         self.decoder = nn.ModuleList(nn.Conv2d(latent if k == 0 else 64, 64, 3, padding=1) for k in range(4))
         self.last = nn.Conv2d(64, channels, 3, padding=1)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x):
-        z = self.encoder(2 * F.interpolate(x, (128, 128), mode="bilinear", align_corners=False) - 1)
+        small = F.interpolate(x, (128, 128), mode="bilinear", align_corners=False).contiguous(memory_format=torch.channels_last)
+        z = self.encoder(2 * small - 1)
         for grid, convolution in zip(self.grids, self.decoder): z = convolution(F.interpolate(z, grid, mode="bilinear", align_corners=False)).relu()
         return self.last(z)
 
@@ -215,43 +227,54 @@ def normalise_map(maps, quantiles):
     a, b = quantiles
     return 0.1 * (maps - a) / max(b - a, 1e-6)
 
-# %% ../../nbs/46_models.student_teacher.ipynb #3b4c1ee2
+# %% ../../nbs/46_models.student_teacher.ipynb #ba1574fa
 def _at(images, grid):
     "Pictures at 4 px a cell of `grid`, [B, 3, 4h, 4w]."
     size = tuple(4 * n for n in grid)
     return images if images.shape[-2:] == size else F.interpolate(images, size, mode="bilinear", align_corners=False)
 
+# %% ../../nbs/46_models.student_teacher.ipynb #71f44e71
 def map_statistics(maps):
-    "Mean [1, C, 1, 1], standard deviation [1, C, 1, 1] and mean map [1, C, h, w] of batches of maps [B, C, h, w], float32; sums in float64."
-    count, total, squares = 0, 0, 0
+    "Mean float32 [1, C, 1, 1], covariance float64 [C, C] over all cells, and mean map float32 [1, C, h, w] of batches of maps [B, C, h, w]."
+    cells, count, total = StreamingCovariance(), 0, 0
     for m in maps:
-        m = m.cpu().double()
-        count, total, squares = count + len(m), total + m.sum(0, keepdim=True), squares + m.square().sum((0, 2, 3), keepdim=True)
-    mean = total.mean((2, 3), keepdim=True) / count
-    std = (squares / (count * total[0, 0].numel()) - mean.square()).clamp(min=0).sqrt()
-    return mean.float(), std.clamp(min=max(1e-3 * float(std.mean()), 1e-3)).float(), (total / count).float()
+        m = m.float().cpu()
+        cells.partial_fit(m.permute(0, 2, 3, 1).flatten(0, 2))
+        count, total = count + len(m), total + m.double().sum(0, keepdim=True)
+    covariance = cells.covariance if cells.rows > 1 else np.zeros((len(cells.mean),) * 2)
+    return torch.from_numpy(cells.mean).float().view(1, -1, 1, 1), torch.from_numpy(covariance), (total / count).float()
 
-# %% ../../nbs/46_models.student_teacher.ipynb #adca737f
+def scaling(covariance, whiten=True):
+    "float32 [C, C], to be multiplied with map minus mean: W D⁻¹ with D the standard deviations and W whitening the correlations, or D⁻¹ alone."
+    std = covariance.diagonal().sqrt()
+    std = std.clamp(min=max(1e-3 * float(std.mean()), 1e-3))
+    return whitening(covariance / std[:, None] / std, 0.01) / std.float() if whiten else torch.diag(1 / std).float()
+
+# %% ../../nbs/46_models.student_teacher.ipynb #aa12ca7d
 def _check(d):
     "Refuse settings that no training could use."
     one_of(d.reference, ("student", "mean"), "reference of efficientad")
     if not 0 <= d.warm <= 1: raise UserError(f"efficientad: warm lies in 0 … 1, not {d.warm}")
     if not 0 <= d.hard < 1: raise UserError(f"efficientad: hard lies in 0 … 1, below 1, not {d.hard}")
+    if d.window < 1 or d.window % 2 == 0: raise UserError(f"efficientad: window is odd and at least 1, not {d.window}")
+    if not 0 <= d.rim < 0.5: raise UserError(f"efficientad: rim lies in 0 … 0.5, below 0.5, not {d.rim}")
     for name in ("width", "teacher_steps"):
         if getattr(d, name) < 1: raise UserError(f"efficientad: {name} is at least 1, not {getattr(d, name)}")
 
-# %% ../../nbs/46_models.student_teacher.ipynb #7eddcad2
-@register("efficientad", "a small student and an autoencoder learn a frozen teacher's map; quantile-normalised differences (Batzner et al., 2023)")
+# %% ../../nbs/46_models.student_teacher.ipynb #eabf30aa
 @dataclass(kw_only=True)
-class EfficientAD(StudentDetector):
-    "Image score: maximum of the map; map: half local (teacher − student), half global (autoencoder − student)."
-    steps: int = 450
+class EfficientADSettings(StudentDetector):
+    "What EfficientAD can be asked to do."
+    steps: int = 200
     learning_rate: float = 1e-3
     teacher: str = "backbone"       # backbone, distilled, published, or a file of PDN-S weights
     teacher_steps: int = 150        # distilled: training steps of the teacher
     width: int = 32                 # channels of the student's first convolution (paper: 128)
+    whiten: bool = True             # decorrelate the channels of the backbone's map; False: scale each one, as the paper does
     hard: float = 0.999             # quantile of the squared differences above which they teach; 0 = all
-    warm: float = 0.5               # share of the steps, at the beginning, in which all of them teach
+    warm: float = 0.75              # share of the steps, at the beginning, in which all of them teach
+    rim: float = 0.125              # share of each side whose cells are not judged (paper: 1/16)
+    window: int = 3                 # cells a side over which the differences are averaged, odd (paper: 1)
     reference: str = "student"      # "student", or "mean": distance to the mean OK map, no student
     bf16: bool = True               # train in bfloat16 where the device computes in it
 
@@ -260,13 +283,21 @@ class EfficientAD(StudentDetector):
         _check(self)
         if self.teacher not in ("backbone", "distilled"): self.backbone = "pdn_small"      # what tables and bundles call it
 
+# %% ../../nbs/46_models.student_teacher.ipynb #de82eee5
+@register("efficientad", "a small student and an autoencoder learn a frozen teacher's map; quantile-normalised differences (Batzner et al., 2023)")
+@dataclass(kw_only=True)
+class EfficientAD(EfficientADSettings):
+    "Image score: maximum of the map; map: half local (teacher − student), half global (autoencoder − student)."
     @property
-    def weight_hash(self): return self.eyes.weight_hash if self.teacher == "backbone" else _weight_hash(self.models["teacher"])
+    def weight_hash(self): return self.network.weight_hash if self.teacher == "backbone" else weight_hash(self.models["teacher"])
     def _fit(self, train, calibration): _fit(self, train, calibration)
-    def predict(self, images): return _predict(self, images)
-    def tensors(self): return _models(self).state_dict() | {name: getattr(self, name) for name in ("mean", "std", "mean_map")}
+    def predict(self, images):
+        "Image scores float64 [B] and anomaly maps float32 [B, H, W], each picture judged alone."
+        return _predict(self, images)
+
+    def tensors(self): return _models(self).state_dict() | {name: getattr(self, name) for name in ("mean", "scaling", "mean_map")}
     def restore(self, tensors):
-        self.mean, self.std, self.mean_map = (tensors.pop(name) for name in ("mean", "std", "mean_map"))
+        for name in ("mean", "scaling", "mean_map"): setattr(self, name, tensors.pop(name).to(resolve_device(self.device)))
         _build_models(self)
         self.models.load_state_dict(tensors)
 
@@ -284,20 +315,25 @@ def _build_models(d):
         if d.reference == "student": models |= {"student": PDN(2 * channels, d.width), "autoencoder": GlobalAutoencoder(channels, d.facts["grid"])}
     d.models = nn.ModuleDict(models).to(resolve_device(d.device)).eval()
 
-# %% ../../nbs/46_models.student_teacher.ipynb #2bd1081d
+# %% ../../nbs/46_models.student_teacher.ipynb #6af1a850
 def _seen(d, images):
     "What the teacher sees of pictures, before standardising: [B, C, h, w]."
     images = images.to(resolve_device(d.device))
-    if d.teacher == "backbone": m = patch_features(d.eyes, images, d.used_stages, 1)
+    if d.teacher == "backbone": m = patch_features(d.network, images, d.used_stages, 1)
     else: m = d.models["teacher"](_at(images, d.facts["grid"] if d.teacher == "distilled" else [math.ceil(n / 4) for n in images.shape[-2:]]))
     if list(m.shape[-2:]) != d.facts["grid"]:
-        raise UserError(f"efficientad was fitted on maps of {d.facts['grid']} cells and got {list(m.shape[-2:])}; give pictures of {tuple(d.size)} pixels")
+        raise UserError(f"efficientad was fitted on maps of {d.facts['grid']} cells and got {list(m.shape[-2:])}; give pictures of {tuple(d.input_size)} pixels")
     return m
 
-def _teacher(d, images):
-    "The teacher's map with each channel standardised, [B, C, h, w], without gradients."
-    with torch.no_grad(): return (_seen(d, images) - d.mean.to(resolve_device(d.device))) / d.std.to(resolve_device(d.device))
+def _scaled(d, m):
+    "A teacher's map [B, C, h, w] minus the mean, channels brought to one scale."
+    return torch.einsum("dc,bchw->bdhw", d.scaling, m - d.mean)
 
+def _teacher(d, images):
+    "The teacher's map on one scale, [B, C, h, w], without gradients."
+    with torch.no_grad(): return _scaled(d, _seen(d, images))
+
+# %% ../../nbs/46_models.student_teacher.ipynb #a7d03282
 def _differences(d, images, T=None):
     "(T, S, A, S') float32, each [B, C, h, w], of pictures; `T`: the teacher's map, if it is known already."
     T, images = _teacher(d, images) if T is None else T, images.to(resolve_device(d.device))
@@ -306,76 +342,89 @@ def _differences(d, images, T=None):
     S, S_ = both.float().split(T.shape[1], dim=1)
     return T, S, A.float(), S_
 
-# %% ../../nbs/46_models.student_teacher.ipynb #f0f3dfb6
+# %% ../../nbs/46_models.student_teacher.ipynb #5702efae
 def _loss(d, images, T=None, p=0.0):
     "L_hard at the quantile p + mean (T − A)² + mean (A − S')²: Batzner et al. 2023, without the penalty on ImageNet photos."
     T, S, A, S_ = _differences(d, images, T)
     return hard_loss((T - S).square(), p) + F.mse_loss(A, T) + F.mse_loss(S_, A)
 
 def _distil(d, train):
-    "Let the PDN teacher learn the backbone's map, standardised, on the training pictures."
+    "Let the PDN teacher learn the backbone's map, each channel scaled, on the training pictures."
     device, teacher = resolve_device(d.device), d.models["teacher"]
-    see = lambda images: patch_features(d.eyes, images.to(device), d.used_stages, 1)
-    mean, std, _ = (m.to(device) for m in map_statistics(see(batch) for _, batch in train.batches(8)))
+    see = lambda images: patch_features(d.network, images.to(device), d.used_stages, 1)
+    mean, covariance, _ = map_statistics(see(batch) for _, batch in train.batches(8))
+    mean, std = mean.to(device), 1 / scaling(covariance, False).diagonal().view(1, -1, 1, 1).to(device)
     def loss(batch, indices):
         with torch.autocast(device.type, torch.bfloat16, enabled=d.facts["precision"] == "bfloat16"): m = teacher(_at(batch.to(device), d.facts["grid"]))
         return F.mse_loss(m.float(), (see(batch) - mean) / std)
     batches = picture_batches(train, d.teacher_steps, d.batch, d.seed)
     d.facts["loss_teacher"] = train_student(teacher, loss, batches, d.teacher_steps, {}, d.learning_rate, "efficientad teacher")["loss_train"]
 
-# %% ../../nbs/46_models.student_teacher.ipynb #e88c082b
-MAP_LIMIT = 2**30       # bytes of teacher maps kept during a fit
-
-def _kept(m, indices, kept):
-    "`m`, after a copy went to the rows `indices` of `kept` (or None)."
-    if kept is not None: kept[indices] = m.cpu().clamp(-65504, 65504).half()
-    return m
-
-def _prepare(d, train):
-    "Make the teacher and measure its map: grid, channels, mean, standard deviation, mean map. Returns the maps of all pictures, or None."
+# %% ../../nbs/46_models.student_teacher.ipynb #61676d96
+def _make_teacher(d, train):
+    "Networks of `d` with a finished teacher; `facts` says its grid and channels."
     bf16 = d.bf16 and _computes_bf16(resolve_device(d.device))
     d.facts = {"penalty": "none: no ImageNet photos", "precision": "bfloat16" if bf16 else "float32"}
     published = None if d.teacher in ("backbone", "distilled") else read_pdn(find_pdn(d.teacher))
     first = check_pixels(train[0][None])
-    shape = patch_features(d.eyes, first, d.used_stages, 1).shape if published is None else (1, 384, *(math.ceil(n / 4) for n in first.shape[-2:]))
+    shape = patch_features(d.network, first, d.used_stages, 1).shape if published is None else (1, 384, *(math.ceil(n / 4) for n in first.shape[-2:]))
     d.facts |= {"channels": shape[1], "grid": list(shape[2:]), "teacher": [384, 128] if published else [shape[1], d.width]}
     _build_models(d)
     if published: d.models["teacher"].load_state_dict(published.state_dict())
     if d.teacher == "distilled": _distil(d, train)
     if "teacher" in d.models: d.models["teacher"].requires_grad_(False)
-    kept = torch.empty(len(train), *shape[1:], dtype=torch.float16) if not d.augment and len(train) * math.prod(shape) * 2 <= MAP_LIMIT else None
-    d.mean, d.std, d.mean_map = map_statistics(_kept(_seen(d, batch), indices, kept) for indices, batch in train.batches(8))
-    return kept
 
-# %% ../../nbs/46_models.student_teacher.ipynb #c26a43ac
+# %% ../../nbs/46_models.student_teacher.ipynb #efad5547
+def _measure(d, train):
+    "Mean, scaling and mean map of the teacher on the training pictures. Returns its maps float16 [N, C, h, w], or None where they are not kept."
+    kept = _keep(d, train, lambda images: [_seen(d, images)])
+    seen = kept[0].split(8) if kept else (_seen(d, batch) for _, batch in train.batches(8))
+    mean, covariance, mean_map = map_statistics(seen)
+    whiten = d.whiten and d.teacher == "backbone"
+    d.mean, d.scaling, d.mean_map = (m.to(resolve_device(d.device)) for m in (mean, scaling(covariance, whiten), mean_map))
+    return kept and kept[0]
+
+def _train(d, learn, calibration, kept):
+    "Student and autoencoder; all elements teach at first, then the hard ones."
+    step = itertools.count()
+    def loss(batch, indices=None):
+        T = None if kept is None or indices is None else _scaled(d, kept[indices].to(d.mean.device).float())
+        return _loss(d, check_pixels(batch), T, d.hard if indices is not None and next(step) >= d.warm * d.steps else 0)
+    batches = picture_batches(learn, d.steps, d.batch, d.seed)
+    d.facts |= {"loss_ok": [], "loss_nok": []} | train_student(d.models, loss, batches, d.steps, _watch(calibration), d.learning_rate, "efficientad")
+
+# %% ../../nbs/46_models.student_teacher.ipynb #3ff4da74
 def _fit(d, train, calibration):
     "Teacher, training, quantiles of held-out OK pictures."
     learn, held = hold_out(train, calibration, d.seed)
-    kept, device = _prepare(d, learn), resolve_device(d.device)
-    if d.reference == "student":
-        step = itertools.count()
-        def loss(batch, indices=None):
-            T = None if kept is None or indices is None else (kept[indices].to(device).float() - d.mean.to(device)) / d.std.to(device)
-            return _loss(d, check_pixels(batch), T, d.hard if indices is not None and next(step) >= d.warm * d.steps else 0)
-        batches = picture_batches(learn, d.steps, d.batch, d.seed)
-        d.facts |= {"loss_ok": [], "loss_nok": []} | train_student(d.models, loss, batches, d.steps, _watched(calibration), d.learning_rate, "efficientad")
-    maps = zip(*[_maps(d, batch) for _, batch in _evenly(held, 200).batches(1)])
-    d.facts |= {"held_out": min(200, len(held)), "quantiles": [map_quantiles(torch.cat(kind)) for kind in maps]}
+    _make_teacher(d, learn)
+    kept = _measure(d, learn)
+    if d.reference == "student": _train(d, learn, calibration, kept)
+    held = evenly(held, 200)
+    maps = zip(*[_maps(d, batch) for _, batch in held.batches(1)])
+    d.facts |= {"held_out": len(held), "quantiles": [map_quantiles(torch.cat(kind)) for kind in maps]}
 
-# %% ../../nbs/46_models.student_teacher.ipynb #4da7845d
+# %% ../../nbs/46_models.student_teacher.ipynb #b31005bc
+def _rim(d): return [int(d.rim * n) for n in d.facts["grid"]]
+
 def _maps(d, images):
-    "Cell maps [B, h, w] of pictures, before normalising: [local, global], or [distance to the mean map]."
+    "Cell maps [B, h, w] of pictures within the rim, before normalising: [local, global], or [distance to the mean map]."
     with torch.no_grad():
-        if d.reference == "mean":
-            mean = (d.mean_map.to(resolve_device(d.device)) - d.mean.to(resolve_device(d.device))) / d.std.to(resolve_device(d.device))
-            return [(_teacher(d, images) - mean).square().mean(1).cpu()]
-        T, S, A, S_ = _differences(d, images)
-        return [(T - S).square().mean(1).cpu(), (A - S_).square().mean(1).cpu()]
+        if d.reference == "mean": pairs = [(_teacher(d, images), _scaled(d, d.mean_map))]
+        else:
+            T, S, A, S_ = _differences(d, images)
+            pairs = [(T, S), (A, S_)]
+    (rows, columns), (h, w) = _rim(d), d.facts["grid"]
+    inner = [(a - b).square().mean(1, keepdim=True)[..., rows:h - rows, columns:w - columns] for a, b in pairs]
+    return [local_average(m, d.window)[:, 0].cpu() for m in inner]
 
+# %% ../../nbs/46_models.student_teacher.ipynb #0b708dba
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W], each picture judged alone."
     _models(d)
     def one(x): return torch.stack([normalise_map(m, q) for m, q in zip(_maps(d, x), d.facts["quantiles"])]).mean(0)
     cells = torch.cat([one(x) for x in check_pixels(images).split(1)])
-    heat = F.interpolate(cells[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    rows, columns = _rim(d)
+    cells = F.pad(cells[:, None], (columns, columns, rows, rows), mode="replicate")
+    heat = F.interpolate(cells, size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     return heat.flatten(1).amax(1).double().numpy(), heat.numpy()
