@@ -69,7 +69,7 @@ def repository_root():
         if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir(): return folder
     raise UserError(f"no thesis_ad repository at or above {Path.cwd()}; run this inside a clone")
 
-# %% ../nbs/00_settings.ipynb #c022a7d6
+# %% ../nbs/00_settings.ipynb #8cb9758f
 @dataclass(frozen=True)
 class Profile:
     "How large a run is. Every field can be overridden by name."
@@ -90,7 +90,7 @@ class Profile:
     dfr_epochs: int = 150               # epochs when training on whole maps
     dfr_attention_training: str = "maps"    # its kernels see neighbours
     dfr_attention_cells: tuple = (32, 32)
-    dfr_attention_epochs: int = 3
+    dfr_attention_epochs: int = 2
     cae_l1_epochs: int = 12
     vae_epochs: int = 12
     featcae_steps: int = 500

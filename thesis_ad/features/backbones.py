@@ -195,8 +195,8 @@ def _run(stages, x, wanted, autocast=None):
             maps.append(x)
     return [maps[i].float() for i in wanted]
 
-# %% ../../nbs/30_features.backbones.ipynb #300b3df9
-FEATURE_LIMIT = 2 * 2**30       # bytes of features kept on disk
+# %% ../../nbs/30_features.backbones.ipynb #688cef07
+FEATURE_LIMIT = 4 * 2**30       # bytes of features kept on disk
 FEATURE_FORMAT = 2              # raise it when the same weights and images begin to give other maps
 _kept = None                    # the folder in use, and how many bytes may still be written
 
@@ -210,7 +210,7 @@ def kept_features(folder=None):
     try: yield folder
     finally: _kept = before
 
-# %% ../../nbs/30_features.backbones.ipynb #fef6ef99
+# %% ../../nbs/30_features.backbones.ipynb #1241d41f
 def _maps(backbone, images, wanted):
     "The maps of the `wanted` stages, computed; mirrored surroundings of `margin` pixels are added and cut off again."
     edge = backbone.margin
@@ -229,7 +229,7 @@ def _one(backbone, image, wanted):
     missing = [i for i in files if i not in maps]
     for i, m in zip(missing, _maps(backbone, image, missing) if missing else ()):
         maps[i], size = m, m.numel() * 4
-        if size > 256 * 1024 or size > _kept["room"]: continue
+        if size > 512 * 1024 or size > _kept["room"]: continue
         _kept["room"] -= size
         with atomic_write(files[i]) as part: np.save(part, m.numpy())
     return [maps[i] for i in wanted]

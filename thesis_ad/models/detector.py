@@ -90,12 +90,12 @@ def picture_numbers(images):
     "int64 [N]: for each picture of an `ImageSet` the first 63 bits of its file's SHA-256."
     return np.array([int(digest[:16], 16) >> 1 for digest in images.table.sha256], np.int64)
 
-# %% ../../nbs/40_models.detector.ipynb #e01fab12
+# %% ../../nbs/40_models.detector.ipynb #7b2e4889
 def evenly(images, count):
     "At most `count` pictures of an `ImageSet`, evenly spaced."
     return images.take(np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)))
 
-def watched(calibration, count=32):
+def watched(calibration, count=12):
     "At most `count` OK and `count` NOK pictures of a calibration split (or None) to watch a loss on, as `ImageSet`s by name; empty ones are left out."
     sets = {} if calibration is None else {"loss_ok": calibration.ok(), "loss_nok": calibration.nok()}
     return {name: evenly(images, count) for name, images in sets.items() if len(images)}
