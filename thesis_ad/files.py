@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'read_image', 'read_mask', 'resize', 'resize_mask', 'sha256', 'content_key', 'atomic_write',
-           'atomic_folder', 'write_json', 'cached']
+           'atomic_folder', 'folder_bytes', 'write_json', 'cached']
 
 # %% ../nbs/01_files.ipynb #842d4e7e
 import contextlib, hashlib, json, os, shutil, uuid
@@ -118,6 +118,15 @@ def atomic_folder(path):
         raise
     finally:
         for left in (part, old): shutil.rmtree(left, ignore_errors=True)
+
+# %% ../nbs/01_files.ipynb #7ee3d050
+def folder_bytes(folder):
+    "Bytes of all files below `folder`; what other processes rename or remove meanwhile does not count."
+    total = 0
+    for base, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError): total += os.stat(os.path.join(base, name)).st_size
+    return total
 
 # %% ../nbs/01_files.ipynb #8e1c81f2
 def write_json(path, value):

@@ -31,15 +31,20 @@ NOTEBOOKS = {                                 # stem: methods it needs on every 
     "80_several_views": ("dfr", "patchcore"),
 }
 
-# %% ../nbs/80_reproduce.ipynb #82a4e0e2
+# %% ../nbs/80_reproduce.ipynb #9da7a912
 def notebook_key(path, profile):
     "A hash of everything an evaluation notebook depends on."
     cells = [cell["source"] for cell in json.loads(path.read_text())["cells"]]
     return content_key(cells, dataclasses.asdict(profile), code_hash(69), [dataset_for(name, profile).key for name in profile.datasets])
 
+def _notebook_of(path):
+    "The notebook that a figure's facts name; None for other files and for one that another process has just replaced."
+    try: return json.loads(path.read_text()).get("notebook")
+    except FileNotFoundError: return None
+
 def _written(folder, stem):
     "Hashes of the files below `folder` that the notebook `stem` wrote, by relative path."
-    own = [path for path in folder.rglob("*.json") if json.loads(path.read_text()).get("notebook") == stem]
+    own = [path for path in folder.rglob("*.json") if _notebook_of(path) == stem]
     files = own + [path.with_suffix(suffix) for path in own for suffix in (".png", ".csv") if path.with_suffix(suffix).exists()]
     files += (folder / "tables" / "parts" / stem).glob("*.csv")
     return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(files)}

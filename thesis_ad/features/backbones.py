@@ -6,7 +6,7 @@
 __all__ = ['FEATURE_LIMIT', 'FEATURE_FORMAT', 'read_weights', 'in_order', 'weight_hash', 'cut_stages', 'fold_batchnorm',
            'kept_features', 'Backbone', 'build_model', 'load_model', 'load_backbone']
 
-# %% ../../nbs/30_features.backbones.ipynb #8447ca03
+# %% ../../nbs/30_features.backbones.ipynb #e43beab2
 import contextlib, difflib, hashlib, importlib, os, re, warnings
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..files import atomic_write, sha256
+from ..files import atomic_write, folder_bytes, sha256
 from ..settings import UserError, cache_dir, resolve_device, torch_seed
 
 # %% ../../nbs/30_features.backbones.ipynb #c43c0ae1
@@ -195,7 +195,7 @@ def _run(stages, x, wanted, autocast=None):
             maps.append(x)
     return [maps[i].float() for i in wanted]
 
-# %% ../../nbs/30_features.backbones.ipynb #688cef07
+# %% ../../nbs/30_features.backbones.ipynb #ed698fa6
 FEATURE_LIMIT = 4 * 2**30       # bytes of features kept on disk
 FEATURE_FORMAT = 2              # raise it when the same weights and images begin to give other maps
 _kept = None                    # the folder in use, and how many bytes may still be written
@@ -205,8 +205,8 @@ def kept_features(folder=None):
     "Keep and reuse feature maps below `folder` (default: `features` in the cache folder) while the context is open."
     global _kept
     folder = Path(folder or cache_dir() / "features")
-    before, used = _kept, sum(path.stat().st_size for path in folder.rglob("*.npy"))
-    _kept = {"folder": folder, "room": FEATURE_LIMIT - used}
+    before = _kept
+    _kept = {"folder": folder, "room": FEATURE_LIMIT - folder_bytes(folder)}
     try: yield folder
     finally: _kept = before
 
