@@ -466,3 +466,13 @@ def test_a_bound_on_a_count_is_written_and_told():
     assert "among" not in detector.threshold and "in the long run" in describe(detector.threshold)
     calibrate(detector, pictures)
     assert "at least" not in describe(detector.threshold).lower()
+
+
+@pytest.mark.parametrize("n", [3, 7, 18, 19, 40])
+def test_few_pictures_promise_what_they_can(n):
+    "By default nothing above two pictures is refused; an alpha that was asked for is kept or refused, never changed."
+    threshold = set_threshold(np.arange(n))
+    assert threshold.alpha == max(0.05, 1 / (n + 1)) and threshold.expected <= threshold.alpha + 1e-12 and threshold.low < threshold.expected < threshold.high
+    if n < 19:
+        with pytest.raises(UserError, match="at least 19"): set_threshold(np.arange(n), alpha=0.05)
+    else: assert set_threshold(np.arange(n), alpha=0.05) == threshold
