@@ -6,8 +6,8 @@
 __all__ = ['MEMORY_LIMIT', 'OK_FOLDERS', 'NOK_FOLDERS', 'ImageSet', 'from_arrays', 'folder_table', 'with_calibration',
            'inspect_files', 'Dataset', 'open_folder', 'open_dataset', 'verify']
 
-# %% ../../nbs/13_data.datasets.ipynb #a42fd0dd
-import dataclasses, os, re
+# %% ../../nbs/13_data.datasets.ipynb #92881ae2
+import dataclasses, json, os, re, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from .manifest import COLUMNS, SPLITS, check_table, hash_table, manifest_names, read_manifest, read_splits
 from .prefilter import RENDERER, Recipe, recipe_table, render_dataset
-from ..files import IMAGE_SUFFIXES, content_key, read_image, read_mask, resize, sha256
+from ..files import IMAGE_SUFFIXES, content_key, read_image, read_mask, resize, sha256, write_json
 from ..settings import UserError, cache_dir, rng
 
-# %% ../../nbs/13_data.datasets.ipynb #c1f67214
+# %% ../../nbs/13_data.datasets.ipynb #3a1cc367
 MEMORY_LIMIT = 512 * 2**20    # bytes of decoded pictures an image set keeps
 
 @dataclass(frozen=True, eq=False)
@@ -67,37 +67,46 @@ class ImageSet:
 
     def nok(self): return self.take(self.labels == 1)
 
-    def picture(self, i, epoch=0):
-        "uint8 [H, W, 3] of picture `i` after resize and transform."
-        path = self.table.path.iloc[i]
-        image = self._memory.get(path)
-        if image is None:
-            image = self.arrays[path] if self.arrays is not None else read_image(self.root / path)
-            if self.size is not None: image = resize(image, self.size)
-            if image.nbytes * len(self) <= MEMORY_LIMIT: self._memory[path] = image
-        return image if self.transform is None else self.transform(image, rng(self.seed, epoch, path))
-
     def shape(self, i):
         "(height, width) of the file of picture `i`."
         return int(self.table.height.iloc[i]), int(self.table.width.iloc[i])
 
-    def mask(self, i):
-        "bool [h, w] at the file's own resolution; None for an OK picture and for a NOK picture whose mask is missing or all black."
-        path = self.table["mask"].iloc[i]
-        if not path: return None
-        mask = self.arrays[path] if self.arrays is not None else read_mask(self.root / path)
-        if mask.shape != self.shape(i):
-            (height, width), (h, w) = self.shape(i), mask.shape
-            raise UserError(f"mask {self.root / path} is {w}×{h} pixels but its picture is {width}×{height}")
-        return mask if mask.any() else None
+# %% ../../nbs/13_data.datasets.ipynb #036a35ee
+def _picture(images, i, epoch=0):
+    "uint8 [H, W, 3] of picture `i` after resize and transform."
+    path = images.table.path.iloc[i]
+    image = images._memory.get(path)
+    if image is None:
+        image = images.arrays[path] if images.arrays is not None else read_image(images.root / path)
+        if images.size is not None: image = resize(image, images.size)
+        if image.nbytes * len(images) <= MEMORY_LIMIT: images._memory[path] = image
+    return image if images.transform is None else images.transform(image, rng(images.seed, epoch, path))
 
-    def batches(self, batch_size=8, epoch=0, order=None):
-        "Yield (indices [B], images float32 [B, 3, H, W]); `order` is a permutation, `epoch` varies the transform's randomness."
-        order = np.arange(len(self)) if order is None else np.asarray(order)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start:start + batch_size]
-            stack = np.stack([self.picture(i, epoch) for i in chosen])
-            yield chosen, torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
+ImageSet.picture = _picture
+
+# %% ../../nbs/13_data.datasets.ipynb #b5e00490
+def _mask(images, i):
+    "bool [h, w] at the file's own resolution; None for an OK picture and for a NOK picture whose mask is missing or all black."
+    path = images.table["mask"].iloc[i]
+    if not path: return None
+    mask = images.arrays[path] if images.arrays is not None else read_mask(images.root / path)
+    if mask.shape != images.shape(i):
+        (height, width), (h, w) = images.shape(i), mask.shape
+        raise UserError(f"mask {images.root / path} is {w}×{h} pixels but its picture is {width}×{height}")
+    return mask if mask.any() else None
+
+ImageSet.mask = _mask
+
+# %% ../../nbs/13_data.datasets.ipynb #8795b464
+def _batches(images, batch_size=8, epoch=0, order=None):
+    "Yield (indices [B], images float32 [B, 3, H, W]); `order` is a permutation, `epoch` varies the transform's randomness."
+    order = np.arange(len(images)) if order is None else np.asarray(order)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start:start + batch_size]
+        stack = np.stack([images.picture(i, epoch) for i in chosen])
+        yield chosen, torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
+
+ImageSet.batches = _batches
 
 # %% ../../nbs/13_data.datasets.ipynb #c4c54d38
 def from_arrays(images, labels=None, masks=None, groups=None, defects=None):
@@ -208,7 +217,7 @@ def with_calibration(table, share=0.2):
     moved = set(groups[:min(n, len(groups) - 1)])
     return table.assign(split=np.where((table.split == "train") & table.group.isin(moved), "calibration", table.split))
 
-# %% ../../nbs/13_data.datasets.ipynb #27489a51
+# %% ../../nbs/13_data.datasets.ipynb #981af120
 def _inspect(path):
     "(sha256, height, width) of a picture, or (None, reason, None)."
     try:
@@ -218,12 +227,23 @@ def _inspect(path):
     except FileNotFoundError: return None, "the file is missing", None
     except UserError as error: return None, str(error).replace("cannot read image", "cannot be read"), None
 
+def _stamp(path):
+    "[bytes, time of the last change in ns] of a file, or None."
+    try: facts = path.stat()
+    except OSError: return None
+    return [facts.st_size, facts.st_mtime_ns]
+
 def inspect_files(table, root, what="pictures", quiet=False):
     "`table` with sha256, height and width of every picture, and a list of `path: reason` for those left out."
+    files, start = [root / path for path in table.path], time.time_ns()
+    note = cache_dir() / "inspected" / f"{content_key(str(Path(root).resolve()), table.path.tolist())}.json"
+    stamps, known = [_stamp(file) for file in files], json.loads(note.read_text()) if note.exists() else [None] * len(files)
+    facts = [old[1] if old and old[0] == stamp else None for old, stamp in zip(known, stamps)]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        facts = list(tqdm(pool.map(lambda path: _inspect(root / path), table.path), total=len(table), desc=f"checking {what}",
+        found = list(tqdm(pool.map(lambda fact, file: fact or _inspect(file), facts, files), total=len(files), desc=f"checking {what}",
                           unit="image", leave=False, disable=quiet or None))
-    table = table.assign(sha256=[fact[0] for fact in facts], height=[fact[1] for fact in facts], width=[fact[2] for fact in facts])
+    if found != facts: write_json(note, [[stamp, fact] if fact[0] and stamp and stamp[1] < start - 2e9 else None for stamp, fact in zip(stamps, found)])
+    table = table.assign(sha256=[fact[0] for fact in found], height=[fact[1] for fact in found], width=[fact[2] for fact in found])
     broken = table.sha256.isna().to_numpy()
     skipped = [f"{root / path}: {reason}" for path, reason in zip(table.path[broken], table.height[broken])]
     return table[~broken].reset_index(drop=True), skipped

@@ -178,10 +178,13 @@ def quantile_threshold(ok_scores, q):
     _share(q, "q")
     return _at_rank(scores, math.ceil(round(q * len(scores), 9)), "quantile", alpha=1 - q)
 
-# %% ../../nbs/50_decision.threshold.ipynb #50d190ad
-def conformal_threshold(ok_scores, alpha):
-    "The threshold that calls a new OK picture NOK with probability at most `alpha` (mean over calibrations)."
+# %% ../../nbs/50_decision.threshold.ipynb #18800916
+def conformal_threshold(ok_scores, alpha=None):
+    """The threshold that calls a new OK picture NOK with probability at most `alpha` (mean over calibrations).
+
+    alpha: None is 0.05, or with fewer than 19 scores the least that n can promise, 1 / (n + 1)."""
     scores = _ok(ok_scores)
+    if alpha is None: alpha = max(0.05, 1 / (len(scores) + 1))
     _share(alpha)
     rank = len(scores) + 1 - math.floor(round(alpha * (len(scores) + 1), 9))
     if rank > len(scores):
@@ -252,19 +255,16 @@ class OkPixels:
         alpha = max(alpha, 1 / (len(self.maxima) + 1))
         return base | {"how": "maxima", "alpha": alpha, "value": conformal_threshold(self.maxima, alpha).value}
 
-# %% ../../nbs/50_decision.threshold.ipynb #ad763e1c
-THRESHOLD_RULES = {"conformal": (conformal_threshold, {"alpha": 0.05}), "bounded": (bounded_threshold, {"alpha": 0.05, "confidence": 0.95, "among": None}),
+# %% ../../nbs/50_decision.threshold.ipynb #5eb3ae0b
+THRESHOLD_RULES = {"conformal": (conformal_threshold, {"alpha": None}), "bounded": (bounded_threshold, {"alpha": 0.05, "confidence": 0.95, "among": None}),
                    "mean_sigma": (mean_sigma, {"k": 3.0}), "quantile": (quantile_threshold, {"q": 0.99})}
 
 def set_threshold(ok_scores, method="conformal", **options):
-    """The `Threshold` of a method of `THRESHOLD_RULES`; options left out or None take their defaults, those of other methods are refused.
-
-    Below 19 scores the alpha of `conformal` that is not asked for is the least that so few can promise, 1 / (n + 1)."""
+    "The `Threshold` of a method of `THRESHOLD_RULES`; options left out or None take their defaults, those of other methods are refused."
     rule, defaults = THRESHOLD_RULES[one_of(method, THRESHOLD_RULES, "way to set a threshold")]
     options = {name: value for name, value in options.items() if value is not None}
     for name in options:
         if name not in defaults: raise UserError(f"{method} takes {', '.join(defaults)}, not {name}")
-    if method == "conformal": defaults = {"alpha": max(0.05, 1 / (len(ok_scores) + 1))}
     return rule(ok_scores, **(defaults | options))
 
 def unseen(detector, images):

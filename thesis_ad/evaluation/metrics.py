@@ -313,7 +313,7 @@ def compare(labels, scores, groups=None, seed=0, replicates=1000):
     table = pd.DataFrame(rows, columns=["a", "b", "difference", "ci_low", "ci_high", "p"])
     return table.assign(p_holm=holm(table.p))
 
-# %% ../../nbs/60_evaluation.metrics.ipynb #b652e7fd
+# %% ../../nbs/60_evaluation.metrics.ipynb #9e3cae41
 def _bin_edges(pixels, n=500):
     "About 3 n ascending edges between scores: n in the background's top 5 %, n below, n over the defect pixels."
     def top(sorted_scores, share): return sorted_scores[np.round((1 - share) * (len(sorted_scores) - 1)).astype(int)]
@@ -329,7 +329,8 @@ def _histograms(pixels, maps, masks):
     def by_image(image, values, weights=None):
         index = image * bins + np.searchsorted(edges, values, side="right")
         return np.bincount(index, weights, n_images * bins).reshape(n_images, bins)[:, ::-1].astype(float)
-    background = np.stack([by_image(0, np.asarray(m)[~k] if k is not None else np.ravel(m))[0] for m, k in zip(maps, masks)])
+    def one_image(values): return np.diff(np.searchsorted(np.sort(values), edges), prepend=0, append=len(values))[::-1].astype(float)
+    background = np.stack([one_image(np.asarray(m)[~k] if k is not None else np.ravel(m)) for m, k in zip(maps, masks)])
     image = pixels.image.astype(np.int64)
     return background, by_image(image, pixels.defect), by_image(image, pixels.defect, pixels.share)
 

@@ -7,7 +7,7 @@ __all__ = ['VARIANTS', 'SCORE_COLUMNS', 'METRIC_COLUMNS', 'Task', 'base_method',
            'fit_code', 'dataset_for', 'fit_cached', 'Evaluation', 'score_table', 'evaluate', 'seconds_per_picture',
            'run', 'tasks_for', 'run_all', 'stack']
 
-# %% ../../nbs/61_evaluation.protocol.ipynb #20979315
+# %% ../../nbs/61_evaluation.protocol.ipynb #9a85f76d
 import dataclasses, functools, json, re, time, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from .metrics import evaluate_scores, per_defect
 from ..features.backbones import kept_features
 from ..files import cached, content_key, sha256, write_json
 from ..models.detector import create, load_bundle, methods, predict_set
-from ..settings import one_of, pin_threads
+from ..settings import one_of, pin_threads, return_memory
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #77b109d2
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def evaluate(detector, images, name, method=None, seed=0, replicates=1000, progr
     defects = per_defect(*common, images.defects, maps, masks, seed=seed, replicates=replicates).assign(**columns)
     return score_table(name, method, images, scores), metrics, defects[["dataset", "method", "defect", "metric", "value", "ci_low", "ci_high", "n"]]
 
-# %% ../../nbs/61_evaluation.protocol.ipynb #0b3764e5
+# %% ../../nbs/61_evaluation.protocol.ipynb #3b8d927d
 def seconds_per_picture(detector, images, count=8, clock=time.perf_counter):
     "Seconds by `clock` that preparing and predicting one of up to `count` pictures takes, one after the other, nothing taken from a cache."
     some = images.take(range(min(count, len(images))))
@@ -149,6 +149,11 @@ def seconds_per_picture(detector, images, count=8, clock=time.perf_counter):
 def run(task):
     "The `Evaluation` of a task, from the cache where it is there; feature maps are shared with other tasks on the same images."
     pin_threads(1)
+    try: return _run(task)
+    finally: return_memory()
+
+def _run(task):
+    "See `run`."
     with kept_features(): bundle, data = fit_cached(task)
     def make(folder):
         detector = load_bundle(bundle, "cpu")

@@ -47,7 +47,7 @@ def pooling_matrix(n_in, image_size, cells, kernel=None):
     matrix.setflags(write=False)
     return matrix
 
-# %% ../../nbs/31_features.aggregation.ipynb #e35647d8
+# %% ../../nbs/31_features.aggregation.ipynb #ae93f77d
 def _pair(value, what):
     "(rows, columns) of a number or a pair."
     pair = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
@@ -55,15 +55,16 @@ def _pair(value, what):
     return tuple(int(v) for v in pair)
 
 def aggregate(maps, cells, image_size, kernel=None):
-    """Concatenated maps on one grid, float32 [B, sum C_i, h, w]: upsampled to `image_size`, then average-pooled.
+    """Concatenated maps on one grid, float32 [B, sum C_i, h, w], channels last in memory: upsampled to `image_size`, then average-pooled.
 
     maps: list of [B, C_i, h_i, w_i];  cells: (h, w);  image_size: (H, W) in pixels;  kernel: see `pooling_matrix`."""
     out = []
     for m in maps:
         A_h, A_w = (torch.from_numpy(pooling_matrix(n, size, c, kernel).astype(np.float32)).to(m.device)
                     for n, size, c in zip(m.shape[-2:], _pair(image_size, "image_size"), _pair(cells, "cells")))
-        out.append(A_h @ (m.float().contiguous() @ A_w.T))
-    return torch.cat(out, dim=1)
+        rows = (A_w @ m.float().permute(0, 2, 3, 1)).flatten(2)                 # [B, h_i, w·C_i]
+        out.append((A_h @ rows).unflatten(2, (-1, m.shape[1])))                 # [B, h, w, C_i]
+    return torch.cat(out, dim=3).permute(0, 3, 1, 2)
 
 # %% ../../nbs/31_features.aggregation.ipynb #86dfb6d7
 @lru_cache(maxsize=256)

@@ -6,8 +6,8 @@
 __all__ = ['FEATURE_LIMIT', 'FEATURE_FORMAT', 'read_weights', 'in_order', 'weight_hash', 'cut_stages', 'fold_batchnorm',
            'kept_features', 'Backbone', 'build_model', 'load_model', 'load_backbone']
 
-# %% ../../nbs/30_features.backbones.ipynb #e43beab2
-import contextlib, difflib, hashlib, importlib, os, re, warnings
+# %% ../../nbs/30_features.backbones.ipynb #9c56bfc3
+import contextlib, difflib, functools, hashlib, importlib, os, re, warnings
 from pathlib import Path
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # timm's hub client asks for widgets; a plain bar will do
@@ -292,7 +292,23 @@ def load_model(name, weights=None):
     except (RuntimeError, KeyError) as error:
         raise UserError(f"{file} does not fit '{name}': {' '.join(str(error).split())[:200]}") from None
 
-# %% ../../nbs/30_features.backbones.ipynb #00846dbc
+# %% ../../nbs/30_features.backbones.ipynb #89999068
+def _build(name, device, weights, depth, autocast, margin):
+    "A new `Backbone`; see `load_backbone`."
+    if weights == "random":
+        _config(name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed("backbone", name))
+            model = build_model(name)
+    else: model = load_model(name, weights)
+    model = model.eval().to(memory_format=torch.channels_last)
+    digits = ("random-" if weights == "random" else "") + weight_hash(model)
+    if _known(name): fold_batchnorm(model)
+    return Backbone(model, name, digits, depth, autocast, margin).to(device)
+
+_build_once = functools.lru_cache(maxsize=4)(_build)
+
+# %% ../../nbs/30_features.backbones.ipynb #6f1a6b74
 def load_backbone(name="tf_efficientnet_lite0", device="cpu", weights=None, depth=6, autocast=None, margin=0):
     """A frozen `Backbone` by its timm name.
 
@@ -303,15 +319,5 @@ def load_backbone(name="tf_efficientnet_lite0", device="cpu", weights=None, dept
     autocast: None computes in float32, "bf16" in bfloat16 (faster where the processor has it; features differ by some percent).
     Raises UserError for an unknown name, and for missing, damaged or unfitting weights."""
     if autocast not in (None, "bf16"): raise UserError(f"autocast is None or 'bf16', not {autocast!r}")
-    device = resolve_device(str(device))
-    if weights == "random":
-        _config(name)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed("backbone", name))
-            model = build_model(name)
-    else: model = load_model(name, weights)
-    prefix = "random-" if weights == "random" else ""
-    model = model.eval().to(memory_format=torch.channels_last)
-    digits = prefix + weight_hash(model)
-    if _known(name): fold_batchnorm(model)
-    return Backbone(model, name, digits, depth, autocast, margin).to(device)
+    build = _build_once if weights is None and _packaged(name) else _build          # a package's file does not change
+    return build(name, str(resolve_device(str(device))), weights, depth, autocast, margin)

@@ -7,7 +7,7 @@ __all__ = ['MAP_LIMIT', 'squared_distance', 'Pyramid', 'picture_batches', 'train
            'STFPM', 'PDN', 'find_pdn', 'read_pdn', 'hard_loss', 'GlobalAutoencoder', 'map_quantiles', 'normalise_map',
            'map_statistics', 'scaling', 'EfficientADSettings', 'EfficientAD']
 
-# %% ../../nbs/46_models.student_teacher.ipynb #b8629d15
+# %% ../../nbs/46_models.student_teacher.ipynb #b405e271
 import itertools, math, os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..features.backbones import build_model, cut_stages, in_order, read_weights, weight_hash
 from ..features.latent import StreamingCovariance
-from ..features.patches import check_pixels, local_average, patch_features
+from ..features.patches import check_pixels, patch_features
 from .autoencoder import _computes_bf16
 from .detector import evenly, register, watched
 from .padim import hold_out, whitening
@@ -404,7 +404,7 @@ def _fit(d, train, calibration):
     maps = zip(*[_maps(d, batch) for _, batch in held.batches(1)])
     d.facts |= {"held_out": len(held), "quantiles": [map_quantiles(torch.cat(kind)) for kind in maps]}
 
-# %% ../../nbs/46_models.student_teacher.ipynb #b31005bc
+# %% ../../nbs/46_models.student_teacher.ipynb #58f2be42
 def _rim(d): return [int(d.rim * n) for n in d.facts["grid"]]
 
 def _maps(d, images):
@@ -416,7 +416,7 @@ def _maps(d, images):
             pairs = [(T, S), (A, S_)]
     (rows, columns), (h, w) = _rim(d), d.facts["grid"]
     inner = [(a - b).square().mean(1, keepdim=True)[..., rows:h - rows, columns:w - columns] for a, b in pairs]
-    return [local_average(m, d.window)[:, 0].cpu() for m in inner]
+    return [F.avg_pool2d(m, d.window, 1, d.window // 2, count_include_pad=False)[:, 0].cpu() for m in inner]
 
 # %% ../../nbs/46_models.student_teacher.ipynb #0b708dba
 def _predict(d, images):

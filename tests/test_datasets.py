@@ -1,0 +1,86 @@
+"What a folder of photos becomes, and which of its files are read again."
+import os
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from thesis_ad.data import datasets
+from thesis_ad.data.datasets import inspect_files, open_folder
+from thesis_ad.settings import rng
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "Three pictures that were last changed an hour ago, and a list of the files that are read from now on."
+    monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "cache"))
+    root, read = tmp_path / "photos", []
+    root.mkdir()
+    for name in ("a", "b", "c"): write(root / f"{name}.png", seed=name)
+    look = datasets._inspect
+    monkeypatch.setattr(datasets, "_inspect", lambda path: read.append(path.name) or look(path))
+    return root, read
+
+
+def write(path, seed, age=3600):
+    "A picture of noise, changed `age` seconds ago."
+    cv2.imwrite(str(path), rng(seed).integers(0, 256, (20, 30, 3)).astype(np.uint8))
+    then = path.stat().st_mtime - age
+    os.utime(path, (then, then))
+
+
+def inspected(root, read):
+    "(table, skipped, names of the files that were read) of one look at the folder."
+    read.clear()
+    table, skipped = inspect_files(pd.DataFrame({"path": ["a.png", "b.png", "c.png"]}), root, quiet=True)
+    return table, skipped, sorted(read)
+
+
+def test_a_file_is_read_again_only_when_it_has_changed(folder):
+    root, read = folder
+    first, _, files = inspected(root, read)
+    assert files == ["a.png", "b.png", "c.png"], "nothing is known of these files yet"
+    again, skipped, files = inspected(root, read)
+    assert not files, "no file has changed, so none is read"
+    assert again.equals(first) and not skipped
+    write(root / "b.png", seed="another", age=1800)
+    changed, _, files = inspected(root, read)
+    assert files == ["b.png"]
+    assert (changed.sha256 != first.sha256).tolist() == [False, True, False]
+
+
+def test_a_file_that_changed_just_now_is_read_again(folder):
+    root, read = folder
+    write(root / "a.png", seed="fresh", age=0)
+    inspected(root, read)
+    assert inspected(root, read)[2] == ["a.png"], "a second change could carry the same time"
+
+
+def test_a_broken_or_missing_file_is_looked_at_each_time_and_named(folder):
+    root, read = folder
+    inspected(root, read)
+    (root / "b.png").write_bytes((root / "b.png").read_bytes()[:200])
+    os.utime(root / "b.png", (1, 1))
+    (root / "c.png").unlink()
+    for _ in range(2):
+        table, skipped, files = inspected(root, read)
+        assert files == ["b.png", "c.png"] and table.path.tolist() == ["a.png"]
+        assert "b.png" in skipped[0] and "cannot be read" in skipped[0] and "c.png: the file is missing" in skipped[1]
+
+
+def test_the_same_names_in_another_folder_are_other_files(folder, tmp_path):
+    root, read = folder
+    first, _, _ = inspected(root, read)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("a", "b", "c"): write(other / f"{name}.png", seed=f"other {name}")
+    table, _, files = inspected(other, read)
+    assert len(files) == 3 and not set(table.sha256) & set(first.sha256)
+
+
+def test_a_folder_opened_twice_has_the_same_key(folder):
+    root, read = folder
+    first = open_folder(root).train.key
+    read.clear()
+    assert open_folder(root).train.key == first and not read
