@@ -187,10 +187,10 @@ def test_same_seed_same_weights_and_nok_has_no_say(bf16):
 
 def test_bf16_is_used_only_where_it_is_computed(monkeypatch):
     plain = Autoencoder(**TINY, bf16=False).fit(pictures(4))
-    monkeypatch.setattr(autoencoder, "_computes_bf16", lambda device: False)
+    monkeypatch.setattr(autoencoder, "computes_bf16", lambda device: False)
     without = Autoencoder(**TINY, bf16=True).fit(pictures(4))
     assert plain.facts["precision"] == without.facts["precision"] == "float32" and equal(plain.tensors(), without.tensors())
-    monkeypatch.setattr(autoencoder, "_computes_bf16", lambda device: True)
+    monkeypatch.setattr(autoencoder, "computes_bf16", lambda device: True)
     used = Autoencoder(**TINY, bf16=True).fit(pictures(4))
     assert used.facts["precision"] == "bfloat16" and not equal(plain.tensors(), used.tensors())
     assert all(tensor.dtype != torch.bfloat16 for tensor in used.tensors().values()), "weights are kept in float32"

@@ -123,7 +123,7 @@ def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad m
     _report_skipped(opened)
     print(f"fitted {method} on {len(opened.train)} OK pictures of {data}; bundle: {out}")
 
-# %% ../nbs/90_cli.ipynb #ed071859
+# %% ../nbs/90_cli.ipynb #634ef9fd
 def _print_table(table):
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="-"))
 
@@ -133,13 +133,13 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
              out: Out, device: Device = "auto", threads: Threads = 1):
     "Judge a bundle on the test pictures of DATA: metrics.csv, scores.csv, per_defect.csv. A broken picture is named, skipped and counted."
     from thesis_ad.decision.threshold import decide, error_rates
-    from thesis_ad.evaluation.figures import _write_csv
+    from thesis_ad.evaluation.figures import write_csv
     from thesis_ad.evaluation.protocol import evaluate
     from thesis_ad.models.detector import load_bundle
     pin_threads(threads)
     detector, opened = load_bundle(bundle, device), _open(data)
     scores, metrics, defects = evaluate(detector, opened.test, opened.name, progress="scoring")
-    for name, table in (("scores", scores), ("metrics", metrics), ("per_defect", defects)): _write_csv(table, out / f"{name}.csv")
+    for name, table in (("scores", scores), ("metrics", metrics), ("per_defect", defects)): write_csv(table, out / f"{name}.csv")
     _report_skipped(opened)
     _print_table(metrics[["metric", "value", "ci_low", "ci_high", "n_ok", "n_nok"]])
     print("\nby kind of defect")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'OK_COLOUR', 'NOK_COLOUR', 'UserError', 'one_of', 'rng', 'torch_seed', 'pin_threads', 'return_memory',
-           'resolve_device', 'cache_dir', 'repository_root', 'Profile', 'get_profile']
+           'resolve_device', 'computes_bf16', 'cache_dir', 'repository_root', 'Profile', 'get_profile']
 
 # %% ../nbs/00_settings.ipynb #84b36bf6
 import contextlib, ctypes, dataclasses, difflib, hashlib, os
@@ -59,6 +59,14 @@ def resolve_device(name="auto"):
     kind = one_of(str(name).split(":")[0], present, "device")
     if not present[kind]: raise UserError(f"device '{name}' is not present on this machine; use --device cpu")
     return torch.device(name)
+
+# %% ../nbs/00_settings.ipynb #e64dc3c2
+def computes_bf16(device):
+    "Whether a torch device has instructions for bfloat16, so that 16-bit products are faster and not only shorter."
+    import torch
+    if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 # %% ../nbs/00_settings.ipynb #58899926
 def cache_dir():

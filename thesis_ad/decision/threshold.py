@@ -9,7 +9,7 @@ __all__ = ['SOLVERS', 'THRESHOLD_RULES', 'PER', 'Sigmoid', 'platt_targets', 'pla
            'mean_sigma', 'group_maxima', 'OkPixels', 'set_threshold', 'unseen', 'calibration_pictures', 'calibrate',
            'decide', 'describe', 'error_rates', 'overlay', 'mark', 'picture_set', 'inspect']
 
-# %% ../../nbs/50_decision.threshold.ipynb #3a51fbba
+# %% ../../nbs/50_decision.threshold.ipynb #f4868eb1
 import math
 from bisect import bisect_left
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
-from ..data.datasets import ImageSet, _pictures, inspect_files
+from ..data.datasets import ImageSet, inspect_files, picture_files
 from ..data.manifest import COLUMNS, SPLITS
 from ..files import atomic_write
 from ..models.detector import picture_numbers, predict_each
@@ -355,10 +355,10 @@ def mark(image, heat, pixel=None):
     colour = tuple(int(NOK_COLOUR[i:i + 2], 16) for i in (1, 3, 5))
     return cv2.drawContours(np.ascontiguousarray(marked), borders, -1, colour, 1 + min(image.shape[:2]) // 400)
 
-# %% ../../nbs/50_decision.threshold.ipynb #40830054
+# %% ../../nbs/50_decision.threshold.ipynb #8944e448
 def picture_set(paths):
     "(`ImageSet`, list of `path: reason` left out) of picture files, and of all pictures in folders, in the order given."
-    files = [file for path in map(Path, paths) for file in (_pictures(path) if path.is_dir() else [path])]
+    files = [file for path in map(Path, paths) for file in (picture_files(path) if path.is_dir() else [path])]
     if not files: raise UserError(f"no pictures in {', '.join(map(str, paths)) or 'an empty list'}")
     names = [str(file) for file in files]
     table = pd.DataFrame({"path": names, "split": "test", "label": 0, "defect": "unknown", "mask": "", "group": names}, columns=COLUMNS)

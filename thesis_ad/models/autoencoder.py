@@ -6,7 +6,7 @@
 __all__ = ['window_matrix', 'ssim_map', 'reconstruction_loss', 'ChannelAttention', 'SpatialAttention', 'CBAM', 'ConvAutoencoder',
            'mean_of_largest', 'Autoencoder', 'PlainAutoencoder']
 
-# %% ../../nbs/41_models.autoencoder.ipynb #3b6adf0c
+# %% ../../nbs/41_models.autoencoder.ipynb #baf5ab60
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .detector import Detector, register, watched
-from ..settings import UserError, resolve_device, rng, torch_seed
+from ..settings import UserError, computes_bf16, resolve_device, rng, torch_seed
 
 # %% ../../nbs/41_models.autoencoder.ipynb #87ee3371
 def window_matrix(n, sigma=1.5, taps=11):
@@ -43,7 +43,7 @@ def reconstruction_loss(x, y, mse_share=0.15):
     "Scalar: mse_share · MSE + (1 − mse_share) · (1 − mean SSIM) of a reconstruction y of x, both [B, C, H, W] in [0, 1]."
     return mse_share * F.mse_loss(y, x) + (1 - mse_share) * (1 - ssim_map(x, y).mean())
 
-# %% ../../nbs/41_models.autoencoder.ipynb #93f323a8
+# %% ../../nbs/41_models.autoencoder.ipynb #cbe78b81
 class ChannelAttention(nn.Module):
     "Gates [B, C, 1, 1] in (0, 1) of the channels of x [B, C, h, w]; Woo et al. 2018, eq. 2."
     def __init__(self, channels, reduction=16):
@@ -52,10 +52,10 @@ class ChannelAttention(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
 
     def forward(self, x):
-        values = x.flatten(2)
-        return torch.sigmoid(self.mlp(values.mean(2)) + self.mlp(values.max(2).values))[..., None, None]
+        values = x.permute(0, 2, 3, 1).flatten(1, 2)                # [B, h·w, C], as it lies in memory
+        return torch.sigmoid(self.mlp(values.mean(1)) + self.mlp(values.max(1).values))[..., None, None]
 
-# %% ../../nbs/41_models.autoencoder.ipynb #d1d2568d
+# %% ../../nbs/41_models.autoencoder.ipynb #17470db1
 class SpatialAttention(nn.Module):
     "Gates [B, 1, h, w] in (0, 1) of the places of x [B, C, h, w]; Woo et al. 2018, eq. 3."
     def __init__(self, kernel=7):
@@ -63,7 +63,8 @@ class SpatialAttention(nn.Module):
         self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2)
 
     def forward(self, x):
-        return torch.sigmoid(self.conv(torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)))
+        values = x.permute(0, 2, 3, 1)
+        return torch.sigmoid(self.conv(torch.stack([values.mean(3), values.max(3).values], 1)))
 
 class CBAM(nn.Module):
     "x [B, C, h, w] weighed by channel, then by place; Woo et al. 2018, eq. 1."
@@ -115,13 +116,7 @@ def mean_of_largest(maps, top):
     count = min(max(1, round(top * values.shape[1] / 512 ** 2)), values.shape[1])
     return values.topk(count).values.double().mean(1)
 
-# %% ../../nbs/41_models.autoencoder.ipynb #cf9f29f5
-def _computes_bf16(device):
-    "Does this device have instructions for bfloat16?"
-    if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
-
+# %% ../../nbs/41_models.autoencoder.ipynb #0c181cf9
 def _check(d):
     "Refuse settings that no training could use."
     for name in ("width", "epochs", "batch", "top"):
@@ -206,11 +201,11 @@ def _mean_loss(d, images):
     d.network.eval()
     with torch.no_grad(): return sum(_loss(d, x).item() * len(x) for _, x in images.batches(d.batch)) / len(images)
 
-# %% ../../nbs/41_models.autoencoder.ipynb #4a449423
+# %% ../../nbs/41_models.autoencoder.ipynb #6345a2ac
 def _fit(d, train, calibration):
     "Train detector `d` and keep its losses by epoch in `facts`."
     d.network = _build(d)
-    precision = "bfloat16" if d.bf16 and _computes_bf16(resolve_device(d.device)) else "float32"
+    precision = "bfloat16" if d.bf16 and computes_bf16(resolve_device(d.device)) else "float32"
     d.facts = {"precision": precision, "loss_train": [], "loss_ok": [], "loss_nok": []}
     optimiser = torch.optim.AdamW(d.network.parameters(), lr=d.learning_rate, weight_decay=d.weight_decay)
     held_out = watched(calibration)

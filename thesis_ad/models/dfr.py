@@ -6,7 +6,7 @@
 __all__ = ['widths', 'Convolution', 'Normalisation', 'FeatureAutoencoder', 'collect_rows', 'fit_scale', 'residual', 'rows_pca',
            'row_batches', 'map_batches', 'train_network', 'border', 'image_scores', 'ring_level', 'DFR', 'AttentionDFR']
 
-# %% ../../nbs/42_models.dfr.ipynb #de5728de
+# %% ../../nbs/42_models.dfr.ipynb #7535685e
 import math
 from dataclasses import dataclass
 
@@ -19,9 +19,9 @@ from tqdm import tqdm
 from ..features.aggregation import aggregate, upsample
 from ..features.backbones import load_backbone
 from ..features.latent import StreamingPCA
-from .autoencoder import CBAM, _computes_bf16
+from .autoencoder import CBAM
 from .detector import Detector, evenly, register, watched
-from ..settings import UserError, one_of, resolve_device, rng, torch_seed
+from ..settings import UserError, computes_bf16, one_of, resolve_device, rng, torch_seed
 
 # %% ../../nbs/42_models.dfr.ipynb #13c9596e
 def widths(channels, latent):
@@ -253,7 +253,7 @@ def _build(d):
         network = FeatureAutoencoder(d.facts["channels"], d.facts["latent"], d.kernel, d.attention, d.skips)
     d.network, d.ring_level = network.to(resolve_device(d.device)).eval(), None
 
-# %% ../../nbs/42_models.dfr.ipynb #ec6e67ca
+# %% ../../nbs/42_models.dfr.ipynb #b6d94836
 def _held_out(d, images):
     "A few cells of held-out pictures to watch the loss on: rows [n, C], or whole maps of 8 pictures if training sees whole maps."
     if d.training == "rows": return collect_rows(d.features, images, 4096, seed=d.seed)
@@ -264,7 +264,7 @@ def _fit(d, train, calibration):
     rows = collect_rows(d.features, train, d.row_limit, d.passes if d.augment and d.training == "rows" else 1, d.seed)
     pca = rows_pca(rows)
     latent = pca.latent_size(d.variance) if d.latent == "auto" else d.latent
-    bf16 = d.bf16 and _computes_bf16(resolve_device(d.device))
+    bf16 = d.bf16 and computes_bf16(resolve_device(d.device))
     d.facts = {"channels": rows.shape[1], "latent": latent, "explained": float(pca.explained[min(latent, rows.shape[1]) - 1]), "rows": len(rows),
                "latent_at": {f"{v:.2f}": pca.latent_size(v) for v in (0.80, 0.90, 0.95, 0.99)}, "precision": "bfloat16" if bf16 else "float32"}
     _build(d)
@@ -277,11 +277,11 @@ def _fit(d, train, calibration):
     d.facts |= {"loss_ok": [], "loss_nok": []} | train_network(d.network, batches, total, every, held_out, d.learning_rate, bf16)
     if d.level: d.ring_level = ring_level(torch.cat([_heat(d, batch) for _, batch in evenly(train, 40).batches(8)]))
 
-# %% ../../nbs/42_models.dfr.ipynb #5d75f942
+# %% ../../nbs/42_models.dfr.ipynb #dcab3e7d
 def _heat(d, images):
     "Heat maps float32 [B, h, w] of pictures [B, 3, H, W], one picture at a time: the residual of each cell."
     network, device = _network(d), resolve_device(d.device)
-    bf16 = d.bf16 and _computes_bf16(device)
+    bf16 = d.bf16 and computes_bf16(device)
     def one(x):
         cells = d.features(x.to(device))
         if d.kernel > 1 or d.attention: return residual(network, cells, bf16)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['neighbourhoods', 'three_sigma', 'FeatCAE']
 
-# %% ../../nbs/48_models.featcae.ipynb #6345ac32
+# %% ../../nbs/48_models.featcae.ipynb #e0978d14
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,10 @@ import torch.nn.functional as F
 
 from ..features.aggregation import upsample
 from ..features.patches import check_pixels
-from .autoencoder import _computes_bf16
 from .detector import register, watched
 from .dfr import FeatureAutoencoder, border, collect_rows, fit_scale, image_scores, residual, row_batches, rows_pca, train_network
 from .patchcore import FeatureDetector
-from ..settings import UserError, resolve_device, torch_seed
+from ..settings import UserError, computes_bf16, resolve_device, torch_seed
 
 # %% ../../nbs/48_models.featcae.ipynb #9c40418a
 def neighbourhoods(maps, window=3):
@@ -66,7 +65,7 @@ class FeatCAE(FeatureDetector):
         _build(self, len(tensors["mean"]))
         self.autoencoder.load_state_dict(tensors)
 
-# %% ../../nbs/48_models.featcae.ipynb #d95edaaf
+# %% ../../nbs/48_models.featcae.ipynb #33480d78
 def _build(d, channels):
     "An untrained network on the detector's device; its weights depend on the seed alone."
     with torch.random.fork_rng(devices=[]):
@@ -78,7 +77,7 @@ def _trained(d):
     if not hasattr(d, "autoencoder"): raise UserError("featcae has not been fitted yet; fit it or load a bundle")
     return d.autoencoder
 
-def _low(d): return d.bf16 and _computes_bf16(resolve_device(d.device))
+def _low(d): return d.bf16 and computes_bf16(resolve_device(d.device))
 
 # %% ../../nbs/48_models.featcae.ipynb #caad8179
 def _fit(d, train, calibration):

@@ -7,7 +7,7 @@ __all__ = ['MAP_LIMIT', 'squared_distance', 'Pyramid', 'picture_batches', 'train
            'STFPM', 'PDN', 'find_pdn', 'read_pdn', 'hard_loss', 'GlobalAutoencoder', 'map_quantiles', 'normalise_map',
            'map_statistics', 'scaling', 'EfficientADSettings', 'EfficientAD']
 
-# %% ../../nbs/46_models.student_teacher.ipynb #b405e271
+# %% ../../nbs/46_models.student_teacher.ipynb #d9918d98
 import itertools, math, os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,10 @@ from tqdm import tqdm
 from ..features.backbones import build_model, cut_stages, in_order, read_weights, weight_hash
 from ..features.latent import StreamingCovariance
 from ..features.patches import check_pixels, patch_features
-from .autoencoder import _computes_bf16
 from .detector import evenly, register, watched
 from .padim import hold_out, whitening
 from .patchcore import FeatureDetector
-from ..settings import UserError, one_of, resolve_device, rng, torch_seed
+from ..settings import UserError, computes_bf16, one_of, resolve_device, rng, torch_seed
 
 # %% ../../nbs/46_models.student_teacher.ipynb #34e7d5f9
 def squared_distance(t, s):
@@ -360,10 +359,10 @@ def _distil(d, train):
     batches = picture_batches(train, d.teacher_steps, d.batch, d.seed)
     d.facts["loss_teacher"] = train_student(teacher, loss, batches, d.teacher_steps, {}, d.learning_rate, "efficientad teacher")["loss_train"]
 
-# %% ../../nbs/46_models.student_teacher.ipynb #61676d96
+# %% ../../nbs/46_models.student_teacher.ipynb #0ce79646
 def _make_teacher(d, train):
     "Networks of `d` with a finished teacher; `facts` says its grid and channels."
-    bf16 = d.bf16 and _computes_bf16(resolve_device(d.device))
+    bf16 = d.bf16 and computes_bf16(resolve_device(d.device))
     d.facts = {"penalty": "none: no ImageNet photos", "precision": "bfloat16" if bf16 else "float32"}
     published = None if d.teacher in ("backbone", "distilled") else read_pdn(find_pdn(d.teacher))
     first = check_pixels(train[0][None])
