@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/detectors.py cookies magnetic_tile elpv_poly --methods patchcore padim -o benchmarks/detectors.csv
 
 A name of a dataset or a folder in MVTec layout stands for each DATA; in the table a folder is called by its own name. Settings are those of the
-profile (demo: EfficientNet-Lite0 at 256 px). One row is appended for each (dataset, method) as soon as it is done, and a row that is there is
+profile (demo: EfficientNet-Lite0 at 256 px); `patchcore:lengths=raw` changes one, and the row is called so. One row is appended for each (dataset, method) as soon as it is done, and a row that is there is
 not measured again. Without arguments: what is missing on elpv_poly, which has no masks.
 
 fit_cpu_s is processor time on one thread, no feature taken from a cache; predict_cpu_ms is that of one picture by itself, from file to map at
@@ -34,20 +34,27 @@ def bundle_mib(detector):
         return sum(file.stat().st_size for file in detector.save(Path(folder) / "bundle").iterdir()) / 2**20
 
 
-def measure(method, data, profile):
+def changed(name):
+    "(method, settings that differ from the profile's) of `patchcore` or `patchcore:lengths=raw`."
+    method, _, changes = name.partition(":")
+    return method, dict(change.split("=", 1) for change in changes.split(",") if change)
+
+
+def measure(name, data, profile):
     "One row of the table."
-    detector = create(base_method(method), **settings_for(method, profile, data.enhance), device="cpu")
+    method, changes = changed(name)
+    detector = create(base_method(method), **settings_for(method, profile, data.enhance) | changes, device="cpu")
     if hasattr(detector, "backbone"): assert detector.weight_hash             # load the backbone before the clock starts
     start = time.process_time()
     detector.fit(data.train, data.calibration)
     fit = time.process_time() - start
     predict = 1e3 * seconds_per_picture(detector, data.calibration if len(data.calibration) else data.test, clock=time.process_time)
-    with kept_features(): metrics = evaluate(detector, data.test, data.name, method, profile.seed, profile.replicates)[1]
+    with kept_features(): metrics = evaluate(detector, data.test, data.name, name, profile.seed, profile.replicates)[1]
     metrics = metrics.set_index("metric")
-    row = {"dataset": data.name, "method": method, "backbone": metrics.backbone.iloc[0], "size": "x".join(map(str, detector.input_size))}
-    for name in METRICS:
-        value, low, high = (round(float(metrics[column][name]), 4) for column in ("value", "ci_low", "ci_high"))
-        row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    row = {"dataset": data.name, "method": name, "backbone": metrics.backbone.iloc[0], "size": "x".join(map(str, detector.input_size))}
+    for metric in METRICS:
+        value, low, high = (round(float(metrics[column][metric]), 4) for column in ("value", "ci_low", "ci_high"))
+        row |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
     return row | {"train": len(data.train), "test_ok": len(data.test.ok()), "test_nok": len(data.test.nok()), "test_groups": len(set(data.test.groups)),
                   "fit_cpu_s": round(fit, 1), "predict_cpu_ms": round(predict, 1), "bundle_mib": round(bundle_mib(detector), 2),
                   "profile": profile.name, "seed": profile.seed, "replicates": profile.replicates}
@@ -72,7 +79,7 @@ def main():
     pin_threads(1)
     profile = get_profile(arguments.profile, replicates=arguments.replicates)
     names = arguments.methods or list(methods())
-    for name in names: one_of(base_method(name), methods(), "method")
+    for name in names: one_of(base_method(changed(name)[0]), methods(), "method")
     table = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame(columns=["dataset", "method"])
     for source in arguments.data:
         data = open_dataset(source)
