@@ -3,13 +3,13 @@
     OMP_NUM_THREADS=1 python benchmarks/detectors.py cookies magnetic_tile elpv_poly --methods patchcore padim -o benchmarks/detectors.csv
 
 A name of a dataset or a folder in MVTec layout stands for each DATA; in the table a folder is called by its own name. Settings are those of the
-profile (demo: EfficientNet-Lite0 at 256 px); `patchcore:lengths=raw` changes one, and the row is called so. One row is appended for each (dataset, method) as soon as it is done, and a row that is there is
-not measured again. Without arguments: what is missing on elpv_poly, which has no masks.
+profile (demo: EfficientNet-Lite0 at 256 px); `patchcore:lengths=raw` changes one, and the row is called so. One row is appended for each
+(dataset, method) as soon as it is done, and a row that is there is not measured again. Without arguments: what is missing on elpv_poly, which has no masks.
 
 fit_cpu_s is processor time on one thread, no feature taken from a cache; predict_cpu_ms is that of one picture by itself, from file to map at
 the file's size. Only scoring shares feature maps between methods, which changes no metric.
 
-Last run (demo profile, 200 replicates, 1 of 2 busy cores, torch 2.14.1), image AUROC / pixel AUROC: cookies (24 training pictures) patchcore 1.000 /
+The rows, of several runs (demo profile, 200 replicates, 1 of 2 busy cores, torch 2.14.1), image AUROC / pixel AUROC: cookies (24 training pictures) patchcore 1.000 /
 0.977, padim 1.000 / 0.940, patchcore:lengths=raw 1.000 / 0.981, featcae 0.998 / 0.970, dfr:level=true 0.995 / 0.918, stfpm 0.977 / 0.906, efficientad
 0.973 / 0.974, vae 0.968 / 0.806, gaussian 0.959 / 0.963, dfr 0.934 / 0.952, global_knn 0.895, autoencoder_plain 0.863 / 0.632, autoencoder 0.829 /
 0.680, cae_l1 0.680 / 0.731, dfr_attention 0.557 / 0.818; elpv_poly (409 training pictures) patchcore 0.865, dfr:level=true 0.865, padim 0.856,
