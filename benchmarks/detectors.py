@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/detectors.py cookies magnetic_tile elpv_poly --methods patchcore padim -o benchmarks/detectors.csv
 
-A name of a dataset or a folder in MVTec layout stands for each DATA; in the table a folder is called by its own name. Settings are those of the
+A name of a dataset or a folder in MVTec layout stands for each DATA; in the table a folder is called by its own name. With --grid 256 the test
+pictures and masks are first resized to 256 x 256, where every picture weighs the same in a pixel metric; the row is then of `magnetic_tile@256`. Settings are those of the
 profile (demo: EfficientNet-Lite0 at 256 px); `patchcore:lengths=raw` changes one, and the row is called so. One row is appended for each
 (dataset, method) as soon as it is done, and a row that is there is not measured again. Without arguments: what is missing on elpv_poly, which has no masks.
 
@@ -24,10 +25,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from thesis_ad.data.datasets import open_dataset
+from thesis_ad.data.datasets import Dataset, from_arrays, open_dataset
 from thesis_ad.evaluation.protocol import base_method, evaluate, seconds_per_picture, settings_for
 from thesis_ad.features.backbones import kept_features
-from thesis_ad.files import atomic_write
+from thesis_ad.files import atomic_write, resize, resize_mask
 from thesis_ad.models.detector import create, methods
 from thesis_ad.settings import get_profile, one_of, pin_threads
 
@@ -37,6 +38,17 @@ METRICS = ("image_auroc", "pixel_auroc", "aupro_0.30")
 def bundle_mib(detector):
     with tempfile.TemporaryDirectory() as folder:
         return sum(file.stat().st_size for file in detector.save(Path(folder) / "bundle").iterdir()) / 2**20
+
+
+def on_grid(data, edge):
+    "The dataset with its test pictures and masks resized to `edge` x `edge` pixels."
+    test, size = data.test, (edge, edge)
+    masks = [None if mask is None else resize_mask(mask, size) for mask in map(test.mask, range(len(test)))]
+    pictures = [resize(test.picture(i), size) for i in range(len(test))]
+    small = from_arrays(pictures, test.labels, masks, test.groups, test.defects)
+    changed = Dataset(f"{data.name}@{edge}", data.root, data.table, data.licence, data.rendered, data.enhance, data.key)
+    vars(changed)["test"] = small                                             # in place of what would be opened
+    return changed
 
 
 def changed(name):
@@ -77,6 +89,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="*", default=["elpv_poly"], metavar="DATA", help="name of a dataset, or a folder in MVTec layout")
     parser.add_argument("--methods", nargs="+", default=None, help="default: all that are registered")
+    parser.add_argument("--grid", type=int, default=0, metavar="EDGE", help="judge at EDGE x EDGE pixels in place of each file's own size")
     parser.add_argument("--profile", default="demo")
     parser.add_argument("--replicates", type=int, default=200, help="draws of the bootstrap behind the intervals of the pixel metrics")
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).with_suffix(".csv"))
@@ -87,7 +100,7 @@ def main():
     for name in names: one_of(base_method(changed(name)[0]), methods(), "method")
     table = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame(columns=["dataset", "method"])
     for source in arguments.data:
-        data = open_dataset(source)
+        data = on_grid(open_dataset(source), arguments.grid) if arguments.grid else open_dataset(source)
         for name in names:
             if ((table.dataset == data.name) & (table.method == name)).any(): continue
             row = pd.DataFrame([measure(name, data, profile)])

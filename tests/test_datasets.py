@@ -84,3 +84,21 @@ def test_a_folder_opened_twice_has_the_same_key(folder):
     first = open_folder(root).train.key
     read.clear()
     assert open_folder(root).train.key == first and not read
+
+
+@pytest.mark.parametrize("spoil", [lambda note: note.write_text("{half"), lambda note: (note.unlink(), note.mkdir())])
+def test_a_note_that_cannot_be_read_or_written_costs_a_look_and_nothing_else(folder, tmp_path, spoil):
+    root, read = folder
+    first, _, _ = inspected(root, read)
+    note, = (tmp_path / "cache" / "inspected").iterdir()
+    spoil(note)
+    table, skipped, files = inspected(root, read)
+    assert len(files) == 3 and table.equals(first) and not skipped
+
+
+def test_a_full_disk_does_not_stop_a_look_at_the_files(folder, monkeypatch):
+    def full(*_): raise OSError(28, "No space left on device")
+    root, read = folder
+    monkeypatch.setattr(os, "replace", full)
+    table, skipped, files = inspected(root, read)
+    assert len(table) == 3 and len(files) == 3 and not skipped

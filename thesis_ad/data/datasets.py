@@ -6,8 +6,8 @@
 __all__ = ['MEMORY_LIMIT', 'OK_FOLDERS', 'NOK_FOLDERS', 'ImageSet', 'from_arrays', 'picture_files', 'folder_table',
            'with_calibration', 'inspect_files', 'Dataset', 'open_folder', 'open_dataset', 'verify']
 
-# %% ../../nbs/13_data.datasets.ipynb #92881ae2
-import dataclasses, json, os, re, time
+# %% ../../nbs/13_data.datasets.ipynb #4e37887d
+import contextlib, dataclasses, json, os, re, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -217,7 +217,7 @@ def with_calibration(table, share=0.2):
     moved = set(groups[:min(n, len(groups) - 1)])
     return table.assign(split=np.where((table.split == "train") & table.group.isin(moved), "calibration", table.split))
 
-# %% ../../nbs/13_data.datasets.ipynb #981af120
+# %% ../../nbs/13_data.datasets.ipynb #ad701d36
 def _inspect(path):
     "(sha256, height, width) of a picture, or (None, reason, None)."
     try:
@@ -233,16 +233,29 @@ def _stamp(path):
     except OSError: return None
     return [facts.st_size, facts.st_mtime_ns]
 
+def _note(key): return cache_dir() / "inspected" / f"{key}.json"
+
+def _recalled(key, stamps):
+    "What was noted under `key` of each file whose stamp is still the same, else None."
+    try: noted = json.loads(_note(key).read_text())
+    except (OSError, ValueError): return [None] * len(stamps)
+    return [old[1] if old and old[0] == stamp else None for old, stamp in zip(noted, stamps)]
+
+def _remember(key, stamps, facts, start):
+    "Note the facts of readable files that last changed two seconds before `start` (ns) or earlier; where nothing can be written, the next command looks again."
+    noted = [[stamp, fact] if fact[0] and stamp and stamp[1] < start - 2e9 else None for stamp, fact in zip(stamps, facts)]
+    with contextlib.suppress(OSError, UserError): write_json(_note(key), noted)
+
+# %% ../../nbs/13_data.datasets.ipynb #6df3c2b1
 def inspect_files(table, root, what="pictures", quiet=False):
     "`table` with sha256, height and width of every picture, and a list of `path: reason` for those left out."
     files, start = [root / path for path in table.path], time.time_ns()
-    note = cache_dir() / "inspected" / f"{content_key(str(Path(root).resolve()), table.path.tolist())}.json"
-    stamps, known = [_stamp(file) for file in files], json.loads(note.read_text()) if note.exists() else [None] * len(files)
-    facts = [old[1] if old and old[0] == stamp else None for old, stamp in zip(known, stamps)]
+    key, stamps = content_key(str(Path(root).resolve()), table.path.tolist()), [_stamp(file) for file in files]
+    known = _recalled(key, stamps)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        found = list(tqdm(pool.map(lambda fact, file: fact or _inspect(file), facts, files), total=len(files), desc=f"checking {what}",
+        found = list(tqdm(pool.map(lambda fact, file: fact or _inspect(file), known, files), total=len(files), desc=f"checking {what}",
                           unit="image", leave=False, disable=quiet or None))
-    if found != facts: write_json(note, [[stamp, fact] if fact[0] and stamp and stamp[1] < start - 2e9 else None for stamp, fact in zip(stamps, found)])
+    if found != known: _remember(key, stamps, found, start)
     table = table.assign(sha256=[fact[0] for fact in found], height=[fact[1] for fact in found], width=[fact[2] for fact in found])
     broken = table.sha256.isna().to_numpy()
     skipped = [f"{root / path}: {reason}" for path, reason in zip(table.path[broken], table.height[broken])]

@@ -23,7 +23,7 @@ def local_average(feature_map, kernel=3):
     if kernel < 1 or kernel % 2 == 0: raise UserError(f"the window of the local average is odd and at least 1, not {kernel}")
     return F.avg_pool2d(feature_map, kernel, 1, kernel // 2)
 
-# %% ../../nbs/35_features.patches.ipynb #0c5798ee
+# %% ../../nbs/35_features.patches.ipynb #b63e6649
 def check_pixels(images):
     "`images` if it is float [B, 3, H, W] with finite values; otherwise a `UserError`."
     if images.ndim != 4 or images.shape[1] != 3: raise UserError(f"images are [B, 3, H, W], not {tuple(images.shape)}")
@@ -43,7 +43,7 @@ def stage_maps(backbone, images, stages, kernel=3, typical=None):
 
 def typical_lengths(backbone, images, stages, kernel=3, batch_size=8):
     "Mean length of each stage's averaged vectors, one float a stage, over the pictures of an `ImageSet`."
-    each = [[float(m.double().norm(dim=1).mean((1, 2)).sum()) for m in stage_maps(backbone, batch, stages, kernel)] for _, batch in images.batches(batch_size)]
+    each = [[float(m.cpu().double().norm(dim=1).mean((1, 2)).sum()) for m in stage_maps(backbone, batch, stages, kernel)] for _, batch in images.batches(batch_size)]
     return (np.sum(each, axis=0) / len(images)).tolist()
 
 def patch_features(backbone, images, stages, kernel=3, typical=None):

@@ -13,11 +13,11 @@ import torch
 
 from ..settings import UserError, one_of
 
-# %% ../../nbs/34_features.search.ipynb #f231f8af
+# %% ../../nbs/34_features.search.ipynb #8040c6b1
 class _Products:
     "S and its error bound by matrix products in float32, or in bfloat16."
     def __init__(self, bank, low):
-        self.mean, self.low = bank.double().mean(0).float() if bank.device.type != "mps" else bank.mean(0), low
+        self.mean, self.low = bank.cpu().double().mean(0).float().to(bank.device), low
         c = bank - self.mean
         self.square, self.rounding = torch.linalg.vecdot(c, c), (c.shape[1] + 16) * 2.0 ** -24
         self.longest = self.square.max().sqrt()

@@ -68,7 +68,7 @@ class VariationalNetwork(ConvAutoencoder):
         z = mean + (log_variance / 2).exp() * torch.randn(mean.shape).to(mean.device) if self.training else mean
         return self.decode(z, x.shape[-2:]), mean, log_variance
 
-# %% ../../nbs/47_models.convolutional.ipynb #0e8ccba3
+# %% ../../nbs/47_models.convolutional.ipynb #fd5ebf3b
 @register("vae", "variational autoencoder: a charge for what the latent map says, smoothed pixel error")
 @dataclass(kw_only=True)
 class VariationalAutoencoder(Autoencoder):
@@ -91,6 +91,6 @@ class VariationalAutoencoder(Autoencoder):
     def errors(self, x, drawn): return smooth_map(((drawn[0] - x) ** 2).mean(1), x.shape[-2:], self.blur)
 
     def _fit(self, train, calibration):
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed("vae", self.seed))
             super()._fit(train, calibration)

@@ -17,7 +17,7 @@ from .detector import register
 from .patchcore import FeatureDetector
 from ..settings import UserError, one_of, resolve_device
 
-# %% ../../nbs/45_models.global_knn.ipynb #a7c8f37d
+# %% ../../nbs/45_models.global_knn.ipynb #b82d97d9
 @register("global_knn", "one pooled vector an image, distance to the nearest OK image; no localisation")
 @dataclass(kw_only=True)
 class GlobalKNN(FeatureDetector):
@@ -45,7 +45,7 @@ class GlobalKNN(FeatureDetector):
     def predict(self, images):
         "(image scores float64 [B], None): this method does not localise."
         distance, _ = self._search(self.pooled(images), min(self.neighbours, len(self.bank)))
-        return distance.double().mean(1).cpu().numpy(), None
+        return distance.cpu().double().mean(1).numpy(), None
 
     def tensors(self): return {"bank": self.bank}
     def restore(self, tensors): self._remember(tensors["bank"])

@@ -118,7 +118,7 @@ def hold_out(train, calibration, seed=0, share=0.2):
     held = np.isin(train.groups, rng("hold out", seed).permutation(groups)[:max(1, round(share * len(groups)))])
     return train.take(~held), train.take(held)
 
-# %% ../../nbs/44_models.padim.ipynb #58539c22
+# %% ../../nbs/44_models.padim.ipynb #8da34307
 def stage_gaussian(gaussian, eps):
     "(mean [C], W [C, C]), float32, of a `StreamingCovariance`; `eps` is relative to the mean variance of a channel."
     covariance = torch.from_numpy(gaussian.covariance if gaussian.rows > 1 else np.zeros((len(gaussian.mean),) * 2))
@@ -126,7 +126,7 @@ def stage_gaussian(gaussian, eps):
 
 def centre_and_spread(batches):
     "Mean and standard deviation of each stage's distances, lists of floats; `batches` yields lists of one tensor a stage."
-    sums = sum(np.array([(d.numel(), float(d.double().sum()), float(d.double().square().sum())) for d in batch]) for batch in batches)   # [stages, 3]
+    sums = sum(np.array([(d.numel(), float(d.double().sum()), float(d.double().square().sum())) for d in map(torch.Tensor.cpu, batch)]) for batch in batches)   # [stages, 3]
     centre = sums[:, 1] / sums[:, 0]
     return centre.tolist(), np.sqrt(np.maximum(sums[:, 2] / sums[:, 0] - centre ** 2, 1e-6)).tolist()
 

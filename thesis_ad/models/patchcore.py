@@ -73,7 +73,7 @@ def reweight(query, nearest, bank, search, b=9):
     own = (query.cpu().double() - bank[nearest].cpu().double()).norm(dim=1)             # ‖q* - m*‖
     return (1 - torch.exp(own - torch.logsumexp(far, dim=1))).numpy()
 
-# %% ../../nbs/43_models.patchcore.ipynb #87e5aa1c
+# %% ../../nbs/43_models.patchcore.ipynb #aaa41e5b
 @dataclass(kw_only=True)
 class MemoryBank(PatchDetector):
     "A detector that remembers a coreset of OK patches, as `bank` [K, C]."
@@ -87,9 +87,11 @@ class MemoryBank(PatchDetector):
         self.measure(train)
         rows, total = sample_patches(self.features, train, self.candidates, self.seed)
         count = coreset_size(len(rows), self.cap, self.ratio)
-        seen = random_projection(rows, self.projection, self.seed) if self.projection else rows
-        self.restore({"bank": rows[torch.from_numpy(greedy_coreset(seen, count, seed=self.seed))]})
-        self.facts |= {"patches": total, "candidates": len(rows), "bank": count, "channels": rows.shape[1], "stages": self.used_stages}
+        if count < len(rows):
+            seen = random_projection(rows, self.projection, self.seed) if self.projection else rows
+            rows = rows[torch.from_numpy(greedy_coreset(seen, count, seed=self.seed))]
+        self.restore({"bank": rows})
+        self.facts |= {"patches": total, "candidates": min(total, self.candidates), "bank": count, "channels": rows.shape[1], "stages": self.used_stages}
 
     def tensors(self): return {"bank": self.bank}
 
