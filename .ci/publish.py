@@ -6,6 +6,7 @@ in the outputs of all notebooks become JPEG.
 import base64
 import io
 import re
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -31,8 +32,17 @@ def central_result(metrics):
     rows = metrics[metrics.metric == "image_auroc"]
     text = rows.assign(text=[f"{100 * v:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for v, a, b in zip(rows.value, rows.ci_low, rows.ci_high)])
     table = text.pivot(index="method", columns="dataset", values="text")[["prefilter_a", "prefilter_b", "elpv_mono"]]
-    lines = ["| method | " + " | ".join(table) + " |", "|---" * (1 + table.shape[1]) + "|"]
-    return "\n".join(lines + ["| " + " | ".join((f"`{name}`", *row)) + " |" for name, row in zip(table.index, table.to_numpy())])
+    values = rows.pivot(index="method", columns="dataset", values="value")
+    table = table.loc[values.mean(axis=1).sort_values(ascending=False, kind="stable").index]
+    lines = ["| method, by the mean of its row | prefilter_a (rendered) | prefilter_b (rendered) | elpv_mono (real) |", "|---" * (1 + table.shape[1]) + "|"]
+    lines += ["| " + " | ".join((f"`{name}`", *row)) + " |" for name, row in zip(table.index, table.to_numpy())]
+    rendered = rows[rows.dataset.str.startswith("prefilter")]
+    chance = rendered.assign(holds=(rendered.ci_low <= 0.5) & (rendered.ci_high >= 0.5)).groupby("method").holds.all()
+    singles = values.drop(index=["fusion", "fusion_unsupervised"])
+    gains = ", ".join(f"{100 * (values[name]['fusion'] - singles[name].max()):+.1f}" for name in table)
+    return "\n".join(lines) + "\n\n" + "\n".join(textwrap.wrap(
+        f"Best single detectors: {', '.join(f'`{singles[name].idxmax()}` on {name}' for name in table)}; `fusion` differs from them by {gains} points. "
+        f"Intervals that hold 50, chance, on both rendered sets: {', '.join(f'`{name}`' for name in table.index if chance[name])}.", 140, break_on_hyphens=False))
 
 
 root = Path(__file__).resolve().parents[1]

@@ -1,5 +1,6 @@
 """The command line as a stranger uses it: real processes, real files, sentences and exit codes."""
 import os
+import shutil
 import subprocess
 import sys
 
@@ -91,6 +92,37 @@ def test_bad_input_is_one_sentence(mvtec_folder, tmp_path):
     refused(thesis_ad("data", "make", "elpv_mono"), "elpv_mono")
     refused(thesis_ad("data", "verify", "elpv"), "elpv")
     assert not (tmp_path / "b").exists(), "a refused fit left a bundle behind"
+
+
+def test_a_place_that_holds_something_else_is_refused_before_the_work(bundle, mvtec_folder, tmp_path):
+    (bundle / "notes.txt").write_text("mine")
+    refused(thesis_ad("fit", "dfr", mvtec_folder, "-o", bundle, "--set", "steps=1000000"), "notes.txt", "choose another place")
+    assert (bundle / "notes.txt").read_text() == "mine" and (bundle / "bundle.json").exists()
+    refused(thesis_ad("evaluate", bundle, mvtec_folder, "-o", bundle / "notes.txt"), "cannot write to", "notes.txt")
+
+
+def test_settings_that_no_fit_could_use_are_refused(mvtec_folder, tmp_path):
+    out = ("-o", tmp_path / "b")
+    refused(thesis_ad("fit", "gaussian", mvtec_folder, *out, "--set", "size=64,64,64"), "size", "(height, width)")
+    refused(thesis_ad("fit", "gaussian", mvtec_folder, *out, "--threads", "0"), "thread")
+    refused(thesis_ad("fit", "gaussian", "", *out), "empty")
+    (mvtec_folder / "groups.csv").write_text("")
+    refused(thesis_ad("fit", "gaussian", mvtec_folder, *out), "groups.csv", "path and group")
+
+
+def test_clean_leaves_alone_what_is_not_its_own(tmp_path):
+    for name in ("features/ab.npy", "documents/thesis.tex"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("text")
+    result = thesis_ad("clean", THESIS_AD_CACHE=str(tmp_path))
+    assert result.returncode == 0 and "documents" in result.stdout, result.stderr
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["thesis.tex"]
+
+
+def test_nothing_to_tell_apart_is_said(bundle, mvtec_folder, tmp_path):
+    shutil.rmtree(mvtec_folder / "test/dent")
+    result = thesis_ad("evaluate", bundle, mvtec_folder, "-o", tmp_path / "e")
+    assert result.returncode == 0 and "no NOK test picture" in result.stdout and "Empty DataFrame" not in result.stdout, result.stderr
 
 
 def test_a_nok_picture_in_train_is_refused(mvtec_folder, tmp_path):

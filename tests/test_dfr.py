@@ -290,12 +290,12 @@ def test_raw_features_are_left_alone():
 
 # ---- refusals ----
 
-def test_a_picture_without_numbers_is_named(fitted):
+def test_a_picture_without_numbers_is_refused(fitted):
     class Broken(ImageSet):
         def batches(self, *args, **kwargs):
             for indices, batch in super().batches(*args, **kwargs): yield indices, batch * torch.nan
     images = pictures(2)
-    with pytest.raises(UserError, match="00000.png"): predict_set(fitted, Broken(images.table, arrays=images.arrays))
+    with pytest.raises(UserError, match="image 0 of the batch has pixels that are NaN"): predict_set(fitted, Broken(images.table, arrays=images.arrays))
 
 
 @pytest.mark.parametrize("wrong, words", [
@@ -307,7 +307,7 @@ def test_settings_that_cannot_work_are_refused(wrong, words):
 
 
 @pytest.mark.parametrize("wrong, words", [
-    (dict(stages=(0, 9)), "stages 0 to 5, not 9"), (dict(cells=(60, 60)), "60 cells do not fit"), (dict(backbone="lite0"), "timm has no model"),
+    (dict(stages=(0, 9)), "stages 0 to 5, not 9"), (dict(backbone="lite0"), "timm has no model"),
     (dict(learning_rate=1e30), "diverged")])
 def test_fits_that_cannot_work_are_refused(wrong, words):
     with pytest.raises(UserError, match=words): create("dfr", **QUICK | wrong).fit(pictures(1))
@@ -315,3 +315,11 @@ def test_fits_that_cannot_work_are_refused(wrong, words):
 
 def test_predicting_before_fitting_is_refused():
     with pytest.raises(UserError, match="not been fitted"): create("dfr", **QUICK).predict(torch.rand(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("size", [(224, 224), (96, 200), (40, 64)])
+def test_sizes_that_the_cells_do_not_divide(size):
+    train = ImageSet.from_arrays(rng("odd").integers(0, 256, (3, 48, 64, 3)).astype(np.uint8))
+    detector = create("dfr", size=size, steps=2, rows_per_step=64, device="cpu").fit(train)
+    scores, maps = predict_set(detector, train)
+    assert np.isfinite(scores).all() and maps[0].shape == (48, 64)

@@ -299,12 +299,21 @@ def test_upsample_keeps_leading_axes_and_takes_arrays():
     assert torch.allclose(out[1, 2], upsample(torch.from_numpy(maps[1, 2]), (70, 132)), atol=1e-6)
 
 
-def test_aggregate_refuses_what_would_leave_a_strip_unseen():
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 100))
+def test_cells_that_no_stride_gives_share_the_image(n, size, cells):
+    assume(pooling_stride(size, cells) != size // cells)
+    m = torch.from_numpy(rng("test", "shared", n, size, cells).normal(size=(1, 2, n, n)))
+    want = F.adaptive_avg_pool2d(F.interpolate(m, size=size, mode="bilinear", align_corners=False), cells)
+    assert torch.allclose(aggregate([m], cells, size).double(), want, rtol=0, atol=2e-6)
+
+
+def test_aggregate_refuses_no_cells_and_a_kernel_that_does_not_fit():
     m = [torch.zeros(1, 2, 8, 8)]
-    for cells in (100, 0, 600, (170, 100)):
-        with pytest.raises(UserError, match="do not fit"): aggregate(m, cells, 512)
-    assert aggregate(m, (128, 170), (512, 512)).shape == (1, 2, 128, 170)
+    with pytest.raises(UserError, match="at least one cell"): aggregate(m, 0, 512)
+    with pytest.raises(UserError, match="windows of 9 px"): aggregate(m, 170, 512, kernel=9)
     with pytest.raises(UserError, match="rows, columns"): aggregate(m, (1, 2, 3), 512)
+    assert aggregate(m, (128, 170), (512, 512)).shape == (1, 2, 128, 170)
 
 
 # ---- latent size ----

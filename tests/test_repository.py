@@ -257,12 +257,24 @@ def test_committed_text_names_no_path_of_one_machine():
     assert not found, found
 
 
+def test_chapters_carry_their_pictures():
+    "A chapter that draws is committed with what it drew."
+    import nbformat
+    bare = []
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        for cell in nbformat.read(path, 4).cells:
+            if cell.cell_type != "code" or cell.source.startswith("#|") or "plt.subplots" not in cell.source: continue
+            drawn = any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {}))
+            if not drawn and "return" not in cell.source: bare.append(f"{path.name}: {cell.source[:60]!r}")
+    assert not bare, bare
+
+
 def test_the_readme_repeats_the_table_of_the_demo():
     "Each cell of the README's central result is what metrics.csv says."
     import pandas as pd
     text = (ROOT / "README.md").read_text().split("<!-- central result -->")[1]
-    lines = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.strip().splitlines()]
-    shown = {(lines[0][j], row[0]): row[j] for row in lines[2:] for j in range(1, len(row))}
+    lines = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.strip().splitlines() if line.startswith("|")]
+    shown = {(lines[0][j].split()[0], row[0]): row[j] for row in lines[2:] for j in range(1, len(row))}
     metrics = pd.read_csv(ROOT / "figures/demo/tables/metrics.csv", keep_default_na=False, na_values=[""]).query("metric == 'image_auroc'")
     told = {(row.dataset, row.method): f"{100 * row.value:.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]" for row in metrics.itertuples()}
     assert shown == told

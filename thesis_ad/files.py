@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'read_image', 'read_mask', 'resize', 'resize_mask', 'sha256', 'content_key', 'atomic_write',
-           'atomic_folder', 'folder_bytes', 'write_json', 'cached']
+           'atomic_folder', 'check_writable', 'folder_bytes', 'write_json', 'cached']
 
-# %% ../nbs/01_files.ipynb #842d4e7e
-import contextlib, hashlib, json, os, shutil, uuid
+# %% ../nbs/01_files.ipynb #0e627cbd
+import contextlib, hashlib, json, os, shutil, tempfile, uuid
 from pathlib import Path
 
 import cv2
@@ -19,7 +19,7 @@ from .settings import UserError
 # %% ../nbs/01_files.ipynb #fcb62124
 cv2.ipp.setUseIPP(False)
 
-# %% ../nbs/01_files.ipynb #78145fad
+# %% ../nbs/01_files.ipynb #dbf11c86
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 def _open(source):
@@ -31,7 +31,8 @@ def _open(source):
             image.load()
             return ImageOps.exif_transpose(image)
     except FileNotFoundError: raise UserError(f"no such file: {name}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError: raise UserError(f"cannot read {name} as an image (it is {'in no known format' if source else 'empty'})") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read {name} as an image ({str(error).splitlines()[0]})") from None
 
 # %% ../nbs/01_files.ipynb #e3ccd676
@@ -118,6 +119,14 @@ def atomic_folder(path):
         raise
     finally:
         for left in (part, old): shutil.rmtree(left, ignore_errors=True)
+
+# %% ../nbs/01_files.ipynb #dbc952a0
+def check_writable(folder):
+    "Make `folder` if need be; a `UserError` if no file can be written in it, so that long work does not end at its last step."
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder): pass
+    except OSError as error: raise UserError(f"cannot write to {folder} ({error.strerror})") from None
 
 # %% ../nbs/01_files.ipynb #7ee3d050
 def folder_bytes(folder):

@@ -37,10 +37,11 @@ def torch_seed(*keys):
     "A seed in [0, 2^63) for `torch.Generator.manual_seed` that depends on `keys` alone."
     return int.from_bytes(_digest(keys)[:8], "little") >> 1
 
-# %% ../nbs/00_settings.ipynb #604c6a84
+# %% ../nbs/00_settings.ipynb #7d2a610b
 def pin_threads(n=1):
     "Fix the number of threads of torch, OpenCV and BLAS, so that sums are always taken in one order."
     import cv2, torch
+    if n < 1: raise UserError(f"at least one thread has to run, not {n}")
     torch.set_num_threads(n)
     cv2.setNumThreads(n)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ[name] = str(n)
@@ -68,11 +69,12 @@ def computes_bf16(device):
     able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
-# %% ../nbs/00_settings.ipynb #58899926
+# %% ../nbs/00_settings.ipynb #8f835d71
 def cache_dir():
     "The folder for everything that can be computed again: `$THESIS_AD_CACHE`, else `~/.cache/thesis_ad`."
     folder = Path(os.environ.get("THESIS_AD_CACHE") or Path.home() / ".cache" / "thesis_ad").expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error: raise UserError(f"the cache folder {folder} (THESIS_AD_CACHE) cannot be made: {error.strerror}") from None
     return folder
 
 # %% ../nbs/00_settings.ipynb #70a6494e

@@ -173,12 +173,13 @@ def _group(path):
     if stamp: return "/".join(inner) or stamp.group(1)
     return path.as_posix()
 
-# %% ../../nbs/13_data.datasets.ipynb #64255aad
+# %% ../../nbs/13_data.datasets.ipynb #67936f42
 def _with_groups(table, root):
     "`table` with the groups that `<root>/groups.csv` gives, where there is one."
     path = root / "groups.csv"
     if not path.exists(): return table
-    groups = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try: groups = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error: raise UserError(f"{path} cannot be read as a table with the columns path and group ({error})") from None
     if not {"path", "group"} <= set(groups): raise UserError(f"{path} needs the columns path and group")
     known = dict(zip(groups.path, groups.group))
     return table.assign(group=[known.get(name, group) for name, group in zip(table.path, table.group)])
@@ -320,9 +321,11 @@ def _table(manifest):
     path = manifest.folder / "splits.csv"
     return read_splits(path) if path.exists() or not manifest.rendered else check_table(recipe_table(_recipe(manifest))[COLUMNS])
 
-# %% ../../nbs/13_data.datasets.ipynb #2c980607
+# %% ../../nbs/13_data.datasets.ipynb #abab9f20
 def open_dataset(name, size=256, parts=0, calibration=None, workers=None):
     "A `Dataset` by its name in the manifest or by the path of a folder. `size`, `parts`: rendered edge; groups kept of each split and label."
+    if not str(name): raise UserError("the name of the data is empty; give a folder or a dataset of the manifest")
+    if size < 1: raise UserError(f"pictures of {size} pixels cannot be rendered; give a size of 1 or more")
     if name not in manifest_names():
         if Path(name).is_dir(): return open_folder(name, calibration)
         raise UserError(f"'{name}' is neither a folder nor a dataset of the manifest ({', '.join(manifest_names())})")

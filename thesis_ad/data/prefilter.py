@@ -423,7 +423,7 @@ def recipe_table(recipe):
                                  f"part_{number:04d}", part_seed, zoom, orientation))
     return pd.DataFrame(rows, columns=["path", "split", "label", "defect", "mask", "group", "part_seed", "zoom", "orientation"])
 
-# %% ../../nbs/12_data.prefilter.ipynb #f1ce7b52
+# %% ../../nbs/12_data.prefilter.ipynb #99e935dc
 RENDERER = 3     # raise it whenever a change here changes a picture
 
 def _render_part(folder, rows, size):
@@ -433,8 +433,8 @@ def _render_part(folder, rows, size):
         if image_file.exists() and (not row.mask or mask_file.exists()): continue
         image, mask = render(Part(row.part_seed, row.defect), row.orientation, row.zoom, size)
         if row.mask:
-            with atomic_write(mask_file) as part: cv2.imwrite(str(part), mask.astype(np.uint8) * 255)
-        with atomic_write(image_file) as part: cv2.imwrite(str(part), image[..., ::-1])
+            with atomic_write(mask_file) as part: part.write_bytes(cv2.imencode(".png", mask.astype(np.uint8) * 255)[1])
+        with atomic_write(image_file) as part: part.write_bytes(cv2.imencode(".png", image[..., ::-1])[1])
     return len(rows)
 
 # %% ../../nbs/12_data.prefilter.ipynb #89534859

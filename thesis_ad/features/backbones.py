@@ -210,7 +210,7 @@ def kept_features(folder=None):
     try: yield folder
     finally: _kept = before
 
-# %% ../../nbs/30_features.backbones.ipynb #1241d41f
+# %% ../../nbs/30_features.backbones.ipynb #50df3063
 def _maps(backbone, images, wanted):
     "The maps of the `wanted` stages, computed; mirrored surroundings of `margin` pixels are added and cut off again."
     edge = backbone.margin
@@ -229,9 +229,11 @@ def _one(backbone, image, wanted):
     missing = [i for i in files if i not in maps]
     for i, m in zip(missing, _maps(backbone, image, missing) if missing else ()):
         maps[i], size = m, m.numel() * 4
-        if size > 512 * 1024 or size > _kept["room"]: continue
+        if size > _kept["room"] or backbone.strides[i] < 8 and size > 512 * 1024: continue
         _kept["room"] -= size
-        with atomic_write(files[i]) as part: np.save(part, m.numpy())
+        try:
+            with atomic_write(files[i]) as part: np.save(part, m.numpy())
+        except (OSError, UserError): _kept["room"] = 0          # nothing can be written there: go on without
     return [maps[i] for i in wanted]
 
 # %% ../../nbs/30_features.backbones.ipynb #237a4647

@@ -23,13 +23,14 @@ def local_average(feature_map, kernel=3):
     if kernel < 1 or kernel % 2 == 0: raise UserError(f"the window of the local average is odd and at least 1, not {kernel}")
     return F.avg_pool2d(feature_map, kernel, 1, kernel // 2)
 
-# %% ../../nbs/35_features.patches.ipynb #b63e6649
+# %% ../../nbs/35_features.patches.ipynb #cb284dc0
 def check_pixels(images):
-    "`images` if it is float [B, 3, H, W] with finite values; otherwise a `UserError`."
-    if images.ndim != 4 or images.shape[1] != 3: raise UserError(f"images are [B, 3, H, W], not {tuple(images.shape)}")
+    "`images` if it is float [B, 3, H, W] with finite values that are pixels; otherwise a `UserError`."
+    if images.ndim != 4 or images.shape[1] != 3 or not images.numel(): raise UserError(f"images are [B, 3, H, W] with B of 1 or more, not {tuple(images.shape)}")
     if not torch.isfinite(images).all():
         wrong = int((~torch.isfinite(images)).flatten(1).any(1).nonzero()[0])
         raise UserError(f"image {wrong} of the batch has pixels that are NaN or infinite")
+    if images.abs().max() > 1e6: raise UserError(f"pixels lie in 0 … 1, and one of these is {float(images.abs().max()):.1g}")
     return images
 
 def soften(m, typical):

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['tile_starts', 'TiledSet', 'canvas_size', 'tiled', 'Blend']
 
-# %% ../../nbs/22_images.tiles.ipynb #5bcaa9fb
+# %% ../../nbs/22_images.tiles.ipynb #93834670
 import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..data.datasets import ImageSet
-from ..files import content_key, resize
+from ..files import content_key
 from ..settings import UserError
 
 # %% ../../nbs/22_images.tiles.ipynb #6c4b4b13
@@ -23,7 +23,7 @@ def tile_starts(length, tile, overlap=0.25):
     count = 1 + math.ceil((length - tile) / max(1, tile * (1 - overlap)))
     return np.linspace(0, length - tile, count).round().astype(int).tolist()
 
-# %% ../../nbs/22_images.tiles.ipynb #5151a2a1
+# %% ../../nbs/22_images.tiles.ipynb #989a58d4
 @dataclass(frozen=True, eq=False)
 class TiledSet(ImageSet):
     "An `ImageSet` whose items are tiles: its table has a row a tile, with `top`, `left` and the number of its `picture`."
@@ -39,14 +39,15 @@ class TiledSet(ImageSet):
         if (row.path, epoch) not in self._last:
             whole = super().picture(i, epoch)
             self._last.clear()
-            self._last[row.path, epoch] = resize(whole, (max(height, whole.shape[0]), max(width, whole.shape[1])))
+            beyond = [(0, max(0, tile - edge)) for tile, edge in zip(self.tile, whole.shape)]
+            self._last[row.path, epoch] = np.pad(whole, (*beyond, (0, 0)), mode="symmetric")
         return self._last[row.path, epoch][row.top:row.top + height, row.left:row.left + width]
 
     def of(self, picture): return self.take(self.table.picture.to_numpy() == picture)
 
-# %% ../../nbs/22_images.tiles.ipynb #49b33d54
+# %% ../../nbs/22_images.tiles.ipynb #23530b3d
 def canvas_size(images, i, tile):
-    "(height, width) that picture `i` is cut at: the set's size, or the file's own, and at least a tile."
+    "(height, width) of picture `i` before it is cut: the set's size, or the file's own, and at least a tile."
     return tuple(max(t, n) for t, n in zip(tile, images.size or images.shape(i)))
 
 def tiled(images, tile, overlap=0.25):
@@ -59,17 +60,19 @@ def tiled(images, tile, overlap=0.25):
     table = images.table.iloc[picture].reset_index(drop=True).assign(picture=picture, top=top, left=left)
     return TiledSet(table, images.root, images.size, images.transform, images.seed, images.arrays, tile=tuple(tile))
 
-# %% ../../nbs/22_images.tiles.ipynb #249f9776
+# %% ../../nbs/22_images.tiles.ipynb #8934eeb8
 class Blend:
-    "The weighted mean of tiles' maps on a canvas of `size` = (height, width); two float32 arrays of that size, however many tiles."
-    def __init__(self, size): self.sum, self.weight = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    "The weighted mean of tiles' maps on a canvas of `size` = (height, width); two float64 arrays of that size, however many tiles."
+    def __init__(self, size): self.sum, self.weight = np.zeros(size), np.zeros(size)
 
     def add(self, heat, top, left):
         "Add a tile's map float32 [h, w] whose first pixel lies at (top, left)."
         hat = [np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / n for n in heat.shape]
-        weight = np.outer(*hat).astype(np.float32)
+        weight = np.outer(*hat)
         at = np.s_[top:top + heat.shape[0], left:left + heat.shape[1]]
         self.sum[at] += weight * heat
         self.weight[at] += weight
 
-    def mean(self): return self.sum / self.weight
+    def mean(self):
+        "float32 [H, W]; in double precision on the way, so that a value on which all tiles agree comes back as it was."
+        return (self.sum / self.weight).astype(np.float32)

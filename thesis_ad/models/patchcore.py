@@ -61,7 +61,7 @@ class PatchDetector(FeatureDetector):
         "Patch features float32 [B, C, h, w] of images [B, 3, H, W]."
         return patch_features(self.network, images, self.used_stages, self.window, self.typical)
 
-# %% ../../nbs/43_models.patchcore.ipynb #8fa3782d
+# %% ../../nbs/43_models.patchcore.ipynb #ee4084dc
 def reweight(query, nearest, bank, search, b=9):
     """Weights float64 [n] in [1 - 1/b, 1] of queries [n, C] whose nearest bank vectors have the indices `nearest` [n].
 
@@ -71,7 +71,7 @@ def reweight(query, nearest, bank, search, b=9):
     _, around = search(bank[nearest], b)                                              # [n, b]
     far = (query.cpu().double()[:, None] - bank[around].cpu().double()).norm(dim=2)     # ‖q* - m‖
     own = (query.cpu().double() - bank[nearest].cpu().double()).norm(dim=1)             # ‖q* - m*‖
-    return (1 - torch.exp(own - torch.logsumexp(far, dim=1))).numpy()
+    return (1 - torch.exp(own - torch.logsumexp(far, dim=1))).clamp(1 - 1 / b, 1).numpy()
 
 # %% ../../nbs/43_models.patchcore.ipynb #aaa41e5b
 @dataclass(kw_only=True)
