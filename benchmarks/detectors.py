@@ -18,7 +18,11 @@ gaussian 0.853, patchcore:lengths=raw 0.841, dfr 0.837, efficientad 0.833, dfr_a
 0.670, autoencoder_plain 0.648, autoencoder 0.622, cae_l1 0.611; magnetic_tile (543 training pictures) dfr:level=true 0.853 / 0.725, patchcore 0.843 /
 0.730, patchcore:lengths=raw 0.824 / 0.761, padim 0.823 / 0.709, gaussian 0.814 / 0.716, dfr 0.779 / 0.730, dfr_attention 0.754 / 0.728, efficientad
 0.731 / 0.718, featcae 0.684 / 0.756, global_knn 0.677, stfpm 0.624 / 0.655, autoencoder_plain 0.554 / 0.562, vae 0.533 / 0.581, cae_l1 0.533 / 0.569,
-autoencoder 0.531 / 0.563.
+autoencoder 0.531 / 0.563. At 256 x 256, beside a plain bank of 100,000 patches without coreset or re-weighting
+(patchcore:lengths=raw,cap=0,neighbours=1): magnetic_tile plain 0.837 / 0.765, patchcore 0.843 / 0.742, patchcore:lengths=raw 0.824 / 0.772,
+dfr:level=true 0.853 / 0.743, featcae 0.684 / 0.768, padim 0.823 / 0.721, gaussian 0.814 / 0.725, dfr 0.779 / 0.743; cookies plain 1.000 / 0.981,
+patchcore 1.000 / 0.978, patchcore:lengths=raw 1.000 / 0.981. A picture took 1,550 ms of processor time with the plain bank of magnetic_tile, and 52 ms
+with 1,500 vectors.
 """
 import argparse, tempfile, time
 from pathlib import Path

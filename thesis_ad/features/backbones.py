@@ -236,13 +236,13 @@ def _one(backbone, image, wanted):
         except (OSError, UserError): _kept["room"] = 0          # nothing can be written there: go on without
     return [maps[i] for i in wanted]
 
-# %% ../../nbs/30_features.backbones.ipynb #237a4647
+# %% ../../nbs/30_features.backbones.ipynb #f0f317c8
 class Backbone(_Frozen):
     "Stages of a frozen network, with `channels`, `strides`, `name` and `weight_hash`; made by `load_backbone`."
     def __init__(self, model, name, weight_hash, depth=6, autocast=None, margin=0):
         super().__init__(model)
         self.name, self.weight_hash, self.autocast, self.margin, self._stages = name, weight_hash, autocast, 0, cut_stages(model)[:depth]
-        maps = self(torch.zeros(1, 3, 64, 64))
+        maps = _maps(self, torch.zeros(1, 3, 64, 64), range(len(self._stages)))
         self.channels = [m.shape[1] for m in maps]        # C_i
         self.strides = [64 // m.shape[-1] for m in maps]  # input pixels a cell, H / h_i
         if margin < 0 or any(margin % stride for stride in self.strides):
