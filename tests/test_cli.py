@@ -105,6 +105,7 @@ def test_settings_that_no_fit_could_use_are_refused(mvtec_folder, tmp_path):
     out = ("-o", tmp_path / "b")
     refused(thesis_ad("fit", "gaussian", mvtec_folder, *out, "--set", "size=64,64,64"), "size", "(height, width)")
     refused(thesis_ad("fit", "gaussian", mvtec_folder, *out, "--threads", "0"), "thread")
+    refused(thesis_ad("fit", "gaussian", mvtec_folder, *out, "--set", "size=64", "--set", "size=32"), "twice")
     refused(thesis_ad("fit", "gaussian", "", *out), "empty")
     (mvtec_folder / "groups.csv").write_text("")
     refused(thesis_ad("fit", "gaussian", mvtec_folder, *out), "groups.csv", "path and group")

@@ -20,7 +20,7 @@ import thesis_ad
 from .files import check_writable, folder_bytes
 from .settings import PROFILES, UserError, cache_dir, pin_threads
 
-# %% ../nbs/90_cli.ipynb #cbf143f4
+# %% ../nbs/90_cli.ipynb #b55cb138
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Find visual defects when trained on good parts only.")
 data_app = typer.Typer(no_args_is_help=True, help="List, make and verify the datasets of the manifest.")
@@ -37,7 +37,9 @@ def parse_settings(pairs):
     "{'key': 'value'} from ['key=value', …]."
     wrong = [pair for pair in pairs or () if "=" not in pair]
     if wrong: raise UserError(f"--set wants key=value, not '{wrong[0]}'")
-    return dict(pair.split("=", 1) for pair in pairs or ())
+    settings = dict(pair.split("=", 1) for pair in pairs or ())
+    if len(settings) < len(pairs or ()): raise UserError(f"--set gives a setting twice: {', '.join(pairs)}")
+    return settings
 
 # %% ../nbs/90_cli.ipynb #e1065eb7
 def _version(value):
