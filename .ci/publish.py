@@ -13,6 +13,7 @@ import nbformat
 import pandas as pd
 from PIL import Image
 
+SETS = {"prefilter_a": "rendered", "prefilter_b": "rendered", "elpv_mono": "real"}
 LARGE = 60_000    # base64 characters of a PNG above which it is kept as JPEG; the PNG itself is in figures/demo
 
 
@@ -28,21 +29,29 @@ def smaller(output, name):
 
 
 def central_result(metrics):
-    "Image AUROC of every method on every dataset as a Markdown table."
+    "Image AUROC of every method on every dataset as a Markdown table, best first, and what it says in two sentences."
     rows = metrics[metrics.metric == "image_auroc"]
-    text = rows.assign(text=[f"{100 * v:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for v, a, b in zip(rows.value, rows.ci_low, rows.ci_high)])
-    table = text.pivot(index="method", columns="dataset", values="text")[["prefilter_a", "prefilter_b", "elpv_mono"]]
     values = rows.pivot(index="method", columns="dataset", values="value")
-    table = table.loc[values.mean(axis=1).sort_values(ascending=False, kind="stable").index]
-    lines = ["| method, by the mean of its row | prefilter_a (rendered) | prefilter_b (rendered) | elpv_mono (real) |", "|---" * (1 + table.shape[1]) + "|"]
-    lines += ["| " + " | ".join((f"`{name}`", *row)) + " |" for name, row in zip(table.index, table.to_numpy())]
-    rendered = rows[rows.dataset.str.startswith("prefilter")]
+    values = values.loc[values.mean(axis=1).sort_values(ascending=False, kind="stable").index, list(SETS)]
+    return table_of(rows, values) + "\n\n" + "\n".join(textwrap.wrap(sentences_on(rows, values), 140, break_on_hyphens=False))
+
+
+def table_of(rows, values):
+    "A line a method in the order of `values`: `value [low, high]` on each dataset, in percent."
+    text = rows.assign(text=[f"{100 * v:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for v, a, b in zip(rows.value, rows.ci_low, rows.ci_high)])
+    table = text.pivot(index="method", columns="dataset", values="text").loc[values.index, values.columns]
+    lines = ["| method, by the mean of its row | " + " | ".join(f"{name} ({kind})" for name, kind in SETS.items()) + " |", "|---" * (1 + len(SETS)) + "|"]
+    return "\n".join(lines + ["| " + " | ".join((f"`{name}`", *row)) + " |" for name, row in zip(table.index, table.to_numpy())])
+
+
+def sentences_on(rows, values):
+    "The best single detectors, what fusion adds to them, and who cannot be told from chance on any rendered set."
+    rendered = rows[rows.dataset.map(SETS) == "rendered"]
     chance = rendered.assign(holds=(rendered.ci_low <= 0.5) & (rendered.ci_high >= 0.5)).groupby("method").holds.all()
     singles = values.drop(index=["fusion", "fusion_unsupervised"])
-    gains = ", ".join(f"{100 * (values[name]['fusion'] - singles[name].max()):+.1f}" for name in table)
-    return "\n".join(lines) + "\n\n" + "\n".join(textwrap.wrap(
-        f"Best single detectors: {', '.join(f'`{singles[name].idxmax()}` on {name}' for name in table)}; `fusion` differs from them by {gains} points. "
-        f"Intervals that hold 50, chance, on both rendered sets: {', '.join(f'`{name}`' for name in table.index if chance[name])}.", 140, break_on_hyphens=False))
+    gains = ", ".join(f"{100 * (values[name]['fusion'] - singles[name].max()):+.1f}" for name in SETS)
+    return (f"Best single detectors: {', '.join(f'`{singles[name].idxmax()}` on {name}' for name in SETS)}; `fusion` differs from them by {gains} points. "
+            f"Intervals that hold 50, chance, on both rendered sets: {', '.join(f'`{name}`' for name in values.index if chance[name])}.")
 
 
 root = Path(__file__).resolve().parents[1]

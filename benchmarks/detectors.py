@@ -49,10 +49,9 @@ def on_grid(data, edge):
     test, size = data.test, (edge, edge)
     masks = [None if mask is None else resize_mask(mask, size) for mask in map(test.mask, range(len(test)))]
     pictures = [resize(test.picture(i), size) for i in range(len(test))]
-    small = from_arrays(pictures, test.labels, masks, test.groups, test.defects)
-    changed = Dataset(f"{data.name}@{edge}", data.root, data.table, data.licence, data.rendered, data.enhance, data.key)
-    vars(changed)["test"] = small                                             # in place of what would be opened
-    return changed
+    resized = Dataset(f"{data.name}@{edge}", data.root, data.table, data.licence, data.rendered, data.enhance, data.key)
+    vars(resized)["test"] = from_arrays(pictures, test.labels, masks, test.groups, test.defects)      # in place of what would be opened
+    return resized
 
 
 def changed(name):

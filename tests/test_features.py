@@ -255,6 +255,7 @@ def test_a_hub_repository_is_pinned_to_its_commit_at_the_first_download(tmp_path
     assert backbones._fetch_from_hub("timm/resnet18.a1_in1k", "resnet18.a1_in1k") == file
     assert load_backbone("resnet18", weights=file).weight_hash == backbones.weight_hash(resnet)
 
+
 @pytest.mark.parametrize("name, weights, stages", [("tf_efficientnet_lite0", None, (2, 4)), ("resnet18", "random", (1, 2))])
 def test_maps_are_computed_once_where_they_are_kept(name, weights, stages, tmp_path, monkeypatch):
     runs, run = [], backbones._run
