@@ -99,6 +99,10 @@ def test_a_place_that_holds_something_else_is_refused_before_the_work(bundle, mv
     refused(thesis_ad("fit", "dfr", mvtec_folder, "-o", bundle, "--set", "steps=1000000"), "notes.txt", "choose another place")
     assert (bundle / "notes.txt").read_text() == "mine" and (bundle / "bundle.json").exists()
     refused(thesis_ad("evaluate", bundle, mvtec_folder, "-o", bundle / "notes.txt"), "cannot write to", "notes.txt")
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/tensors.safetensors").write_bytes(b"weights of something else")
+    refused(thesis_ad("fit", "gaussian", mvtec_folder, "-o", tmp_path / "others"), "others", "choose another place")
+    assert (tmp_path / "others/tensors.safetensors").read_bytes() == b"weights of something else"
 
 
 def test_settings_that_no_fit_could_use_are_refused(mvtec_folder, tmp_path):

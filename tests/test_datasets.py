@@ -1,5 +1,5 @@
 "What a folder of photos becomes, and which of its files are read again."
-import os
+import json, os
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ import pytest
 
 from thesis_ad.data import datasets
 from thesis_ad.data.datasets import inspect_files, open_folder
-from thesis_ad.settings import rng
+from thesis_ad.settings import cache_dir, rng
 
 
 @pytest.fixture
@@ -67,6 +67,15 @@ def test_a_broken_or_missing_file_is_looked_at_each_time_and_named(folder):
         table, skipped, files = inspected(root, read)
         assert files == ["b.png", "c.png"] and table.path.tolist() == ["a.png"]
         assert "b.png" in skipped[0] and "cannot be read" in skipped[0] and "c.png: the file is missing" in skipped[1]
+
+
+def test_a_note_of_another_length_is_not_believed(folder):
+    root, read = folder
+    first, _, _ = inspected(root, read)
+    note = next((cache_dir() / "inspected").glob("*.json"))
+    note.write_text(json.dumps(json.loads(note.read_text())[:2]))
+    again, _, files = inspected(root, read)
+    assert files == ["a.png", "b.png", "c.png"] and again.equals(first)
 
 
 def test_the_same_names_in_another_folder_are_other_files(folder, tmp_path):

@@ -295,7 +295,7 @@ def test_a_picture_without_numbers_is_refused(fitted):
         def batches(self, *args, **kwargs):
             for indices, batch in super().batches(*args, **kwargs): yield indices, batch * torch.nan
     images = pictures(2)
-    with pytest.raises(UserError, match="image 0 of the batch has pixels that are NaN"): predict_set(fitted, Broken(images.table, arrays=images.arrays))
+    with pytest.raises(UserError, match="00000.png has pixels that are NaN"): predict_set(fitted, Broken(images.table, arrays=images.arrays))
 
 
 @pytest.mark.parametrize("wrong, words", [

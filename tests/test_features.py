@@ -1,5 +1,5 @@
 """Backbones, aggregation and latent size: what is more than a notebook's assert."""
-import hashlib, http.server, subprocess, sys, threading
+import hashlib, http.server, os, subprocess, sys, threading
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings, strategies as st
 from safetensors.torch import save_file
 
+from thesis_ad.data.datasets import ImageSet
 from thesis_ad.features import backbones
 from thesis_ad.features.aggregation import aggregate, pooling_stride, upsample, upsampling_matrix
 from thesis_ad.features.backbones import load_backbone
 from thesis_ad.features.latent import StreamingCovariance, StreamingPCA
+from thesis_ad.models.detector import create
 from thesis_ad.settings import UserError, rng
 
 torch.set_num_threads(1)
@@ -373,3 +375,47 @@ while True:
         for _ in range(300):
             with backbones.kept_features(tmp_path): assert backbones._kept["room"] <= backbones.FEATURE_LIMIT - 49 * 99
     finally: writer.kill()
+
+
+def test_a_full_folder_gives_up_its_oldest_maps(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "FEATURE_LIMIT", 10_000)
+    for age in range(20):
+        file = tmp_path / f"{age % 3}" / f"map_{age:02d}.npy"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"0" * 490)
+        os.utime(file, (1e9 - age, 1e9 - age))
+    with backbones.kept_features(tmp_path): room = backbones._kept["room"]
+    left = sorted(file.stem for file in tmp_path.rglob("*.npy"))
+    assert left == [f"map_{age:02d}" for age in range(10)], "the ten youngest, 4,900 bytes, fit into half of the limit"
+    assert room == 10_000 - 4_900
+    with backbones.kept_features(tmp_path): assert sorted(file.stem for file in tmp_path.rglob("*.npy")) == left, "a folder that is half full keeps what it has"
+
+
+def test_five_fits_compute_the_maps_once(tmp_path, monkeypatch):
+    "Plain `fit` calls; nobody has to open anything."
+    monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path))
+    images = ImageSet.from_arrays(rng("five fits").integers(0, 256, (3, 64, 64, 3)).astype(np.uint8))
+    seen, maps = [], backbones._maps
+    monkeypatch.setattr(backbones, "_maps", lambda backbone, batch, wanted: seen.extend((batch.numpy().tobytes(), i) for i in wanted) or maps(backbone, batch, wanted))
+    load_backbone()
+    seen.clear()
+    for name in ("patchcore", "padim", "gaussian", "global_knn", "featcae"):
+        more = {"steps": 2, "augment": False} if name == "featcae" else {}
+        create(name, size=(64, 64), device="cpu", **more).fit(images)
+    assert seen and len(seen) == len(set(seen)), "a map of the same picture and stage was computed twice"
+    assert backbones._kept is None
+
+
+def test_an_outer_folder_of_features_stays_in_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "cache"))
+    with backbones.kept_features(tmp_path / "mine"):
+        with backbones.kept_features() as folder: assert folder == tmp_path / "mine"
+        assert backbones._kept["folder"] == tmp_path / "mine"
+    assert backbones._kept is None
+
+
+def test_no_cache_folder_costs_no_fit(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "file" / "cache"))
+    images = ImageSet.from_arrays(rng("no cache").integers(0, 256, (2, 64, 64, 3)).astype(np.uint8))
+    assert np.isfinite(create("gaussian", size=(64, 64), device="cpu").fit(images).predict(images[0][None])[0]).all()

@@ -62,6 +62,13 @@ def test_a_killed_run_continues(rendered, tmp_path):
     assert not list(tmp_path.rglob("*.part*")), "a temporary file was left behind"
 
 
+def test_a_complete_set_starts_no_process(rendered, monkeypatch):
+    folder, table = rendered
+    def refuse(*_, **__): raise AssertionError("nothing is missing, and yet there is a pool of processes")
+    monkeypatch.setattr(prefilter.joblib, "Parallel", refuse)
+    assert render_dataset(TINY, folder, progress=False).equals(table)
+
+
 def test_files_are_what_the_table_says(rendered):
     folder, table = rendered
     assert set(contents(folder)) == set(table.path) | (set(table["mask"]) - {""})

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 
+import nbformat
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from thesis_ad.reproduce import run_notebook
 from thesis_ad.settings import repository_root
 
 ROOT = repository_root()
@@ -93,3 +95,47 @@ def test_the_readme_detector_stands_beside_the_others(first, mvtec_folder, tmp_p
     said("reproduce", "--profile", "smoke", "--only", "50_detectors")
     compared = pd.read_csv(clone / "figures/smoke/tables/metrics.csv").method.unique()
     assert {"mean_image", "dfr", "patchcore"} <= set(compared)
+
+
+@pytest.fixture
+def kernels_that_die(tmp_path, monkeypatch):
+    "Make the first N starts of the kernel `python3` end at once; gives the file that gets a letter at every start."
+    def prepare(deaths):
+        spec, starts = tmp_path / "kernels" / "python3", tmp_path / "starts"
+        spec.mkdir(parents=True)
+        script = tmp_path / "start.py"
+        script.write_text(f"""
+with open({str(starts)!r}, "a") as file: file.write("x")
+if len(open({str(starts)!r}).read()) <= {deaths}: raise SystemExit(1)
+from ipykernel.kernelapp import launch_new_instance
+launch_new_instance()
+""")
+        (spec / "kernel.json").write_text(json.dumps({"argv": [sys.executable, str(script), "-f", "{connection_file}"], "display_name": "python3", "language": "python"}))
+        monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+        return starts
+    return prepare
+
+
+def notebook(path, *cells):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), path)
+    return path
+
+
+def test_a_kernel_that_dies_before_its_first_word_is_started_again(kernels_that_die, tmp_path):
+    starts = kernels_that_die(2)
+    run_notebook(notebook(tmp_path / "10_toy.ipynb", "6 * 7"), tmp_path / "runs" / "10_toy.ipynb", {})
+    assert starts.read_text() == "xxx"
+    done = nbformat.read(tmp_path / "runs" / "10_toy.ipynb", 4)
+    assert done.cells[-1].outputs[0]["data"]["text/plain"] == "42"
+
+
+def test_a_kernel_that_never_starts_is_a_sentence(kernels_that_die, tmp_path):
+    starts = kernels_that_die(9)
+    with pytest.raises(RuntimeError, match="10_toy: Kernel died before"): run_notebook(notebook(tmp_path / "10_toy.ipynb", "6 * 7"), tmp_path / "runs" / "10_toy.ipynb", {})
+    assert starts.read_text() == "xxx"
+
+
+def test_a_kernel_that_dies_in_a_cell_is_not_started_again(kernels_that_die, tmp_path):
+    starts = kernels_that_die(0)
+    with pytest.raises(RuntimeError, match="10_toy: its kernel died"): run_notebook(notebook(tmp_path / "10_toy.ipynb", "import os; os._exit(1)"), tmp_path / "runs" / "10_toy.ipynb", {})
+    assert starts.read_text() == "x" and not list((tmp_path / "runs").iterdir())

@@ -104,7 +104,7 @@ def data_verify(name: Annotated[Optional[str], typer.Argument(help="A dataset of
     from thesis_ad.data.manifest import manifest_names
     for one in [name] if name else manifest_names(): print(f"{one}: {verify(one)}")
 
-# %% ../nbs/90_cli.ipynb #43388465
+# %% ../nbs/90_cli.ipynb #52c76c94
 def _open(data, calibration=None):
     from thesis_ad.data.datasets import open_dataset
     return open_dataset(str(data), calibration=calibration)
@@ -120,7 +120,6 @@ def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad m
         data: Annotated[str, typer.Argument(help="A dataset of the manifest or a folder.")],
         out: Out, set: Settings = None, calibration: Calibration = None, device: Device = "auto", seed: Seed = 0, threads: Threads = 1):
     "Fit a detector on the OK pictures of DATA and keep it as a bundle. A broken picture is named, skipped and counted."
-    from thesis_ad.features.backbones import kept_features
     from thesis_ad.models.detector import check_place, create
     pin_threads(threads)
     settings = {"seed": seed, **parse_settings(set)}
@@ -128,7 +127,7 @@ def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad m
     opened = _open(data, calibration)
     check_place(out)
     if "enhance" not in settings: detector.enhance = opened.enhance
-    with kept_features(): detector.fit(opened.train, opened.calibration)
+    detector.fit(opened.train, opened.calibration)
     detector.save(out)
     _report_skipped(opened)
     print(f"fitted {method} on {len(opened.train)} OK pictures of {data}; bundle: {out}")

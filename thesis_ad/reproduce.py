@@ -66,17 +66,28 @@ def _one_thread():
     finally:
         for name, value in before.items(): os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
-# %% ../nbs/80_reproduce.ipynb #8aa9d913
-def run_notebook(source, target, parameters):
-    "Execute an evaluation notebook into `target`; the seconds it took. A failing cell is a RuntimeError that names it."
+# %% ../nbs/80_reproduce.ipynb #f15505c8
+def _execute(source, target, parameters, starts=3):
+    "Papermill; a kernel that dies before its first word is started again."
     import papermill
+    from nbclient.exceptions import DeadKernelError
+    for left in reversed(range(starts)):
+        try:
+            with _one_thread():
+                return papermill.execute_notebook(source, target, parameters, kernel_name="python3", cwd=source.parent, progress_bar=False, extra_arguments=["--log-level=50"])
+        except DeadKernelError: raise RuntimeError(f"{source.stem}: its kernel died; is there enough memory?") from None
+        except RuntimeError as error:          # jupyter_client names no class of its own for this
+            if "before replying" not in str(error) or not left: raise RuntimeError(f"{source.stem}: {error}") from None
+
+# %% ../nbs/80_reproduce.ipynb #3ddfb898
+def run_notebook(source, target, parameters):
+    "Execute an evaluation notebook into `target`; the seconds it took. A failing cell is a RuntimeError that names it, and so is a kernel that died."
     from papermill.exceptions import PapermillExecutionError
     part = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}.part.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     try:
-        with _one_thread():
-            papermill.execute_notebook(source, part, parameters, kernel_name="python3", cwd=source.parent, progress_bar=False, extra_arguments=["--log-level=50"])
+        _execute(source, part, parameters)
         os.replace(part, target)
     except PapermillExecutionError as error:
         failed = target.with_suffix(".failed.ipynb")

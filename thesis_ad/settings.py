@@ -115,11 +115,11 @@ class Profile:
     variance: float = 0.90              # PCA variance that the latent size keeps
     replicates: int = 1000              # bootstrap replicates of an interval
 
-# %% ../nbs/00_settings.ipynb #46b4b1bd
+# %% ../nbs/00_settings.ipynb #9927f8a7
 PROFILES = {
     "smoke": Profile(
         name="smoke", datasets=("prefilter_a",), parts=3, render=128, size=(128, 128), autoencoder_size=(64, 64),
-        autoencoder_width=8, autoencoder_epochs=2, dfr_cells=(32, 32), dfr_cells_fine=(42, 42), dfr_steps=60, dfr_attention_cells=(16, 16),
+        autoencoder_width=8, autoencoder_epochs=2, dfr_cells=(32, 32), dfr_cells_fine=(42, 42), dfr_steps=30, dfr_attention_cells=(16, 16),
         dfr_attention_epochs=1, cae_l1_epochs=2, vae_epochs=2, featcae_steps=60, stfpm_steps=10, efficientad_steps=20, efficientad_width=8, replicates=100),
     "demo": Profile(),
     "thesis": Profile(

@@ -218,7 +218,7 @@ def with_calibration(table, share=0.2):
     moved = set(groups[:min(n, len(groups) - 1)])
     return table.assign(split=np.where((table.split == "train") & table.group.isin(moved), "calibration", table.split))
 
-# %% ../../nbs/13_data.datasets.ipynb #ad701d36
+# %% ../../nbs/13_data.datasets.ipynb #0131fc29
 def _inspect(path):
     "(sha256, height, width) of a picture, or (None, reason, None)."
     try:
@@ -239,7 +239,8 @@ def _note(key): return cache_dir() / "inspected" / f"{key}.json"
 def _recalled(key, stamps):
     "What was noted under `key` of each file whose stamp is still the same, else None."
     try: noted = json.loads(_note(key).read_text())
-    except (OSError, ValueError): return [None] * len(stamps)
+    except (OSError, ValueError): noted = []
+    if len(noted) != len(stamps): return [None] * len(stamps)
     return [old[1] if old and old[0] == stamp else None for old, stamp in zip(noted, stamps)]
 
 def _remember(key, stamps, facts, start):

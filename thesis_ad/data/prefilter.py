@@ -423,21 +423,22 @@ def recipe_table(recipe):
                                  f"part_{number:04d}", part_seed, zoom, orientation))
     return pd.DataFrame(rows, columns=["path", "split", "label", "defect", "mask", "group", "part_seed", "zoom", "orientation"])
 
-# %% ../../nbs/12_data.prefilter.ipynb #99e935dc
+# %% ../../nbs/12_data.prefilter.ipynb #07825380
 RENDERER = 3     # raise it whenever a change here changes a picture
 
+def _is_there(folder, row): return (folder / row.path).exists() and (not row.mask or (folder / row.mask).exists())
+
 def _render_part(folder, rows, size):
-    "Render what is missing of one part's images and masks; returns how many images were looked at."
+    "Render images of one part and their masks; returns how many."
     for row in rows:
         image_file, mask_file = folder / row.path, folder / row.mask
-        if image_file.exists() and (not row.mask or mask_file.exists()): continue
         image, mask = render(Part(row.part_seed, row.defect), row.orientation, row.zoom, size)
         if row.mask:
             with atomic_write(mask_file) as part: part.write_bytes(cv2.imencode(".png", mask.astype(np.uint8) * 255)[1])
         with atomic_write(image_file) as part: part.write_bytes(cv2.imencode(".png", image[..., ::-1])[1])
     return len(rows)
 
-# %% ../../nbs/12_data.prefilter.ipynb #89534859
+# %% ../../nbs/12_data.prefilter.ipynb #52e3e31d
 def render_dataset(recipe, folder, workers=None, progress=True):
     "Render a recipe into `folder` on `workers` processes (default: every core); returns `recipe_table(recipe)`."
     folder, table = Path(folder), recipe_table(recipe)
@@ -446,8 +447,10 @@ def render_dataset(recipe, folder, workers=None, progress=True):
     if note.exists() and json.loads(note.read_text()) != facts:
         raise UserError(f"{folder} holds a set rendered with other settings ({note.name}); choose another folder or delete it")
     write_json(note, facts)
-    jobs = [list(rows.itertuples(index=False)) for _, rows in table.groupby("group")]
+    missing = table[[not _is_there(folder, row) for row in table.itertuples(index=False)]]
+    if missing.empty: return table
+    jobs = [list(rows.itertuples(index=False)) for _, rows in missing.groupby("group")]
     parallel = joblib.Parallel(n_jobs=workers or joblib.cpu_count(), return_as="generator_unordered")
-    with tqdm(total=len(table), desc=f"rendering {recipe.name}", unit="image", disable=None if progress is None else not progress) as bar:
+    with tqdm(total=len(missing), desc=f"rendering {recipe.name}", unit="image", disable=None if progress is None else not progress) as bar:
         for count in parallel(joblib.delayed(_render_part)(folder, rows, recipe.size) for rows in jobs): bar.update(count)
     return table

@@ -137,7 +137,7 @@ def evaluate(detector, images, name, method=None, seed=0, replicates=1000, progr
     defects = per_defect(*common, images.defects, maps, masks, seed=seed, replicates=replicates).assign(**columns)
     return score_table(name, method, images, scores), metrics, defects[["dataset", "method", "defect", "metric", "value", "ci_low", "ci_high", "n"]]
 
-# %% ../../nbs/61_evaluation.protocol.ipynb #3b8d927d
+# %% ../../nbs/61_evaluation.protocol.ipynb #08b323db
 def seconds_per_picture(detector, images, count=8, clock=time.perf_counter):
     "Seconds by `clock` that preparing and predicting one of up to `count` pictures takes, one after the other, nothing taken from a cache."
     some = images.take(range(min(count, len(images))))
@@ -154,7 +154,7 @@ def run(task):
 
 def _run(task):
     "See `run`."
-    with kept_features(): bundle, data = fit_cached(task)
+    bundle, data = fit_cached(task)
     def make(folder):
         detector = load_bundle(bundle, "cpu")
         write_json(folder / "seconds.json", {"predict": seconds_per_picture(detector, data.calibration)})

@@ -6,13 +6,13 @@
 __all__ = ['FEATURE_LIMIT', 'FEATURE_FORMAT', 'read_weights', 'in_order', 'weight_hash', 'cut_stages', 'fold_batchnorm',
            'kept_features', 'Backbone', 'build_model', 'load_model', 'load_backbone']
 
-# %% ../../nbs/30_features.backbones.ipynb #9c56bfc3
+# %% ../../nbs/30_features.backbones.ipynb #5694a2d7
 import contextlib, difflib, functools, hashlib, importlib, os, re, warnings
 from pathlib import Path
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # timm's hub client asks for widgets; a plain bar will do
 import numpy as np
-import pooch, timm, torch
+import pooch, torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -20,9 +20,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..files import atomic_write, folder_bytes, sha256
 from ..settings import UserError, cache_dir, resolve_device, torch_seed
 
-# %% ../../nbs/30_features.backbones.ipynb #c43c0ae1
+# %% ../../nbs/30_features.backbones.ipynb #9e66f49b
 def _config(name):
     "timm's description of the weights `name`: mean, std, address, licence."
+    import timm
     arch, _, tag = name.partition(".")
     if timm.is_model(arch) and (not tag or name in timm.list_pretrained(f"{arch}.*")):
         return timm.get_pretrained_cfg(name)
@@ -107,13 +108,14 @@ def _fetch_from_hub(repository, name):
     url = hf_hub_url(repository, "model.safetensors", revision=latest.commit_hash)
     return _fetch(url, f"{name}-{latest.etag[:16]}.safetensors", latest.etag)
 
-# %% ../../nbs/30_features.backbones.ipynb #f6997fb0
+# %% ../../nbs/30_features.backbones.ipynb #b8f1a719
 def _download(name, config):
     "The weights of `name` from the address that timm gives, through the cache."
     full = f"{config.architecture}.{config.tag}"
     url = _ADDRESSES.get(full) or config.url or ""
     digits = re.search(r"-([0-9a-f]{8,64})\.pth$", url)
     if not digits and not config.hf_hub_id:
+        import timm
         near = ", ".join(timm.list_pretrained(f"*{config.architecture}.*"))
         raise UserError(f"timm has no weights for '{name}'" + (f"; these have: {near}" if near else ""))
     try:
@@ -195,22 +197,38 @@ def _run(stages, x, wanted, autocast=None):
             maps.append(x)
     return [maps[i].float() for i in wanted]
 
-# %% ../../nbs/30_features.backbones.ipynb #ed698fa6
+# %% ../../nbs/30_features.backbones.ipynb #09c9686a
 FEATURE_LIMIT = 4 * 2**30       # bytes of features kept on disk
 FEATURE_FORMAT = 2              # raise it when the same weights and images begin to give other maps
 _kept = None                    # the folder in use, and how many bytes may still be written
 
+def _room(folder):
+    "Bytes that may still be written below `folder`, after its oldest maps have gone if it was nearly full."
+    used = folder_bytes(folder)
+    if used < 0.9 * FEATURE_LIMIT: return FEATURE_LIMIT - used
+    ages = {}
+    for file in folder.rglob("[!.]*.npy"):
+        with contextlib.suppress(FileNotFoundError): ages[file] = file.stat().st_mtime      # another process may be faster
+    for file in sorted(ages, key=ages.get):
+        if used <= FEATURE_LIMIT / 2: break
+        with contextlib.suppress(OSError):
+            used -= file.stat().st_size
+            file.unlink()
+    return FEATURE_LIMIT - used
+
 @contextlib.contextmanager
 def kept_features(folder=None):
-    "Keep and reuse feature maps below `folder` (default: `features` in the cache folder) while the context is open."
+    "Keep and reuse feature maps below `folder` while the context is open; default: what is open already, else `features` in the cache folder."
     global _kept
-    folder = Path(folder or cache_dir() / "features")
     before = _kept
-    _kept = {"folder": folder, "room": FEATURE_LIMIT - folder_bytes(folder)}
-    try: yield folder
+    if folder or not before:
+        with contextlib.suppress(UserError):                # no cache folder can be made: nothing is kept
+            folder = Path(folder or cache_dir() / "features")
+            _kept = {"folder": folder, "room": _room(folder)}
+    try: yield _kept and _kept["folder"]
     finally: _kept = before
 
-# %% ../../nbs/30_features.backbones.ipynb #50df3063
+# %% ../../nbs/30_features.backbones.ipynb #16452c9b
 def _maps(backbone, images, wanted):
     "The maps of the `wanted` stages, computed; mirrored surroundings of `margin` pixels are added and cut off again."
     edge = backbone.margin
@@ -225,7 +243,9 @@ def _one(backbone, image, wanted):
     digest = hashlib.blake2b(image.numpy().tobytes() + repr(image.shape).encode(), digest_size=16).hexdigest()
     folder = _kept["folder"] / f"{FEATURE_FORMAT}_{backbone.weight_hash[:16]}_{backbone.autocast or 'float32'}_{backbone.margin}" / digest[:2]
     files = {i: folder / f"{digest}_{i}.npy" for i in wanted}
-    maps = {i: torch.from_numpy(np.load(file)) for i, file in files.items() if file.exists()}
+    maps = {}
+    for i, file in files.items():
+        with contextlib.suppress(FileNotFoundError): maps[i] = torch.from_numpy(np.load(file))
     missing = [i for i in files if i not in maps]
     for i, m in zip(missing, _maps(backbone, image, missing) if missing else ()):
         maps[i], size = m, m.numel() * 4
@@ -266,13 +286,15 @@ class Backbone(_Frozen):
         if missing: raise UserError(f"{self.name} has no stage of stride {missing[0]}: its strides are {self.strides}")
         return [len(self.strides) - 1 - self.strides[::-1].index(s) for s in strides]
 
-# %% ../../nbs/30_features.backbones.ipynb #777ee802
+# %% ../../nbs/30_features.backbones.ipynb #482ca021
 def _known(name):
     "Whether this chapter knows the order of the modules in timm's model `name`."
+    import timm
     return timm.models.model_entrypoint(name.split(".")[0]).__module__.split(".")[-1] in _WHOLE
 
 def build_model(name, **kwargs):
     "timm's model `name`, cut by timm where this chapter does not know where to cut."
+    import timm
     if _known(name): return timm.create_model(name, **kwargs)
     try: model = timm.create_model(name, features_only=True, **kwargs)
     except (RuntimeError, AssertionError, TypeError): model = None

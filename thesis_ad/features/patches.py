@@ -6,7 +6,8 @@
 __all__ = ['local_average', 'check_pixels', 'soften', 'stage_maps', 'typical_lengths', 'patch_features', 'sample_patches',
            'smoothing_matrix', 'smooth_map']
 
-# %% ../../nbs/35_features.patches.ipynb #2e9271d3
+# %% ../../nbs/35_features.patches.ipynb #9e54fccc
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -23,15 +24,16 @@ def local_average(feature_map, kernel=3):
     if kernel < 1 or kernel % 2 == 0: raise UserError(f"the window of the local average is odd and at least 1, not {kernel}")
     return F.avg_pool2d(feature_map, kernel, 1, kernel // 2)
 
-# %% ../../nbs/35_features.patches.ipynb #cb284dc0
-def check_pixels(images):
-    "`images` if it is float [B, 3, H, W] with finite values that are pixels; otherwise a `UserError`."
+# %% ../../nbs/35_features.patches.ipynb #698fb996
+def check_pixels(images, names=None):
+    "`images` if it is float [B, 3, H, W] with finite values that are pixels; otherwise a `UserError` that names the picture."
     if images.ndim != 4 or images.shape[1] != 3 or not images.numel(): raise UserError(f"images are [B, 3, H, W] with B of 1 or more, not {tuple(images.shape)}")
-    if not torch.isfinite(images).all():
-        wrong = int((~torch.isfinite(images)).flatten(1).any(1).nonzero()[0])
-        raise UserError(f"image {wrong} of the batch has pixels that are NaN or infinite")
-    if images.abs().max() > 1e6: raise UserError(f"pixels lie in 0 … 1, and one of these is {float(images.abs().max()):.1g}")
-    return images
+    lowest, highest = images.aminmax()
+    if max(-lowest, highest) <= 1e6: return images                          # false for NaN, too
+    wrong = int((~(images.abs() <= 1e6)).flatten(1).any(1).nonzero()[0])
+    name, largest = names[wrong] if names is not None else f"image {wrong} of the batch", float(images[wrong].abs().max())
+    if not math.isfinite(largest): raise UserError(f"{name} has pixels that are NaN or infinite")
+    raise UserError(f"pixels lie in 0 … 1, and one of {name} is {largest:.1g}")
 
 def soften(m, typical):
     "v / √(‖v‖² + `typical`²) of each vector v of [B, C, h, w]: length 1 for `typical` = 0, below 1 else; a vector of zeros stays."

@@ -215,14 +215,14 @@ def _fit(d, train, calibration):
             raise UserError(f"{d.method} diverged in epoch {epoch + 1}: its loss is no longer a number; try a learning_rate below {d.learning_rate:g}")
         for name, images in held_out.items(): d.facts[name].append(_mean_loss(d, images))
 
-# %% ../../nbs/41_models.autoencoder.ipynb #cfbad474
+# %% ../../nbs/41_models.autoencoder.ipynb #77a94954
 def _predict(d, images):
     "Image scores float64 [B] and errors float32 [B, H, W] of pictures [B, 3, H, W], one picture at a time, in float32."
     network = _network(d).eval()
     device = next(network.parameters()).device
     maps = []
     with torch.inference_mode():
-        for x in images.float().split(1):
+        for x in images.split(1):
             x = x.to(device)
             maps.append(d.errors(x, network(x)).cpu())
     maps = torch.cat(maps)

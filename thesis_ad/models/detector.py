@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'FORMAT', 'FILES', 'checked', 'Detector', 'native_size', '
            'settings_of', 'register', 'methods', 'create', 'predict_each', 'predict_set', 'bundle_facts', 'check_place',
            'save_bundle', 'read_bundle', 'update_bundle', 'load_bundle']
 
-# %% ../../nbs/40_models.detector.ipynb #17c9f89f
+# %% ../../nbs/40_models.detector.ipynb #d7168b13
 import dataclasses, functools, importlib, json, pkgutil
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from tqdm import tqdm
 
 import thesis_ad
+from ..features.backbones import kept_features
 from ..features.patches import check_pixels
 from ..files import atomic_folder, atomic_write, check_writable, resize, sha256
 from ..images.augmentation import Augment, Compose
@@ -33,7 +34,7 @@ def checked(predict):
     def look_first(self, images): return predict(self, check_pixels(torch.as_tensor(images).float()))
     return look_first
 
-# %% ../../nbs/40_models.detector.ipynb #8558a7bb
+# %% ../../nbs/40_models.detector.ipynb #344286de
 @dataclass(kw_only=True)
 class Detector:
     "A method that learns what OK looks like. Subclasses define `_fit`, `predict`, `tensors` and `restore`."
@@ -72,7 +73,7 @@ class Detector:
         if (train.labels == 1).any(): raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK pictures only")
         self.data_key, self.trained_on = train.key, picture_numbers(train)
         if self.native_aspect: self.input_size = native_size(self.size, [train.shape(i) for i in range(len(train))])
-        self._fit(self.prepare(train, training=True), None if calibration is None or not len(calibration) else self.prepare(calibration))
+        with kept_features(): self._fit(self.prepare(train, training=True), None if calibration is None or not len(calibration) else self.prepare(calibration))
         return self
 
     def prepare(self, images, training=False):
@@ -158,12 +159,12 @@ def create(name, **settings):
         settings[key] = _convert(key, value, default)
     return cls(**settings)
 
-# %% ../../nbs/40_models.detector.ipynb #81c19d20
+# %% ../../nbs/40_models.detector.ipynb #7789c821
 def _predict_tiles(detector, tiles, batch_size):
     "(largest score of a tile, blended map or None) of the picture that `tiles` are cut from."
     blend, scores, heat, (height, width) = Blend(canvas_size(tiles, 0, tiles.tile)), [], None, tiles.size or tiles.shape(0)
     for indices, batch in tiles.batches(batch_size):
-        found, maps = detector.predict(batch)
+        found, maps = detector.predict(check_pixels(batch, tiles.paths[indices]))
         scores.extend(found)
         if maps is None: continue
         for n, one in zip(indices, maps): blend.add(one, *tiles.table[["top", "left"]].iloc[n])
@@ -175,8 +176,8 @@ def _predict_batches(detector, images, prepared, batch_size):
     if detector.canvas:
         for i in range(len(images)): yield _predict_tiles(detector, prepared.of(i), batch_size)
         return
-    for _, batch in prepared.batches(batch_size):
-        scores, maps = detector.predict(batch)
+    for indices, batch in prepared.batches(batch_size):
+        scores, maps = detector.predict(check_pixels(batch, images.paths[indices]))
         yield from zip(scores, [None] * len(scores) if maps is None else maps)
 
 def predict_each(detector, images, batch_size=8, progress=None):
@@ -210,14 +211,14 @@ def bundle_facts(detector, blob):
             "input_size": list(detector.input_size), "threshold": detector.threshold, "sigmoid": detector.sigmoid, "data": detector.data_key, "tensors_sha256": sha256(blob),
             "versions": {"thesis_ad": thesis_ad.__version__} | {name: version(name) for name in ("torch", "timm", "numpy", "opencv-python")}}
 
-# %% ../../nbs/40_models.detector.ipynb #28ee390b
+# %% ../../nbs/40_models.detector.ipynb #6945c401
 FILES = ("bundle.json", "tensors.safetensors")
 
 def check_place(path):
     "A `UserError` unless a bundle can be written at `path`: nothing, an empty folder, or a bundle that holds nothing else."
     path = Path(path)
-    others = [] if not path.exists() else [path] if path.is_file() else sorted(other for other in path.iterdir() if other.name not in FILES)
-    if others: raise UserError(f"{path} exists and is not a bundle alone (there is {others[0]}); choose another place")
+    there = [] if not path.exists() else [path] if path.is_file() else sorted(path.iterdir(), key=lambda file: file.name in FILES)
+    if there and {file.name for file in there} != set(FILES): raise UserError(f"{path} exists and is not a bundle alone (there is {there[0]}); choose another place")
     check_writable(path.resolve().parent)
 
 def save_bundle(detector, path):

@@ -253,10 +253,10 @@ def _build(d):
         network = FeatureAutoencoder(d.facts["channels"], d.facts["latent"], d.kernel, d.attention, d.skips)
     d.network, d.ring_level = network.to(resolve_device(d.device)).eval(), None
 
-# %% ../../nbs/42_models.dfr.ipynb #b6d94836
+# %% ../../nbs/42_models.dfr.ipynb #ef622fd5
 def _held_out(d, images):
     "A few cells of held-out pictures to watch the loss on: rows [n, C], or whole maps of 8 pictures if training sees whole maps."
-    if d.training == "rows": return collect_rows(d.features, images, 4096, seed=d.seed)
+    if d.training == "rows": return collect_rows(d.features, images, 2048, seed=d.seed)
     return torch.cat([d.features(batch).half().cpu() for _, batch in evenly(images, 8).batches(4)])
 
 def _fit(d, train, calibration):
