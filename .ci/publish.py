@@ -1,5 +1,5 @@
 """Put the outputs of the last demo run into the evaluation notebooks, and its central result into the README; large pictures
-in the outputs of all notebooks become JPEG.
+in the outputs of all notebooks become JPEG, at most 720 pixels wide.
 
     make publish      # after `make reproduce`
 """
@@ -14,7 +14,8 @@ import pandas as pd
 from PIL import Image
 
 SETS = {"prefilter_a": "rendered", "prefilter_b": "rendered", "elpv_mono": "real"}
-LARGE = 60_000    # base64 characters of a PNG above which it is kept as JPEG; the PNG itself is in figures/demo
+LARGE = 60_000    # base64 characters of a PNG above which it is kept as JPEG …
+WIDTH = 720       # … of at most so many pixels; the PNG itself is in figures/demo
 
 
 def smaller(output, name):
@@ -23,7 +24,9 @@ def smaller(output, name):
     if "text/html" in data: data["text/html"] = re.sub(r"T_[0-9a-f]{5}", f"T_{name}", data["text/html"])
     if len(data.get("image/png", "")) > LARGE:
         buffer = io.BytesIO()
-        Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGB").save(buffer, "JPEG", quality=80)
+        picture = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGB")
+        picture.thumbnail((WIDTH, picture.height))
+        picture.save(buffer, "JPEG", quality=80)
         data["image/jpeg"] = base64.b64encode(buffer.getvalue()).decode()
     return output
 

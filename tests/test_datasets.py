@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from thesis_ad.data import datasets
-from thesis_ad.data.datasets import inspect_files, open_folder
+from thesis_ad.data.datasets import ImageSet, inspect_files, open_folder
 from thesis_ad.settings import cache_dir, rng
 
 
@@ -111,3 +111,25 @@ def test_a_full_disk_does_not_stop_a_look_at_the_files(folder, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     table, skipped, files = inspected(root, read)
     assert len(table) == 3 and len(files) == 3 and not skipped
+
+
+def test_decoded_pictures_are_shared_and_bounded(folder, monkeypatch):
+    "Views at one size share what was decoded; another size or another shape of the same bytes is another picture."
+    root, _ = folder
+    table, _ = inspect_files(pd.DataFrame({"path": ["a.png", "b.png", "c.png"], "mask": ""}), root, quiet=True)
+    reads, read = [], datasets.read_image
+    monkeypatch.setattr(datasets, "read_image", lambda path: reads.append(path.name) or read(path))
+    monkeypatch.setattr(datasets, "_pictures", datasets._Pictures())
+    images = ImageSet(table, root, size=(10, 15))
+    first = [images.picture(i) for i in range(3)]
+    again = [images.view(seed=1).picture(i) for i in (2, 1, 0)][::-1]
+    assert reads == ["a.png", "b.png", "c.png"] and all(np.array_equal(a, b) for a, b in zip(first, again))
+    assert images.view(size=(5, 5)).picture(0).shape == (5, 5, 3)
+    wide, tall = (ImageSet.from_arrays(np.zeros((1, *shape, 3), np.uint8)).picture(0).shape for shape in ((4, 6), (6, 4)))
+    assert wide == (4, 6, 3) and tall == (6, 4, 3)
+
+    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 2 * first[0].nbytes)
+    monkeypatch.setattr(datasets, "_pictures", kept := datasets._Pictures())
+    for i in (0, 1, 0, 2): images.picture(i)
+    assert [key[0] for key in kept] == table.sha256[[0, 2]].tolist(), "what was not used for longest goes first"
+    assert kept.nbytes == sum(image.nbytes for image in kept.values()) <= datasets.MEMORY_LIMIT

@@ -6,8 +6,9 @@
 __all__ = ['MEMORY_LIMIT', 'OK_FOLDERS', 'NOK_FOLDERS', 'ImageSet', 'from_arrays', 'picture_files', 'folder_table',
            'with_calibration', 'inspect_files', 'Dataset', 'open_folder', 'open_dataset', 'verify']
 
-# %% ../../nbs/13_data.datasets.ipynb #4e37887d
+# %% ../../nbs/13_data.datasets.ipynb #ccd77632
 import contextlib, dataclasses, json, os, re, time
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,9 +24,7 @@ from .prefilter import RENDERER, Recipe, recipe_table, render_dataset
 from ..files import IMAGE_SUFFIXES, content_key, read_image, read_mask, resize, sha256, write_json
 from ..settings import UserError, cache_dir, rng
 
-# %% ../../nbs/13_data.datasets.ipynb #3a1cc367
-MEMORY_LIMIT = 512 * 2**20    # bytes of decoded pictures an image set keeps
-
+# %% ../../nbs/13_data.datasets.ipynb #1229b58e
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     "Pictures read on demand as float32 [3, H, W] in [0, 1]; labels 0 = OK, 1 = NOK."
@@ -35,7 +34,6 @@ class ImageSet:
     transform: object = None               # t(uint8 [H, W, 3], rng) -> uint8 [H, W, 3], its repr is its key
     seed: int = 0
     arrays: dict | None = None             # path -> uint8 or bool array, in place of files
-    _memory: dict = field(default_factory=dict, repr=False)
 
     labels = property(lambda self: self.table.label.to_numpy(np.int64))
     groups = property(lambda self: self.table.group.to_numpy(str))
@@ -55,7 +53,7 @@ class ImageSet:
 
     def view(self, **changes):
         "The same pictures with another `size`, `transform` or `seed`."
-        return dataclasses.replace(self, _memory={}, **changes)
+        return dataclasses.replace(self, **changes)
 
     def take(self, indices):
         "The pictures at `indices` (integers or a boolean mask), in that order."
@@ -71,16 +69,35 @@ class ImageSet:
         "(height, width) of the file of picture `i`."
         return int(self.table.height.iloc[i]), int(self.table.width.iloc[i])
 
-# %% ../../nbs/13_data.datasets.ipynb #036a35ee
+# %% ../../nbs/13_data.datasets.ipynb #643decff
+MEMORY_LIMIT = 512 * 2**20    # bytes of decoded pictures kept in a process
+
+class _Pictures(OrderedDict):
+    "Arrays by key, the last used ones last; together `MEMORY_LIMIT` bytes at most."
+    nbytes = 0
+
+    def of(self, key, make):
+        "The array under `key`, made if it is not there."
+        if key in self:
+            self.move_to_end(key)
+            return self[key]
+        self[key] = image = make()
+        self.nbytes += image.nbytes
+        while self.nbytes > MEMORY_LIMIT: self.nbytes -= self.popitem(last=False)[1].nbytes
+        return image
+
+_pictures = _Pictures()
+
+def _decoded(images, i):
+    "uint8 [H, W, 3] of the file of picture `i`, or of its array, at the set's size."
+    path = images.table.path.iloc[i]
+    image = images.arrays[path] if images.arrays is not None else read_image(images.root / path)
+    return image if images.size is None else resize(image, images.size)
+
 def _picture(images, i, epoch=0):
     "uint8 [H, W, 3] of picture `i` after resize and transform."
-    path = images.table.path.iloc[i]
-    image = images._memory.get(path)
-    if image is None:
-        image = images.arrays[path] if images.arrays is not None else read_image(images.root / path)
-        if images.size is not None: image = resize(image, images.size)
-        if image.nbytes * len(images) <= MEMORY_LIMIT: images._memory[path] = image
-    return image if images.transform is None else images.transform(image, rng(images.seed, epoch, path))
+    image = _pictures.of((images.table.sha256.iloc[i], images.shape(i), images.size), lambda: _decoded(images, i))
+    return image if images.transform is None else images.transform(image, rng(images.seed, epoch, images.table.path.iloc[i]))
 
 ImageSet.picture = _picture
 

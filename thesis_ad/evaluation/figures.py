@@ -6,8 +6,8 @@
 __all__ = ['PACKAGES', 'PARTS', 'PUBLISHED', 'Results', 'write_csv', 'merge_parts', 'percent', 'reading_table', 'dataset_title',
            'plot_roc', 'plot_histogram', 'plot_confusion', 'beats', 'plot_beats', 'outline', 'plot_maps', 'plot_losses']
 
-# %% ../../nbs/62_evaluation.figures.ipynb #67194f64
-import io, platform
+# %% ../../nbs/62_evaluation.figures.ipynb #e09f2add
+import io, platform, sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from .protocol import code_hash, dataset_for, stack
 from ..files import atomic_write, write_json
 from ..settings import NOK_COLOUR, OK_COLOUR, repository_root
 
-# %% ../../nbs/62_evaluation.figures.ipynb #a65e4df0
+# %% ../../nbs/62_evaluation.figures.ipynb #3262fc60
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python", "pillow", "pandas", "matplotlib")
 
 def _palette_png(figure, path):
@@ -31,6 +31,14 @@ def _palette_png(figure, path):
     canvas = io.BytesIO()
     figure.savefig(canvas, dpi=100, format="png")
     Image.open(canvas).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)
+
+def _show(figure, path):
+    "In a notebook, show the file that was written instead of drawing the figure once more."
+    shell = sys.modules.get("IPython")
+    if shell is None or shell.get_ipython() is None: return
+    from IPython.display import Image as Picture, display
+    plt.close(figure)
+    display(Picture(filename=path))
 
 @dataclass
 class Results:
@@ -50,9 +58,11 @@ class Results:
 
     def figure(self, figure, name, caption, datasets=None):
         "Write a matplotlib figure and its provenance; `caption` says what to see."
-        with atomic_write(self.folder / f"{name}.png") as part: _palette_png(figure, part)
+        path = self.folder / f"{name}.png"
+        with atomic_write(path) as part: _palette_png(figure, part)
+        _show(figure, path)
         datasets = self.profile.datasets if datasets is None else datasets
-        write_json(self.folder / f"{name}.json", {"caption": caption} | self.provenance(datasets))
+        write_json(path.with_suffix(".json"), {"caption": caption} | self.provenance(datasets))
 
     def table(self, table, name, caption, datasets=None):
         "Write a table of the notebook's own as CSV, with its provenance."

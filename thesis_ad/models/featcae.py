@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['neighbourhoods', 'three_sigma', 'FeatCAE']
 
-# %% ../../nbs/48_models.featcae.ipynb #e0978d14
+# %% ../../nbs/48_models.featcae.ipynb #447d343d
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..features.aggregation import upsample
 from ..features.patches import check_pixels
 from .detector import register, watched
-from .dfr import FeatureAutoencoder, border, collect_rows, fit_scale, image_scores, residual, row_batches, rows_pca, train_network
+from .dfr import FeatureAutoencoder, border, collect_rows, fit_scale, folded, folded_residual, image_scores, row_batches, rows_pca, train_network
 from .patchcore import FeatureDetector
 from ..settings import UserError, computes_bf16, resolve_device, torch_seed
 
@@ -79,7 +79,7 @@ def _trained(d):
 
 def _low(d): return d.bf16 and computes_bf16(resolve_device(d.device))
 
-# %% ../../nbs/48_models.featcae.ipynb #caad8179
+# %% ../../nbs/48_models.featcae.ipynb #3523886e
 def _fit(d, train, calibration):
     "Rows, scale, training, and the training pictures' own errors."
     rows = collect_rows(d.cells, train, d.row_limit, d.passes if d.augment else 1, d.seed)
@@ -95,7 +95,7 @@ def _fit(d, train, calibration):
 
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W] of pictures [B, 3, H, W], one picture at a time."
-    network, low = _trained(d), _low(d)
-    with torch.inference_mode(): heat = torch.cat([residual(network, d.cells(x), low).float().cpu() for x in images.float().split(1)])
+    network = folded(_trained(d), _low(d))
+    with torch.inference_mode(): heat = torch.cat([folded_residual(network, d.cells(x)).cpu() for x in images.split(1)])
     edge = [min(cut, (n - 1) // 2) for cut, n in zip(border(heat.shape[-2:]), heat.shape[-2:])] if d.crop else (0, 0)
     return image_scores(heat, edge, d.top), upsample(heat, images.shape[-2:]).numpy()
