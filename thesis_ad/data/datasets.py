@@ -69,8 +69,8 @@ class ImageSet:
         "(height, width) of the file of picture `i`."
         return int(self.table.height.iloc[i]), int(self.table.width.iloc[i])
 
-# %% ../../nbs/13_data.datasets.ipynb #643decff
-MEMORY_LIMIT = 512 * 2**20    # bytes of decoded pictures kept in a process
+# %% ../../nbs/13_data.datasets.ipynb #3e6a0a71
+MEMORY_LIMIT = 128 * 2**20    # bytes of decoded pictures kept in a process; joblib renews workers that grow by 300 MB
 
 class _Pictures(OrderedDict):
     "Arrays by key, the last used ones last; together `MEMORY_LIMIT` bytes at most."
