@@ -8,6 +8,8 @@ import pytest
 
 from thesis_ad.data import datasets
 from thesis_ad.data.datasets import ImageSet, inspect_files, open_folder
+from thesis_ad.images.augmentation import Augment, Compose
+from thesis_ad.images.enhancement import Enhance
 from thesis_ad.settings import cache_dir, rng
 
 
@@ -95,7 +97,7 @@ def test_a_folder_opened_twice_has_the_same_key(folder):
     assert open_folder(root).train.key == first and not read
 
 
-@pytest.mark.parametrize("spoil", [lambda note: note.write_text("{half"), lambda note: (note.unlink(), note.mkdir())])
+@pytest.mark.parametrize("spoil", [lambda note: note.write_text("{half"), lambda note: note.write_text("3"), lambda note: (note.unlink(), note.mkdir())])
 def test_a_note_that_cannot_be_read_or_written_costs_a_look_and_nothing_else(folder, tmp_path, spoil):
     root, read = folder
     first, _, _ = inspected(root, read)
@@ -133,3 +135,26 @@ def test_decoded_pictures_are_shared_and_bounded(folder, monkeypatch):
     for i in (0, 1, 0, 2): images.picture(i)
     assert [key[0] for key in kept] == table.sha256[[0, 2]].tolist(), "what was not used for longest goes first"
     assert kept.nbytes == sum(image.nbytes for image in kept.values()) <= datasets.MEMORY_LIMIT
+
+
+class Brighter:
+    "Adds ten grey levels and counts how often."
+    def __init__(self, fixed): self.fixed, self.times = fixed, 0
+    def __repr__(self): return "Brighter()"
+    def __call__(self, image, rng):
+        self.times += 1
+        return image + np.uint8(10)
+
+
+@pytest.mark.parametrize("fixed, times", [(True, 1), (False, 3)])
+def test_a_fixed_transform_is_carried_out_once(fixed, times, monkeypatch):
+    monkeypatch.setattr(datasets, "_pictures", datasets._Pictures())
+    plain = ImageSet.from_arrays(np.full((1, 4, 6, 3), 100, np.uint8))
+    brighter = plain.view(transform=Brighter(fixed))
+    assert all((brighter.picture(0, epoch) == 110).all() and (plain.picture(0) == 100).all() for epoch in range(3))
+    assert brighter.transform.times == times
+
+
+def test_only_what_is_enhanced_for_judging_is_fixed():
+    assert Enhance().fixed and Compose(Enhance()).fixed and Compose().fixed
+    assert not any(one.fixed for one in (Enhance(share=0.15), Compose(Enhance(), Augment()), Compose(Enhance(share=0.15))))

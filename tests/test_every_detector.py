@@ -53,6 +53,15 @@ def test_scores_maps_and_bundle(name, fitted, test_set, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_second_fit_forgets_the_first(name, fitted, test_set):
+    train, held = ImageSet.from_arrays(pictures(6)), ImageSet.from_arrays(pictures(4, "held"))
+    detector = small(name).fit(ImageSet.from_arrays(pictures(3, "another part")), held)
+    predict_set(detector, test_set)
+    scores, wanted = (predict_set(one, test_set)[0] for one in (detector.fit(train, held), fitted(name)))
+    assert (scores == wanted).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_picture_is_judged_by_itself(name, fitted, test_set):
     detector = fitted(name)
     together, one_by_one = predict_set(detector, test_set, batch_size=6)[0], predict_set(detector, test_set, batch_size=1)[0]

@@ -17,12 +17,12 @@ from .files import content_key, sha256, write_json
 from .models.detector import methods
 from .settings import get_profile, one_of, repository_root
 
-# %% ../nbs/80_reproduce.ipynb #3e27eb07
+# %% ../nbs/80_reproduce.ipynb #a7a7bf68
 ALL = "every registered detector"
 NOTEBOOKS = {                                 # stem: methods it needs on every dataset of the profile
     "10_data_and_enhancement": (),
     "20_latent_size": (),
-    "30_baseline_vs_dfr": ("autoencoder", "autoencoder_plain", "dfr"),
+    "30_baseline_vs_dfr": ("dfr", "autoencoder", "autoencoder_plain"),
     "40_map_resolution": ("dfr", "dfr_fine"),
     "45_borders": (),
     "50_detectors": ALL,

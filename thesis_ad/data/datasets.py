@@ -69,8 +69,8 @@ class ImageSet:
         "(height, width) of the file of picture `i`."
         return int(self.table.height.iloc[i]), int(self.table.width.iloc[i])
 
-# %% ../../nbs/13_data.datasets.ipynb #3e6a0a71
-MEMORY_LIMIT = 128 * 2**20    # bytes of decoded pictures kept in a process; joblib renews workers that grow by 300 MB
+# %% ../../nbs/13_data.datasets.ipynb #ed8f9507
+MEMORY_LIMIT = 192 * 2**20    # bytes of pictures kept in a process; joblib renews workers that grow by 300 MB
 
 class _Pictures(OrderedDict):
     "Arrays by key, the last used ones last; together `MEMORY_LIMIT` bytes at most."
@@ -96,8 +96,11 @@ def _decoded(images, i):
 
 def _picture(images, i, epoch=0):
     "uint8 [H, W, 3] of picture `i` after resize and transform."
-    image = _pictures.of((images.table.sha256.iloc[i], images.shape(i), images.size), lambda: _decoded(images, i))
-    return image if images.transform is None else images.transform(image, rng(images.seed, epoch, images.table.path.iloc[i]))
+    key, decoded = (images.table.sha256.iloc[i], images.shape(i), images.size), lambda: _decoded(images, i)
+    if images.transform is None: return _pictures.of(key, decoded)
+    draw = rng(images.seed, epoch, images.table.path.iloc[i])
+    if getattr(images.transform, "fixed", False): return _pictures.of((*key, repr(images.transform)), lambda: images.transform(decoded(), draw))
+    return images.transform(_pictures.of(key, decoded), draw)
 
 ImageSet.picture = _picture
 
@@ -235,7 +238,7 @@ def with_calibration(table, share=0.2):
     moved = set(groups[:min(n, len(groups) - 1)])
     return table.assign(split=np.where((table.split == "train") & table.group.isin(moved), "calibration", table.split))
 
-# %% ../../nbs/13_data.datasets.ipynb #0131fc29
+# %% ../../nbs/13_data.datasets.ipynb #a6ce6500
 def _inspect(path):
     "(sha256, height, width) of a picture, or (None, reason, None)."
     try:
@@ -257,7 +260,7 @@ def _recalled(key, stamps):
     "What was noted under `key` of each file whose stamp is still the same, else None."
     try: noted = json.loads(_note(key).read_text())
     except (OSError, ValueError): noted = []
-    if len(noted) != len(stamps): return [None] * len(stamps)
+    if not isinstance(noted, list) or len(noted) != len(stamps): return [None] * len(stamps)
     return [old[1] if old and old[0] == stamp else None for old, stamp in zip(noted, stamps)]
 
 def _remember(key, stamps, facts, start):

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'PARTS', 'PUBLISHED', 'Results', 'write_csv', 'merge_parts', 'percent', 'reading_table', 'dataset_title',
            'plot_roc', 'plot_histogram', 'plot_confusion', 'beats', 'plot_beats', 'outline', 'plot_maps', 'plot_losses']
 
-# %% ../../nbs/62_evaluation.figures.ipynb #e09f2add
+# %% ../../nbs/62_evaluation.figures.ipynb #d0abf351
 import io, platform, sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,7 +16,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from PIL import Image
-from sklearn.metrics import roc_curve
 
 from .metrics import image_auroc
 from .protocol import code_hash, dataset_for, stack
@@ -110,9 +109,10 @@ def dataset_title(name, profile):
     "'prefilter_a (rendered)' or 'elpv_mono (real)': a dataset as every figure and table for reading names it."
     return f"{name} ({'rendered' if dataset_for(name, profile).rendered else 'real'})"
 
-# %% ../../nbs/62_evaluation.figures.ipynb #41bdd573
+# %% ../../nbs/62_evaluation.figures.ipynb #64e22c55
 def plot_roc(ax, labels, scores, name, colour=None):
     "ROC curve with the exact AUROC in the legend."
+    from sklearn.metrics import roc_curve           # takes a second to import, and most notebooks draw none
     wrong, right, _ = roc_curve(labels, scores)
     ax.plot(wrong, right, color=colour, label=f"{name} {percent(image_auroc(labels, scores))}")
     ax.plot([0, 1], [0, 1], color="0.8", lw=0.8, zorder=0)

@@ -169,7 +169,7 @@ def _run(task):
     read = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"group": str}) for name in ("scores", "calibration", "metrics", "defects")}
     return Evaluation(task.dataset, task.method, read["metrics"].backbone[0], task.profile.seed, **read, seconds=seconds, bundle=bundle)
 
-# %% ../../nbs/61_evaluation.protocol.ipynb #fc6e8eed
+# %% ../../nbs/61_evaluation.protocol.ipynb #04a76840
 def tasks_for(profile, names, datasets=None):
     "Tasks of every method in `names` on every dataset of the profile, or of `datasets`."
     return [Task(dataset, name, profile) for dataset in datasets or profile.datasets for name in names]
@@ -177,8 +177,7 @@ def tasks_for(profile, names, datasets=None):
 def run_all(tasks, workers=1, progress="fitting and scoring"):
     "Evaluations of all tasks by (dataset, method), `workers` at a time."
     warnings.filterwarnings("ignore", "A worker stopped", UserWarning)     # joblib renews workers that have grown; nothing is lost
-    order = list(dict.fromkeys(task.method for task in tasks))
-    queue = sorted(tasks, key=lambda task: order.index(task.method))
+    queue = sorted(tasks, key=lambda task: -len(dataset_for(task.dataset, task.profile).train))
     results = joblib.Parallel(n_jobs=max(1, min(workers, len(tasks))), return_as="generator")(joblib.delayed(run)(task) for task in queue)
     bar = tqdm(results, total=len(tasks), desc=progress, unit="fit", leave=False, disable=None)
     found = {(result.dataset, result.method): result for result in bar}

@@ -228,7 +228,7 @@ def kept_features(folder=None):
     try: yield _kept and _kept["folder"]
     finally: _kept = before
 
-# %% ../../nbs/30_features.backbones.ipynb #16452c9b
+# %% ../../nbs/30_features.backbones.ipynb #6e680e83
 def _maps(backbone, images, wanted):
     "The maps of the `wanted` stages, computed; mirrored surroundings of `margin` pixels are added and cut off again."
     edge = backbone.margin
@@ -240,7 +240,7 @@ def _maps(backbone, images, wanted):
 def _one(backbone, image, wanted):
     "The maps of the `wanted` stages of one image [1, 3, H, W] on the CPU, from the disk where they are kept."
     if _kept is None: return _maps(backbone, image, wanted)
-    digest = hashlib.blake2b(image.numpy().tobytes() + repr(image.shape).encode(), digest_size=16).hexdigest()
+    digest = hashlib.sha256(image.numpy().tobytes() + repr(image.shape).encode()).hexdigest()[:32]        # processors have instructions for it
     folder = _kept["folder"] / f"{FEATURE_FORMAT}_{backbone.weight_hash[:16]}_{backbone.autocast or 'float32'}_{backbone.margin}" / digest[:2]
     files = {i: folder / f"{digest}_{i}.npy" for i in wanted}
     maps = {}

@@ -24,11 +24,12 @@ def local_average(feature_map, kernel=3):
     if kernel < 1 or kernel % 2 == 0: raise UserError(f"the window of the local average is odd and at least 1, not {kernel}")
     return F.avg_pool2d(feature_map, kernel, 1, kernel // 2)
 
-# %% ../../nbs/35_features.patches.ipynb #698fb996
+# %% ../../nbs/35_features.patches.ipynb #86181d34
 def check_pixels(images, names=None):
     "`images` if it is float [B, 3, H, W] with finite values that are pixels; otherwise a `UserError` that names the picture."
     if images.ndim != 4 or images.shape[1] != 3 or not images.numel(): raise UserError(f"images are [B, 3, H, W] with B of 1 or more, not {tuple(images.shape)}")
-    lowest, highest = images.aminmax()
+    in_memory = images.permute(0, 2, 3, 1) if images.stride(1) == 1 else images         # as the numbers lie, which is twice as fast
+    lowest, highest = in_memory.aminmax()
     if max(-lowest, highest) <= 1e6: return images                          # false for NaN, too
     wrong = int((~(images.abs() <= 1e6)).flatten(1).any(1).nonzero()[0])
     name, largest = names[wrong] if names is not None else f"image {wrong} of the batch", float(images[wrong].abs().max())

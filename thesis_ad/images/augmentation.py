@@ -132,7 +132,7 @@ def _augment(a, image, rng):
     if "noise" not in drawn and a.minimal: out = minimal_noise(out, a.minimal, rng)
     return out
 
-# %% ../../nbs/20_images.augmentation.ipynb #a25f8219
+# %% ../../nbs/20_images.augmentation.ipynb #84233bd7
 @dataclass(frozen=True, init=False, repr=False)
 class Compose:
     "Transforms one after the other, left to right: `Compose(Augment(), Enhance(share=0.15))`."
@@ -140,6 +140,12 @@ class Compose:
 
     def __init__(self, *transforms): object.__setattr__(self, "transforms", transforms)
     def __repr__(self): return f"Compose({', '.join(map(repr, self.transforms))})"
+
+    @property
+    def fixed(self):
+        "Whether a picture comes out the same at every draw."
+        return all(getattr(transform, "fixed", False) for transform in self.transforms)
+
     def __call__(self, image, rng):
         check_image(image)
         out = image.copy()

@@ -27,7 +27,7 @@ def unsharp(image, amount=0.5, sigma=1.0):
     "uint8 `[H, W, 3]`: image + amount · (image − Gaussian blur of `sigma` pixels), clipped to 0 … 255."
     return cv2.addWeighted(image, 1 + amount, cv2.GaussianBlur(image, (0, 0), sigma), -amount, 0)
 
-# %% ../../nbs/21_images.enhancement.ipynb #91cbc7ff
+# %% ../../nbs/21_images.enhancement.ipynb #9b590b07
 @dataclass(frozen=True)
 class Enhance:
     "CLAHE on L → gamma → unsharp mask: uint8 `[H, W, 3]` → uint8 `[H, W, 3]`; `rng` may be left out where share is 1."
@@ -43,6 +43,11 @@ class Enhance:
         if not 0 <= self.share <= 1: raise UserError(f"Enhance: share must lie in 0 … 1, not {self.share}")
         if min(self.clip, self.gamma, self.sigma, *self.tiles) <= 0: raise UserError("Enhance: clip, tiles, gamma and sigma must be above 0")
         if min(self.amount, self.smooth) < 0: raise UserError("Enhance: amount and smooth must not be negative")
+
+    @property
+    def fixed(self):
+        "Whether a picture comes out the same at every draw."
+        return self.share == 1
 
     def __call__(self, image, rng=None):
         check_image(image)

@@ -6,8 +6,9 @@
 __all__ = ['window_matrix', 'ssim_map', 'reconstruction_loss', 'ChannelAttention', 'SpatialAttention', 'CBAM', 'ConvAutoencoder',
            'mean_of_largest', 'Autoencoder', 'PlainAutoencoder']
 
-# %% ../../nbs/41_models.autoencoder.ipynb #baf5ab60
+# %% ../../nbs/41_models.autoencoder.ipynb #06368350
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from tqdm import tqdm
 from .detector import Detector, register, watched
 from ..settings import UserError, computes_bf16, resolve_device, rng, torch_seed
 
-# %% ../../nbs/41_models.autoencoder.ipynb #87ee3371
+# %% ../../nbs/41_models.autoencoder.ipynb #3339c259
+@lru_cache(maxsize=64)
 def window_matrix(n, sigma=1.5, taps=11):
     "float32 [n, n]: row i is the Gaussian window around pixel i, cut off at the border, summing to one."
     place = torch.arange(n, dtype=torch.float64)
@@ -201,13 +203,13 @@ def _mean_loss(d, images):
     d.network.eval()
     with torch.no_grad(): return sum(_loss(d, x).item() * len(x) for _, x in images.batches(d.batch)) / len(images)
 
-# %% ../../nbs/41_models.autoencoder.ipynb #6345a2ac
+# %% ../../nbs/41_models.autoencoder.ipynb #0e50e654
 def _fit(d, train, calibration):
     "Train detector `d` and keep its losses by epoch in `facts`."
     d.network = _build(d)
     precision = "bfloat16" if d.bf16 and computes_bf16(resolve_device(d.device)) else "float32"
     d.facts = {"precision": precision, "loss_train": [], "loss_ok": [], "loss_nok": []}
-    optimiser = torch.optim.AdamW(d.network.parameters(), lr=d.learning_rate, weight_decay=d.weight_decay)
+    optimiser = torch.optim.AdamW(d.network.parameters(), lr=d.learning_rate, weight_decay=d.weight_decay, fused=resolve_device(d.device).type != "mps")
     held_out = watched(calibration)
     for epoch in tqdm(range(d.epochs), desc=d.method, unit="epoch", leave=False, disable=None):
         d.facts["loss_train"].append(_train_epoch(d, optimiser, train, epoch))

@@ -65,12 +65,12 @@ class FeatCAE(FeatureDetector):
         _build(self, len(tensors["mean"]))
         self.autoencoder.load_state_dict(tensors)
 
-# %% ../../nbs/48_models.featcae.ipynb #33480d78
+# %% ../../nbs/48_models.featcae.ipynb #729d26fa
 def _build(d, channels):
     "An untrained network on the detector's device; its weights depend on the seed alone."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("featcae", "weights", d.seed))
-        d.autoencoder = FeatureAutoencoder(channels, d.latent).to(resolve_device(d.device)).eval()
+        d.autoencoder, d.judge = FeatureAutoencoder(channels, d.latent).to(resolve_device(d.device)).eval(), None
 
 def _trained(d):
     "The trained network, or a sentence."
@@ -79,7 +79,7 @@ def _trained(d):
 
 def _low(d): return d.bf16 and computes_bf16(resolve_device(d.device))
 
-# %% ../../nbs/48_models.featcae.ipynb #3523886e
+# %% ../../nbs/48_models.featcae.ipynb #2eecd08d
 def _fit(d, train, calibration):
     "Rows, scale, training, and the training pictures' own errors."
     rows = collect_rows(d.cells, train, d.row_limit, d.passes if d.augment else 1, d.seed)
@@ -88,14 +88,15 @@ def _fit(d, train, calibration):
     if d.standardise: fit_scale(d.autoencoder, pca.mean, pca.scale)
     d.facts = {"channels": rows.shape[1], "explained": float(pca.explained[min(d.latent, rows.shape[1]) - 1]), "rows": len(rows),
                "stages": d.used_stages, "precision": "bfloat16" if _low(d) else "float32", "loss_ok": [], "loss_nok": []}
-    held_out = {name: collect_rows(d.cells, images, 4096, seed=d.seed) for name, images in watched(calibration).items()}
+    held_out = {name: collect_rows(d.cells, images, 2048, seed=d.seed) for name, images in watched(calibration).items()}
     batches = row_batches(rows, d.steps, d.rows_per_step, d.seed)
     d.facts |= train_network(d.autoencoder, batches, d.steps, max(1, d.steps // 25), held_out, d.learning_rate, _low(d), name="featcae")
     d.facts |= three_sigma(np.concatenate([d.predict(batch)[0] for _, batch in train.batches(8)]))
 
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W] of pictures [B, 3, H, W], one picture at a time."
-    network = folded(_trained(d), _low(d))
-    with torch.inference_mode(): heat = torch.cat([folded_residual(network, d.cells(x)).cpu() for x in images.split(1)])
+    network = _trained(d)
+    if d.judge is None: d.judge = folded(network, _low(d))          # once, when training is over
+    with torch.inference_mode(): heat = torch.cat([folded_residual(d.judge, d.cells(x)).cpu() for x in images.split(1)])
     edge = [min(cut, (n - 1) // 2) for cut, n in zip(border(heat.shape[-2:]), heat.shape[-2:])] if d.crop else (0, 0)
     return image_scores(heat, edge, d.top), upsample(heat, images.shape[-2:]).numpy()

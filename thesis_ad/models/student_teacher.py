@@ -62,11 +62,11 @@ def picture_batches(images, steps, size, seed=0):
     "Yield `steps` times (indices [size], float32 [size, 3, H, W]) of an `ImageSet`: each picture once an epoch, a last short batch filled up from its beginning."
     return itertools.islice(_passes(images, size, seed), steps)
 
-# %% ../../nbs/46_models.student_teacher.ipynb #f5a01893
+# %% ../../nbs/46_models.student_teacher.ipynb #e535130a
 def train_student(network, loss, batches, steps, held_out, learning_rate=1e-3, name="student", notes=5):
     """Adam on `loss(pictures, indices)` of `batches`. Returns lists by name: steps, loss_train (mean since the last note), and
     `loss(pictures)` of each entry of `held_out` (name → pictures [n, 3, H, W]). Raises UserError when the loss is no number."""
-    optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=next(network.parameters()).device.type != "mps")
     rate = lambda i: min(1, (i + 1) / max(1, 0.1 * steps)) * 0.5 * (1 + math.cos(math.pi * i / steps))
     schedule, recent = torch.optim.lr_scheduler.LambdaLR(optimiser, rate), []
     curve = {"steps": [], "loss_train": []} | {key: [] for key in held_out}
