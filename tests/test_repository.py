@@ -234,6 +234,8 @@ def test_an_evaluation_notebook_is_run_by_papermill_alone(path):
 def test_the_engine_knows_every_evaluation_notebook():
     from thesis_ad.reproduce import NOTEBOOKS
     assert sorted(NOTEBOOKS) == [path.stem for path in EVALUATIONS]
+    asking = [path.stem for path in EVALUATIONS if "run_all(tasks_for(profile," in path.read_text()]
+    assert [stem for stem in NOTEBOOKS if NOTEBOOKS[stem]] == asking, "what a notebook asks for is fitted before it starts, side by side"
 
 
 def test_committed_files_are_small():

@@ -17,11 +17,11 @@ from .files import content_key, sha256, write_json
 from .models.detector import methods
 from .settings import get_profile, one_of, repository_root
 
-# %% ../nbs/80_reproduce.ipynb #a7a7bf68
+# %% ../nbs/80_reproduce.ipynb #618f495f
 ALL = "every registered detector"
 NOTEBOOKS = {                                 # stem: methods it needs on every dataset of the profile
     "10_data_and_enhancement": (),
-    "20_latent_size": (),
+    "20_latent_size": ("dfr",),
     "30_baseline_vs_dfr": ("dfr", "autoencoder", "autoencoder_plain"),
     "40_map_resolution": ("dfr", "dfr_fine"),
     "45_borders": (),
