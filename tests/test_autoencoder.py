@@ -85,6 +85,13 @@ def test_loss_is_float32_under_autocast():
     assert inside.dtype == torch.float32 and torch.equal(inside, ssim_map(x, y.bfloat16().float()))
 
 
+def test_a_loss_looked_at_without_gradients_leaves_training_alone():
+    x, y = torch.rand(2, 1, 3, 37, 41)
+    with torch.inference_mode(): reconstruction_loss(x, y)
+    reconstruction_loss(x, y.requires_grad_()).backward()
+    assert y.grad.abs().sum() > 0
+
+
 # ---- the network
 
 def test_cbam_with_zero_weights_halves_twice():

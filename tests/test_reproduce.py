@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from thesis_ad.evaluation import protocol
 from thesis_ad.reproduce import run_notebook
 from thesis_ad.settings import repository_root
 
@@ -139,3 +141,13 @@ def test_a_kernel_that_dies_in_a_cell_is_not_started_again(kernels_that_die, tmp
     starts = kernels_that_die(0)
     with pytest.raises(RuntimeError, match="10_toy: its kernel died"): run_notebook(notebook(tmp_path / "10_toy.ipynb", "import os; os._exit(1)"), tmp_path / "runs" / "10_toy.ipynb", {})
     assert starts.read_text() == "x" and not list((tmp_path / "runs").iterdir())
+
+
+def test_the_largest_dataset_is_fitted_first(monkeypatch):
+    pictures, seen = {"small": 3, "large": 9, "middle": 5}, []
+    monkeypatch.setattr(protocol, "dataset_for", lambda name, profile: SimpleNamespace(train=range(pictures[name])))
+    monkeypatch.setattr(protocol, "run", lambda task: seen.append((task.dataset, task.method)) or task)
+    tasks = [protocol.Task(dataset, method, None) for dataset in pictures for method in ("dfr", "padim")]
+    found = protocol.run_all(tasks)
+    assert seen == [(dataset, method) for dataset in ("large", "middle", "small") for method in ("dfr", "padim")]
+    assert list(found) == [(task.dataset, task.method) for task in tasks]

@@ -6,9 +6,8 @@
 __all__ = ['window_matrix', 'ssim_map', 'reconstruction_loss', 'ChannelAttention', 'SpatialAttention', 'CBAM', 'ConvAutoencoder',
            'mean_of_largest', 'Autoencoder', 'PlainAutoencoder']
 
-# %% ../../nbs/41_models.autoencoder.ipynb #06368350
+# %% ../../nbs/41_models.autoencoder.ipynb #baf5ab60
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,8 +18,7 @@ from tqdm import tqdm
 from .detector import Detector, register, watched
 from ..settings import UserError, computes_bf16, resolve_device, rng, torch_seed
 
-# %% ../../nbs/41_models.autoencoder.ipynb #3339c259
-@lru_cache(maxsize=64)
+# %% ../../nbs/41_models.autoencoder.ipynb #87ee3371
 def window_matrix(n, sigma=1.5, taps=11):
     "float32 [n, n]: row i is the Gaussian window around pixel i, cut off at the border, summing to one."
     place = torch.arange(n, dtype=torch.float64)
