@@ -6,8 +6,7 @@ cell distances inside the same border crop that DFR uses, so both read the same 
     python benchmarks/dfr_vs_bank.py --splits 0 1 2
 
 Measured on split 0 (elpv_mono, default settings): dfr 0.953, bank 0.948, difference +0.005 with a 95 % interval over blocks of
--0.012 to 0.031; without nearly all-bad blocks 0.830 and 0.805. The other splits were not run.
-DFR rounds differently since, in training and in predicting; this was not run again.
+-0.011 to 0.033; without nearly all-bad blocks 0.831 and 0.805. The other splits were not run.
 """
 import argparse
 
