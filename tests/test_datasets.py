@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from thesis_ad.data import datasets
-from thesis_ad.data.datasets import ImageSet, inspect_files, open_folder
+from thesis_ad.data.datasets import ImageSet, inspect_files, open_dataset, open_folder
 from thesis_ad.images.augmentation import Augment, Compose
 from thesis_ad.images.enhancement import Enhance
 from thesis_ad.settings import cache_dir, rng
@@ -158,3 +158,17 @@ def test_a_fixed_transform_is_carried_out_once(fixed, times, monkeypatch):
 def test_only_what_is_enhanced_for_judging_is_fixed():
     assert Enhance().fixed and Compose(Enhance()).fixed and Compose().fixed
     assert not any(one.fixed for one in (Enhance(share=0.15), Compose(Enhance(), Augment()), Compose(Enhance(share=0.15))))
+
+
+@pytest.mark.parametrize("count, kept", [(1, 1), (100, 100), (232, 232), (1000, 232), (0, 232)])
+def test_fewer_training_pictures_leave_calibration_and_test_as_they_are(count, kept):
+    data = open_dataset("elpv_mono")
+    fewer = data.with_train(count)
+    rows = {split: (data.table[data.table.split == split], fewer.table[fewer.table.split == split]) for split in ("train", "calibration", "test")}
+    for split in ("calibration", "test"):
+        before, after = rows[split]
+        assert after.reset_index(drop=True).equals(before.reset_index(drop=True)), f"{split} has changed"
+    train = rows["train"][0].path.tolist()
+    place = [train.index(path) for path in rows["train"][1].path]
+    assert len(place) == kept and place == sorted(set(place)), "each picture at most once, in the table's order"
+    if count == 100: assert place[0] == 0 and place[-1] == 231 and set(np.diff(place)) == {2, 3}, "evenly spaced over the table"

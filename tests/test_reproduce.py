@@ -145,7 +145,7 @@ def test_a_kernel_that_dies_in_a_cell_is_not_started_again(kernels_that_die, tmp
 
 def test_the_largest_dataset_is_fitted_first(monkeypatch):
     pictures, seen = {"small": 3, "large": 9, "middle": 5}, []
-    monkeypatch.setattr(protocol, "dataset_for", lambda name, profile: SimpleNamespace(train=range(pictures[name])))
+    monkeypatch.setattr(protocol, "dataset_for", lambda name, profile: SimpleNamespace(table=range(pictures[name])))
     monkeypatch.setattr(protocol, "run", lambda task: seen.append((task.dataset, task.method)) or task)
     tasks = [protocol.Task(dataset, method, None) for dataset in pictures for method in ("dfr", "padim")]
     found = protocol.run_all(tasks)

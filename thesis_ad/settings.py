@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'OK_COLOUR', 'NOK_COLOUR', 'UserError', 'one_of', 'rng', 'torch_seed', 'pin_threads', 'return_memory',
-           'resolve_device', 'computes_bf16', 'cache_dir', 'repository_root', 'Profile', 'get_profile']
+           'resolve_device', 'computes_bf16', 'updates_at_once', 'cache_dir', 'repository_root', 'Profile',
+           'get_profile']
 
 # %% ../nbs/00_settings.ipynb #84b36bf6
 import contextlib, ctypes, dataclasses, difflib, hashlib, os
@@ -61,13 +62,17 @@ def resolve_device(name="auto"):
     if not present[kind]: raise UserError(f"device '{name}' is not present on this machine; use --device cpu")
     return torch.device(name)
 
-# %% ../nbs/00_settings.ipynb #e64dc3c2
+# %% ../nbs/00_settings.ipynb #6be671c7
 def computes_bf16(device):
     "Whether a torch device has instructions for bfloat16, so that 16-bit products are faster and not only shorter."
     import torch
     if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
     able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+def updates_at_once(device):
+    "Whether torch's optimisers can update all weights in one call on a torch device (their `fused`)."
+    return device.type in ("cpu", "cuda")
 
 # %% ../nbs/00_settings.ipynb #8f835d71
 def cache_dir():
@@ -84,14 +89,15 @@ def repository_root():
         if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir(): return folder
     raise UserError(f"no thesis_ad repository at or above {Path.cwd()}; run this inside a clone")
 
-# %% ../nbs/00_settings.ipynb #8cb9758f
+# %% ../nbs/00_settings.ipynb #65cb3b96
 @dataclass(frozen=True)
 class Profile:
     "How large a run is. Every field can be overridden by name."
     name: str = "demo"
     datasets: tuple = ("prefilter_a", "prefilter_b", "elpv_mono")
     seed: int = 0
-    parts: int = 0                      # keep the first so many parts of each split and label; 0 keeps all
+    parts: int = 0                      # rendered data: the first so many parts of each split and label; 0 keeps all
+    train_pictures: int = 100           # learn from at most so many pictures of a dataset, evenly spaced; 0 keeps all
     render: int = 256                   # edge of a rendered image in pixels
     backbone: str = "tf_efficientnet_lite0"
     size: tuple = (256, 256)            # input of feature detectors
@@ -100,7 +106,7 @@ class Profile:
     autoencoder_epochs: int = 25
     dfr_cells: tuple = (64, 64)         # map size of DFR: image // cells is the pooling stride
     dfr_cells_fine: tuple = (85, 85)    # the finer of the two map sizes compared
-    dfr_steps: int = 500                # steps on cached feature rows
+    dfr_steps: int = 400                # steps on cached feature rows
     dfr_training: str = "rows"          # "rows" (cached feature rows) or "maps" (whole maps, as the thesis trains)
     dfr_epochs: int = 150               # epochs when training on whole maps
     dfr_attention_training: str = "maps"    # its kernels see neighbours
@@ -110,12 +116,12 @@ class Profile:
     vae_epochs: int = 12
     featcae_steps: int = 500
     stfpm_steps: int = 75
-    efficientad_steps: int = 200
+    efficientad_steps: int = 150
     efficientad_width: int = 32
     variance: float = 0.90              # PCA variance that the latent size keeps
     replicates: int = 1000              # bootstrap replicates of an interval
 
-# %% ../nbs/00_settings.ipynb #9927f8a7
+# %% ../nbs/00_settings.ipynb #d3e3f037
 PROFILES = {
     "smoke": Profile(
         name="smoke", datasets=("prefilter_a",), parts=3, render=128, size=(128, 128), autoencoder_size=(64, 64),
@@ -123,7 +129,7 @@ PROFILES = {
         dfr_attention_epochs=1, cae_l1_epochs=2, vae_epochs=2, featcae_steps=60, stfpm_steps=10, efficientad_steps=20, efficientad_width=8, replicates=100),
     "demo": Profile(),
     "thesis": Profile(
-        name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), render=512, backbone="tf_efficientnet_b6.ns_jft_in1k",
+        name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), train_pictures=0, render=512, backbone="tf_efficientnet_b6.ns_jft_in1k",
         size=(512, 512), autoencoder_size=(512, 512), autoencoder_width=32, dfr_cells=(128, 128), dfr_cells_fine=(170, 170),
         dfr_training="maps", dfr_attention_cells=(128, 128), dfr_attention_epochs=150, cae_l1_epochs=25, vae_epochs=25, featcae_steps=5000, stfpm_steps=10_000, efficientad_steps=70_000, efficientad_width=128),
 }

@@ -283,7 +283,7 @@ def inspect_files(table, root, what="pictures", quiet=False):
     skipped = [f"{root / path}: {reason}" for path, reason in zip(table.path[broken], table.height[broken])]
     return table[~broken].reset_index(drop=True), skipped
 
-# %% ../../nbs/13_data.datasets.ipynb #ea0a1a25
+# %% ../../nbs/13_data.datasets.ipynb #276db3ee
 @dataclass(frozen=True)
 class Dataset:
     "Image sets `train`, `calibration`, `test` of one dataset, opened and checked when first asked for."
@@ -299,6 +299,13 @@ class Dataset:
     train = cached_property(lambda self: self._open("train"))
     calibration = cached_property(lambda self: self._open("calibration"))
     test = cached_property(lambda self: self._open("test"))
+
+    def with_train(self, count):
+        "The same dataset with at most `count` training pictures, evenly spaced over its table; 0 keeps all."
+        train = np.flatnonzero(self.table.split == "train")
+        if not 0 < count < len(train): return self
+        kept = train[np.linspace(0, len(train) - 1, count).round().astype(int)]
+        return dataclasses.replace(self, table=self.table.drop(index=np.setdiff1d(train, kept)).reset_index(drop=True), skipped=[])
 
     def _open(self, split):
         rows = self.table[self.table.split == split].reset_index(drop=True)

@@ -52,7 +52,7 @@ def settings_for(method, profile, enhance=False):
             if name != "name" and hasattr(profile, source): settings[name] = getattr(profile, source); break
     return settings | {name: getattr(profile, source) for name, source in changes.items()}
 
-# %% ../../nbs/61_evaluation.protocol.ipynb #73778fe7
+# %% ../../nbs/61_evaluation.protocol.ipynb #9dd66ae3
 @functools.cache
 def code_hash(up_to=99):
     "A hash of the library's modules whose chapter number is at most `up_to`."
@@ -80,8 +80,8 @@ def fit_code(method):
 
 @functools.lru_cache(maxsize=16)
 def dataset_for(name, profile):
-    "The dataset of that name at the profile's size."
-    return open_dataset(name, size=profile.render, parts=profile.parts)
+    "The dataset of that name at the profile's size, with as many training pictures as the profile learns from."
+    return open_dataset(name, size=profile.render, parts=profile.parts).with_train(profile.train_pictures)
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #024a4ae2
 def fit_cached(task):
@@ -169,7 +169,7 @@ def _run(task):
     read = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"group": str}) for name in ("scores", "calibration", "metrics", "defects")}
     return Evaluation(task.dataset, task.method, read["metrics"].backbone[0], task.profile.seed, **read, seconds=seconds, bundle=bundle)
 
-# %% ../../nbs/61_evaluation.protocol.ipynb #04a76840
+# %% ../../nbs/61_evaluation.protocol.ipynb #de9893ce
 def tasks_for(profile, names, datasets=None):
     "Tasks of every method in `names` on every dataset of the profile, or of `datasets`."
     return [Task(dataset, name, profile) for dataset in datasets or profile.datasets for name in names]
@@ -177,7 +177,7 @@ def tasks_for(profile, names, datasets=None):
 def run_all(tasks, workers=1, progress="fitting and scoring"):
     "Evaluations of all tasks by (dataset, method), `workers` at a time."
     warnings.filterwarnings("ignore", "A worker stopped", UserWarning)     # joblib renews workers that have grown; nothing is lost
-    queue = sorted(tasks, key=lambda task: -len(dataset_for(task.dataset, task.profile).train))
+    queue = sorted(tasks, key=lambda task: -len(dataset_for(task.dataset, task.profile).table))
     results = joblib.Parallel(n_jobs=max(1, min(workers, len(tasks))), return_as="generator")(joblib.delayed(run)(task) for task in queue)
     bar = tqdm(results, total=len(tasks), desc=progress, unit="fit", leave=False, disable=None)
     found = {(result.dataset, result.method): result for result in bar}

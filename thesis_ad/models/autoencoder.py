@@ -6,7 +6,7 @@
 __all__ = ['window_matrix', 'ssim_map', 'reconstruction_loss', 'ChannelAttention', 'SpatialAttention', 'CBAM', 'ConvAutoencoder',
            'mean_of_largest', 'Autoencoder', 'PlainAutoencoder']
 
-# %% ../../nbs/41_models.autoencoder.ipynb #baf5ab60
+# %% ../../nbs/41_models.autoencoder.ipynb #c0fdb227
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .detector import Detector, register, watched
-from ..settings import UserError, computes_bf16, resolve_device, rng, torch_seed
+from ..settings import UserError, computes_bf16, resolve_device, rng, torch_seed, updates_at_once
 
 # %% ../../nbs/41_models.autoencoder.ipynb #87ee3371
 def window_matrix(n, sigma=1.5, taps=11):
@@ -201,13 +201,13 @@ def _mean_loss(d, images):
     d.network.eval()
     with torch.no_grad(): return sum(_loss(d, x).item() * len(x) for _, x in images.batches(d.batch)) / len(images)
 
-# %% ../../nbs/41_models.autoencoder.ipynb #0e50e654
+# %% ../../nbs/41_models.autoencoder.ipynb #8f62b560
 def _fit(d, train, calibration):
     "Train detector `d` and keep its losses by epoch in `facts`."
     d.network = _build(d)
     precision = "bfloat16" if d.bf16 and computes_bf16(resolve_device(d.device)) else "float32"
     d.facts = {"precision": precision, "loss_train": [], "loss_ok": [], "loss_nok": []}
-    optimiser = torch.optim.AdamW(d.network.parameters(), lr=d.learning_rate, weight_decay=d.weight_decay, fused=resolve_device(d.device).type != "mps")
+    optimiser = torch.optim.AdamW(d.network.parameters(), lr=d.learning_rate, weight_decay=d.weight_decay, fused=updates_at_once(resolve_device(d.device)))
     held_out = watched(calibration)
     for epoch in tqdm(range(d.epochs), desc=d.method, unit="epoch", leave=False, disable=None):
         d.facts["loss_train"].append(_train_epoch(d, optimiser, train, epoch))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['widths', 'Convolution', 'Normalisation', 'FeatureAutoencoder', 'collect_rows', 'fit_scale', 'residual',
-           'mean_residual', 'folded', 'folded_residual', 'rows_pca', 'row_batches', 'map_batches', 'train_network',
-           'border', 'image_scores', 'ring_level', 'DFR', 'AttentionDFR']
+           'mean_residual', 'folded', 'folded_of', 'folded_residual', 'rows_pca', 'row_batches', 'map_batches',
+           'train_network', 'border', 'image_scores', 'ring_level', 'DFR', 'AttentionDFR']
 
-# %% ../../nbs/42_models.dfr.ipynb #b1fa484f
+# %% ../../nbs/42_models.dfr.ipynb #44c8ee67
 import copy, math
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from ..features.backbones import load_backbone
 from ..features.latent import StreamingPCA
 from .autoencoder import CBAM
 from .detector import Detector, evenly, register, watched
-from ..settings import UserError, computes_bf16, one_of, resolve_device, rng, torch_seed
+from ..settings import UserError, computes_bf16, one_of, resolve_device, rng, torch_seed, updates_at_once
 
 # %% ../../nbs/42_models.dfr.ipynb #13c9596e
 def widths(channels, latent):
@@ -109,7 +109,7 @@ def mean_residual(network, cells, bf16=False):
     x, y = _rebuilt(network, cells, bf16)
     return F.mse_loss(y, x)
 
-# %% ../../nbs/42_models.dfr.ipynb #1b04e205
+# %% ../../nbs/42_models.dfr.ipynb #96aa19ea
 def folded(network, bf16=False):
     "A copy of a trained `FeatureAutoencoder` for `folded_residual`: batch normalisation in the products, their weights in bfloat16 if wanted."
     network = copy.deepcopy(network).eval()
@@ -118,6 +118,11 @@ def folded(network, bf16=False):
     if bf16:
         for part in network.children(): part.bfloat16()
     return network
+
+def folded_of(detector, network, bf16):
+    "The trained `network` of a detector, `folded` when first asked for and kept in `detector.folded` (None before that)."
+    if detector.folded is None: detector.folded = folded(network, bf16)
+    return detector.folded
 
 def folded_residual(network, cells):
     "What `residual` gives, by a `folded` network; without gradients."
@@ -144,8 +149,8 @@ def map_batches(features, images, epochs, size, seed=0):
         order = rng("dfr", "order", seed, epoch).permutation(len(images))
         for _, batch in images.batches(size, epoch=epoch, order=order): yield features(batch)
 
-# %% ../../nbs/42_models.dfr.ipynb #b4bbbed6
-def _watch(network, cells, bf16):
+# %% ../../nbs/42_models.dfr.ipynb #c94b91ce
+def _held_out_loss(network, cells, bf16):
     "Mean residual over held-out cells, in evaluation mode."
     network.eval()
     with torch.no_grad(): return float(np.mean([mean_residual(network, part, bf16).item() for part in cells.split(2048 if cells.dim() == 2 else 1)]))
@@ -153,7 +158,7 @@ def _watch(network, cells, bf16):
 def train_network(network, batches, total, every, held_out, learning_rate=1e-3, bf16=False, name="dfr"):
     """Adam on the mean residual of `total` batches. Every so many steps the losses are noted, and returned as lists by name:
     steps, loss_train (mean since the last note) and one for each entry of `held_out` (name → cells [n, C] or [n, h, w, C])."""
-    optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=network.mean.device.type != "mps")
+    optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=updates_at_once(network.mean.device))
     curve, recent = {"steps": [], "loss_train": []} | {key: [] for key in held_out}, []
     for step, cells in enumerate(tqdm(batches, total=total, desc=name, unit="step", leave=False, disable=None), 1):
         loss = mean_residual(network.train(), cells, bf16)
@@ -163,7 +168,7 @@ def train_network(network, batches, total, every, held_out, learning_rate=1e-3, 
         recent.append(loss.item())
         if not math.isfinite(recent[-1]): raise UserError(f"{name} diverged at step {step}: its loss is no longer a number; try a learning_rate below {learning_rate:g}")
         if step % every == 0 or step == total:
-            notes = {"steps": step, "loss_train": float(np.mean(recent))} | {key: _watch(network, held, bf16) for key, held in held_out.items()}
+            notes = {"steps": step, "loss_train": float(np.mean(recent))} | {key: _held_out_loss(network, held, bf16) for key, held in held_out.items()}
             for key, value in notes.items(): curve[key].append(value)
             recent = []
     network.eval()
@@ -262,7 +267,7 @@ class DFR(Detector):
         self.ring_level = tensors.pop("ring_level", None)
         self.network.load_state_dict(tensors)
 
-# %% ../../nbs/42_models.dfr.ipynb #9e417a86
+# %% ../../nbs/42_models.dfr.ipynb #f3b142a2
 def _eyes(d):
     "The detector's backbone, loaded once."
     if not hasattr(d, "_backbone"): d._backbone = load_backbone(d.backbone, d.device, margin=d.margin)
@@ -283,7 +288,7 @@ def _build(d):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("dfr", "weights", d.seed))
         network = FeatureAutoencoder(d.facts["channels"], d.facts["latent"], d.kernel, d.attention, d.skips)
-    d.network, d.judge, d.ring_level = network.to(resolve_device(d.device)).eval(), None, None
+    d.network, d.folded, d.ring_level = network.to(resolve_device(d.device)).eval(), None, None
 
 # %% ../../nbs/42_models.dfr.ipynb #ef622fd5
 def _held_out(d, images):
@@ -309,16 +314,15 @@ def _fit(d, train, calibration):
     d.facts |= {"loss_ok": [], "loss_nok": []} | train_network(d.network, batches, total, every, held_out, d.learning_rate, bf16)
     if d.level: d.ring_level = ring_level(torch.cat([_heat(d, batch) for _, batch in evenly(train, 40).batches(8)]))
 
-# %% ../../nbs/42_models.dfr.ipynb #6de9184d
+# %% ../../nbs/42_models.dfr.ipynb #a1bbeb80
 def _heat(d, images):
     "Heat maps float32 [B, h, w] of pictures [B, 3, H, W], one picture at a time: the residual of each cell."
     device = resolve_device(d.device)
-    network = _network(d)
-    if d.judge is None: d.judge = folded(network, d.bf16 and computes_bf16(device))      # once, when training is over
+    network = folded_of(d, _network(d), d.bf16 and computes_bf16(device))
     def one(x):
         cells = d.features(x.to(device))
-        if d.kernel > 1 or d.attention: return folded_residual(d.judge, cells)
-        return torch.cat([folded_residual(d.judge, part) for part in cells.flatten(0, 2).split(1024)]).view(1, *_grid(d))   # 1,024 cells stay in the cache
+        if d.kernel > 1 or d.attention: return folded_residual(network, cells)
+        return torch.cat([folded_residual(network, part) for part in cells.flatten(0, 2).split(1024)]).view(1, *_grid(d))   # 1,024 cells stay in the cache
     with torch.inference_mode(): heat = torch.cat([one(x).cpu() for x in images.float().split(1)])
     return heat if d.ring_level is None else heat / d.ring_level
 

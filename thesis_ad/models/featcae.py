@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['neighbourhoods', 'three_sigma', 'FeatCAE']
 
-# %% ../../nbs/48_models.featcae.ipynb #447d343d
+# %% ../../nbs/48_models.featcae.ipynb #395aa0a7
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..features.aggregation import upsample
 from ..features.patches import check_pixels
 from .detector import register, watched
-from .dfr import FeatureAutoencoder, border, collect_rows, fit_scale, folded, folded_residual, image_scores, row_batches, rows_pca, train_network
+from .dfr import FeatureAutoencoder, border, collect_rows, fit_scale, folded_of, folded_residual, image_scores, row_batches, rows_pca, train_network
 from .patchcore import FeatureDetector
 from ..settings import UserError, computes_bf16, resolve_device, torch_seed
 
@@ -32,7 +32,7 @@ def three_sigma(errors, k=3.0):
     mean, deviation = float(np.mean(errors)), float(np.std(errors))
     return {"error_mean": mean, "error_std": deviation, "error_line": mean + k * deviation}
 
-# %% ../../nbs/48_models.featcae.ipynb #15b4cb96
+# %% ../../nbs/48_models.featcae.ipynb #f64d8825
 @register("featcae", "autoencoder of two averaged backbone stages (layer2, layer3), latent size 50")
 @dataclass(kw_only=True)
 class FeatCAE(FeatureDetector):
@@ -44,7 +44,7 @@ class FeatCAE(FeatureDetector):
     steps: int = 500                # of training …
     rows_per_step: int = 2048
     row_limit: int = 200_000        # … and rows in the cache
-    passes: int = 3                 # augmented passes over the pictures, if `augment`
+    passes: int = 2                 # augmented passes over the pictures, if `augment`
     learning_rate: float = 1e-3
     bf16: bool = True               # 16-bit products where the processor has them
     crop: bool = True               # leave 20 of 170 cells at each side out of the image score
@@ -65,12 +65,12 @@ class FeatCAE(FeatureDetector):
         _build(self, len(tensors["mean"]))
         self.autoencoder.load_state_dict(tensors)
 
-# %% ../../nbs/48_models.featcae.ipynb #729d26fa
+# %% ../../nbs/48_models.featcae.ipynb #94a03275
 def _build(d, channels):
     "An untrained network on the detector's device; its weights depend on the seed alone."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("featcae", "weights", d.seed))
-        d.autoencoder, d.judge = FeatureAutoencoder(channels, d.latent).to(resolve_device(d.device)).eval(), None
+        d.autoencoder, d.folded = FeatureAutoencoder(channels, d.latent).to(resolve_device(d.device)).eval(), None
 
 def _trained(d):
     "The trained network, or a sentence."
@@ -79,7 +79,7 @@ def _trained(d):
 
 def _low(d): return d.bf16 and computes_bf16(resolve_device(d.device))
 
-# %% ../../nbs/48_models.featcae.ipynb #2eecd08d
+# %% ../../nbs/48_models.featcae.ipynb #abf870fc
 def _fit(d, train, calibration):
     "Rows, scale, training, and the training pictures' own errors."
     rows = collect_rows(d.cells, train, d.row_limit, d.passes if d.augment else 1, d.seed)
@@ -95,8 +95,7 @@ def _fit(d, train, calibration):
 
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W] of pictures [B, 3, H, W], one picture at a time."
-    network = _trained(d)
-    if d.judge is None: d.judge = folded(network, _low(d))          # once, when training is over
-    with torch.inference_mode(): heat = torch.cat([folded_residual(d.judge, d.cells(x)).cpu() for x in images.split(1)])
+    network = folded_of(d, _trained(d), _low(d))
+    with torch.inference_mode(): heat = torch.cat([folded_residual(network, d.cells(x)).cpu() for x in images.split(1)])
     edge = [min(cut, (n - 1) // 2) for cut, n in zip(border(heat.shape[-2:]), heat.shape[-2:])] if d.crop else (0, 0)
     return image_scores(heat, edge, d.top), upsample(heat, images.shape[-2:]).numpy()

@@ -7,7 +7,7 @@ __all__ = ['MAP_LIMIT', 'squared_distance', 'Pyramid', 'picture_batches', 'train
            'STFPM', 'PDN', 'find_pdn', 'read_pdn', 'hard_loss', 'GlobalAutoencoder', 'map_quantiles', 'normalise_map',
            'map_statistics', 'scaling', 'EfficientADSettings', 'EfficientAD']
 
-# %% ../../nbs/46_models.student_teacher.ipynb #d9918d98
+# %% ../../nbs/46_models.student_teacher.ipynb #ff83a470
 import itertools, math, os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..features.patches import check_pixels, patch_features
 from .detector import evenly, register, watched
 from .padim import hold_out, whitening
 from .patchcore import FeatureDetector
-from ..settings import UserError, computes_bf16, one_of, resolve_device, rng, torch_seed
+from ..settings import UserError, computes_bf16, one_of, resolve_device, rng, torch_seed, updates_at_once
 
 # %% ../../nbs/46_models.student_teacher.ipynb #34e7d5f9
 def squared_distance(t, s):
@@ -62,11 +62,11 @@ def picture_batches(images, steps, size, seed=0):
     "Yield `steps` times (indices [size], float32 [size, 3, H, W]) of an `ImageSet`: each picture once an epoch, a last short batch filled up from its beginning."
     return itertools.islice(_passes(images, size, seed), steps)
 
-# %% ../../nbs/46_models.student_teacher.ipynb #e535130a
+# %% ../../nbs/46_models.student_teacher.ipynb #1e1366a7
 def train_student(network, loss, batches, steps, held_out, learning_rate=1e-3, name="student", notes=5):
     """Adam on `loss(pictures, indices)` of `batches`. Returns lists by name: steps, loss_train (mean since the last note), and
     `loss(pictures)` of each entry of `held_out` (name → pictures [n, 3, H, W]). Raises UserError when the loss is no number."""
-    optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=next(network.parameters()).device.type != "mps")
+    optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=updates_at_once(next(network.parameters()).device))
     rate = lambda i: min(1, (i + 1) / max(1, 0.1 * steps)) * 0.5 * (1 + math.cos(math.pi * i / steps))
     schedule, recent = torch.optim.lr_scheduler.LambdaLR(optimiser, rate), []
     curve = {"steps": [], "loss_train": []} | {key: [] for key in held_out}
@@ -84,7 +84,7 @@ def train_student(network, loss, batches, steps, held_out, learning_rate=1e-3, n
     network.eval()
     return curve
 
-# %% ../../nbs/46_models.student_teacher.ipynb #2d00e505
+# %% ../../nbs/46_models.student_teacher.ipynb #bc6f43d7
 @dataclass(kw_only=True)
 class StudentDetector(FeatureDetector):
     "A detector whose student learns from stages of a frozen backbone."
@@ -98,7 +98,7 @@ class StudentDetector(FeatureDetector):
             if getattr(self, name) < 1: raise UserError(f"{self.method}: {name} is at least 1, not {getattr(self, name)}")
         if not self.learning_rate > 0: raise UserError(f"{self.method}: learning_rate is above 0, not {self.learning_rate}")
 
-def _watch(calibration):
+def _watched_pictures(calibration):
     "A few OK and NOK pictures of the calibration split to watch the loss on, by name: [n, 3, H, W]."
     return {name: torch.stack(list(images)) for name, images in watched(calibration, 6).items()}
 
@@ -148,7 +148,7 @@ def _keep(d, train, teacher):
         for rows, m in zip(kept, teacher(check_pixels(batch))): rows[indices] = m.cpu().clamp(-65504, 65504).half()
     return kept
 
-# %% ../../nbs/46_models.student_teacher.ipynb #9e2763d0
+# %% ../../nbs/46_models.student_teacher.ipynb #b5c7f1cd
 def _fit_pyramid(d, train, calibration):
     "Train the student of `d` on the sum over stages of the mean distance."
     device = resolve_device(d.device)
@@ -158,7 +158,7 @@ def _fit_pyramid(d, train, calibration):
         taught = None if kept is None or indices is None else [m[indices].to(device) for m in kept]
         return sum(one.mean() for one in _distances(d, check_pixels(batch), taught))
     batches = picture_batches(train, d.steps, d.batch, d.seed)
-    curve = train_student(d.student, loss, batches, d.steps, _watch(calibration), d.learning_rate, "stfpm")
+    curve = train_student(d.student, loss, batches, d.steps, _watched_pictures(calibration), d.learning_rate, "stfpm")
     d.facts = {"stages": d.used_stages} | {"loss_ok": [], "loss_nok": []} | curve
 
 # %% ../../nbs/46_models.student_teacher.ipynb #8c3d1082
@@ -373,7 +373,7 @@ def _make_teacher(d, train):
     if d.teacher == "distilled": _distil(d, train)
     if "teacher" in d.models: d.models["teacher"].requires_grad_(False)
 
-# %% ../../nbs/46_models.student_teacher.ipynb #efad5547
+# %% ../../nbs/46_models.student_teacher.ipynb #d76d5d63
 def _measure(d, train):
     "Mean, scaling and mean map of the teacher on the training pictures. Returns its maps float16 [N, C, h, w], or None where they are not kept."
     kept = _keep(d, train, lambda images: [_seen(d, images)])
@@ -390,7 +390,7 @@ def _train(d, learn, calibration, kept):
         T = None if kept is None or indices is None else _scaled(d, kept[indices].to(d.mean.device).float())
         return _loss(d, check_pixels(batch), T, d.hard if indices is not None and next(step) >= d.warm * d.steps else 0)
     batches = picture_batches(learn, d.steps, d.batch, d.seed)
-    d.facts |= {"loss_ok": [], "loss_nok": []} | train_student(d.models, loss, batches, d.steps, _watch(calibration), d.learning_rate, "efficientad")
+    d.facts |= {"loss_ok": [], "loss_nok": []} | train_student(d.models, loss, batches, d.steps, _watched_pictures(calibration), d.learning_rate, "efficientad")
 
 # %% ../../nbs/46_models.student_teacher.ipynb #3ff4da74
 def _fit(d, train, calibration):
