@@ -34,8 +34,7 @@ METRICS = ("image_auroc", "pixel_auroc", "aupro_0.30")
 
 def some(images, count):
     "At most `count` pictures of an image set, evenly spaced; 0 = all."
-    if not count or count >= len(images): return images
-    return images.take(np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)))
+    return images.evenly(count) if count else images
 
 
 def dump(folder, options):

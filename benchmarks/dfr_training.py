@@ -19,11 +19,6 @@ from thesis_ad.models.detector import create, predict_set
 from thesis_ad.settings import pin_threads
 
 
-def evenly(images, count):
-    "At most `count` pictures of an image set, evenly spaced."
-    return images.take(np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)))
-
-
 def measure(settings, train, ok, nok):
     "(image AUROC, CPU seconds of the fit, CPU milliseconds a predicted picture)."
     detector = create("dfr", **settings)
@@ -45,7 +40,7 @@ def main():
     args = parser.parse_args()
     pin_threads(1)
     data = open_dataset(args.data)
-    train, ok, nok = evenly(data.train, args.images), evenly(data.test.ok(), args.test), evenly(data.test.nok(), args.test)
+    train, ok, nok = data.train.evenly(args.images), data.test.ok().evenly(args.test), data.test.nok().evenly(args.test)
     print(f"1 thread | torch {torch.__version__}, Python {platform.python_version()} | {torch.backends.cpu.get_cpu_capability()}")
     print(f"{data.name}: {len(train)} training pictures, test {len(ok)} OK and {len(nok)} NOK, {args.seeds} seeds")
     ways = {f"rows, {args.steps} steps": dict(training="rows", steps=args.steps),

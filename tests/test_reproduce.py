@@ -14,7 +14,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from thesis_ad.evaluation import protocol
-from thesis_ad.reproduce import run_notebook
+from thesis_ad.reproduce import compared, run_notebook
 from thesis_ad.settings import repository_root
 
 ROOT = repository_root()
@@ -52,8 +52,17 @@ def test_a_changed_figure_is_made_again(first):
     picture = next(FIGURES.glob("loss_curves.png"))
     before = picture.read_bytes()
     picture.write_bytes(before[:100])
-    assert "1 of" in run()
+    said = run()
+    assert "1 of" in said and "image AUROCs are those that were there before" in said
     assert picture.read_bytes() == before, "the same inputs gave another picture"
+
+
+def test_what_moved_is_said():
+    was = pd.DataFrame({"dataset": "a", "method": ["bank", "net", "net"], "metric": ["image_auroc", "image_auroc", "pixel_auroc"], "seed": 0, "value": [0.75, 0.6, 0.1]})
+    assert compared(was, was) == "all 2 image AUROCs are those that were there before"
+    moved = compared(was, was.assign(value=[0.75, 0.58, 0.9]))
+    assert moved.startswith("1 of 2 image AUROCs") and "net on a the most (-2.00)" in moved, moved
+    assert "no image AUROC" in compared(was, was.assign(dataset="b")), "nothing to hold against each other"
 
 
 def test_tables_keep_the_contract(first):
@@ -74,7 +83,7 @@ def test_every_figure_has_its_provenance(first):
     assert len(pictures) > 5
     for picture in pictures:
         facts = json.loads(picture.with_suffix(".json").read_text())
-        assert {"notebook", "parameters", "data", "code_hash", "versions", "caption"} <= set(facts), picture.name
+        assert {"notebook", "parameters", "data", "code_hash", "versions", "processor", "caption"} <= set(facts), picture.name
         assert all(one["licence"] for one in facts["data"].values()), picture.name
 
 

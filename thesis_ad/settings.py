@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'OK_COLOUR', 'NOK_COLOUR', 'UserError', 'one_of', 'rng', 'torch_seed', 'pin_threads', 'return_memory',
-           'resolve_device', 'computes_bf16', 'updates_at_once', 'cache_dir', 'repository_root', 'Profile',
+           'resolve_device', 'computes_bf16', 'processor', 'updates_at_once', 'cache_dir', 'repository_root', 'Profile',
            'get_profile']
 
 # %% ../nbs/00_settings.ipynb #84b36bf6
@@ -70,6 +70,12 @@ def computes_bf16(device):
     able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
+def processor():
+    "Vector instructions of this machine's processor, such as 'avx512+avx512_bf16+amx_bf16': they decide how sums are rounded, so two machines that differ in them fit slightly different networks."
+    import torch
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return "+".join([torch.backends.cpu.get_cpu_capability().lower(), *(name for name in ("avx512_bf16", "amx_bf16") if able.get(name))])
+
 def updates_at_once(device):
     "Whether torch's optimisers can update all weights in one call on a torch device (their `fused`)."
     return device.type in ("cpu", "cuda")
@@ -97,7 +103,7 @@ class Profile:
     datasets: tuple = ("prefilter_a", "prefilter_b", "elpv_mono")
     seed: int = 0
     parts: int = 0                      # rendered data: the first so many parts of each split and label; 0 keeps all
-    train_pictures: int = 100           # learn from at most so many pictures of a dataset, evenly spaced; 0 keeps all
+    train_pictures: int = 75            # learn from at most so many pictures of a dataset, evenly spaced; 0 keeps all
     render: int = 256                   # edge of a rendered image in pixels
     backbone: str = "tf_efficientnet_lite0"
     size: tuple = (256, 256)            # input of feature detectors

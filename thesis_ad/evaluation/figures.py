@@ -20,7 +20,7 @@ from PIL import Image
 from .metrics import image_auroc
 from .protocol import code_hash, dataset_for, stack
 from ..files import atomic_write, write_json
-from ..settings import NOK_COLOUR, OK_COLOUR, repository_root
+from ..settings import NOK_COLOUR, OK_COLOUR, processor, repository_root
 
 # %% ../../nbs/62_evaluation.figures.ipynb #3262fc60
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python", "pillow", "pandas", "matplotlib")
@@ -53,7 +53,7 @@ class Results:
         data = {name: dataset_for(name, self.profile) for name in datasets}
         return {"notebook": self.notebook, "parameters": asdict(self.profile), "code_hash": code_hash(69),
                 "data": {name: {"hash": one.key, "licence": one.licence, "rendered": one.rendered} for name, one in data.items()},
-                "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}}
+                "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}, "processor": processor()}
 
     def figure(self, figure, name, caption, datasets=None):
         "Write a matplotlib figure and its provenance; `caption` says what to see."

@@ -22,7 +22,7 @@ from ..features.aggregation import aggregate, upsample
 from ..features.backbones import load_backbone
 from ..features.latent import StreamingPCA
 from .autoencoder import CBAM
-from .detector import Detector, evenly, register, watched
+from .detector import Detector, register, watched
 from ..settings import UserError, computes_bf16, one_of, resolve_device, rng, torch_seed, updates_at_once
 
 # %% ../../nbs/42_models.dfr.ipynb #13c9596e
@@ -292,9 +292,9 @@ def _build(d):
 
 # %% ../../nbs/42_models.dfr.ipynb #ef622fd5
 def _held_out(d, images):
-    "A few cells of held-out pictures to watch the loss on: rows [n, C], or whole maps of 8 pictures if training sees whole maps."
+    "A few cells of held-out pictures to watch the loss on: rows [n, C], or whole maps if training sees whole maps."
     if d.training == "rows": return collect_rows(d.features, images, 2048, seed=d.seed)
-    return torch.cat([d.features(batch).half().cpu() for _, batch in evenly(images, 8).batches(4)])
+    return torch.cat([d.features(batch).half().cpu() for _, batch in images.batches(4)])
 
 def _fit(d, train, calibration):
     "Rows, latent size, training; `facts` keeps what was found."
@@ -312,7 +312,7 @@ def _fit(d, train, calibration):
         every = math.ceil(len(train) / d.batch)
         batches, total = map_batches(d.features, train, d.epochs, d.batch, d.seed), d.epochs * every
     d.facts |= {"loss_ok": [], "loss_nok": []} | train_network(d.network, batches, total, every, held_out, d.learning_rate, bf16)
-    if d.level: d.ring_level = ring_level(torch.cat([_heat(d, batch) for _, batch in evenly(train, 40).batches(8)]))
+    if d.level: d.ring_level = ring_level(torch.cat([_heat(d, batch) for _, batch in train.evenly(40).batches(8)]))
 
 # %% ../../nbs/42_models.dfr.ipynb #a1bbeb80
 def _heat(d, images):

@@ -16,7 +16,7 @@ from ..features.backbones import load_backbone
 from ..features.coreset import coreset_size, greedy_coreset, random_projection
 from ..features.patches import patch_features, sample_patches, smooth_map, typical_lengths
 from ..features.search import WAYS, NearestNeighbours
-from .detector import Detector, evenly, register
+from .detector import Detector, register
 from ..settings import UserError, one_of, resolve_device
 
 # %% ../../nbs/43_models.patchcore.ipynb #81577fd3
@@ -52,7 +52,7 @@ class PatchDetector(FeatureDetector):
 
     def measure(self, train):
         "Note the typical length of each stage's vectors, from up to 40 training pictures, in `facts`."
-        if self.lengths == "soft": self.facts = {"typical": typical_lengths(self.network, evenly(train, 40), self.used_stages, self.window)}
+        if self.lengths == "soft": self.facts = {"typical": typical_lengths(self.network, train.evenly(40), self.used_stages, self.window)}
 
     @property
     def typical(self): return {"raw": None, "unit": [0.0] * len(self.used_stages)}.get(self.lengths, self.facts.get("typical"))

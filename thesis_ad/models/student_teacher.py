@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..features.backbones import build_model, cut_stages, in_order, read_weights, weight_hash
 from ..features.latent import StreamingCovariance
 from ..features.patches import check_pixels, patch_features
-from .detector import evenly, register, watched
+from .detector import register, watched
 from .padim import hold_out, whitening
 from .patchcore import FeatureDetector
 from ..settings import UserError, computes_bf16, one_of, resolve_device, rng, torch_seed, updates_at_once
@@ -100,7 +100,7 @@ class StudentDetector(FeatureDetector):
 
 def _watched_pictures(calibration):
     "A few OK and NOK pictures of the calibration split to watch the loss on, by name: [n, 3, H, W]."
-    return {name: torch.stack(list(images)) for name, images in watched(calibration, 6).items()}
+    return {name: torch.stack(list(images)) for name, images in watched(calibration).items()}
 
 # %% ../../nbs/46_models.student_teacher.ipynb #dca2b135
 def product_map(distances, size):
@@ -399,7 +399,7 @@ def _fit(d, train, calibration):
     _make_teacher(d, learn)
     kept = _measure(d, learn)
     if d.reference == "student": _train(d, learn, calibration, kept)
-    held = evenly(held, 200)
+    held = held.evenly(200)
     maps = zip(*[_maps(d, batch) for _, batch in held.batches(1)])
     d.facts |= {"held_out": len(held), "quantiles": [map_quantiles(torch.cat(kind)) for kind in maps]}
 
