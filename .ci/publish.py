@@ -52,8 +52,9 @@ def sentences_on(rows, values):
     rendered = rows[rows.dataset.map(SETS) == "rendered"]
     chance = rendered.assign(holds=(rendered.ci_low <= 0.5) & (rendered.ci_high >= 0.5)).groupby("method").holds.all()
     singles = values.drop(index=["fusion", "fusion_unsupervised"])
-    tied = {name: singles.index[singles[name] == singles[name].max()] for name in SETS}
-    best = ", ".join(" and ".join(f"`{method}`" for method in methods) + f" on {name}" for name, methods in tied.items())
+    winners = {}
+    for name in SETS: winners.setdefault(tuple(singles.index[singles[name] == singles[name].max()]), []).append(name)
+    best = ", ".join(" and ".join(f"`{method}`" for method in methods) + " on " + " and ".join(names) for methods, names in winners.items())
     gains = ", ".join(f"{100 * (values[name]['fusion'] - singles[name].max()):+.1f}" for name in SETS)
     return (f"Best single detectors: {best}; `fusion` differs from them by {gains} points. "
             f"Intervals that hold 50, chance, on both rendered sets: {', '.join(f'`{name}`' for name in values.index if chance[name])}.")
