@@ -52,6 +52,26 @@ def test_scores_maps_and_bundle(name, fitted, test_set, tmp_path):
     assert maps is None or all((a == b).all() for a, b in zip(maps, redrawn))
 
 
+@pytest.mark.parametrize("shape", [{"native_aspect": True}, {"canvas": (0, 0)}, {"canvas": (96, 288)}], ids=["native aspect", "own size in tiles", "canvas in tiles"])
+@pytest.mark.parametrize("name", NAMES)
+def test_long_pictures_keep_their_shape(name, shape, tmp_path):
+    strips = ImageSet.from_arrays((90 + 8 * rng("strips").standard_normal((5, 70, 210, 3))).clip(0, 255).astype(np.uint8))
+    detector = small(name, size=(64, 64), cells=(16, 16), **shape).fit(strips.take(range(4)), strips.take([4]))
+    scores, maps = predict_set(detector, strips)
+    assert np.isfinite(scores).all()
+    if maps is not None: assert all(heat.shape == (70, 210) and np.isfinite(heat).all() for heat in maps)
+    again = Detector.load(detector.save(tmp_path / "bundle"), device="cpu")
+    assert again.input_size == detector.input_size and (predict_set(again, strips)[0] == scores).all()
+
+
+@pytest.mark.parametrize("level", [0, 255])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_constant_picture_has_a_finite_score(name, level, fitted):
+    scores, maps = predict_set(fitted(name), ImageSet.from_arrays(np.full((2, 80, 120, 3), level, np.uint8)))
+    assert np.isfinite(scores).all() and scores[0] == scores[1]
+    if maps is not None: assert np.isfinite(maps).all()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_fit_forgets_the_first(name, fitted, test_set):
     train, held = ImageSet.from_arrays(pictures(6)), ImageSet.from_arrays(pictures(4, "held"))
