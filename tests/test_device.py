@@ -15,7 +15,7 @@ VARIANTS = {
     "patchcore, mean of squared distances": ("patchcore", {"score": "mean_knn"}), "patchcore, projected": ("patchcore", {"projection": 32}),
     "patchcore, unit lengths and margin": ("patchcore", {"lengths": "unit", "margin": 32}), "patchcore, faiss": ("patchcore", {"search": "faiss"}),
     "patchcore, tiles": ("patchcore", {"canvas": (0,)}), "patchcore, native aspect": ("patchcore", {"native_aspect": True}),
-    "dfr, level": ("dfr", {"level": True}), "dfr, whole maps": ("dfr", {"training": "maps"}), "dfr, no crop": ("dfr", {"crop": "0"}),
+    "dfr, cropped": ("dfr", {"level": False}), "dfr, margin": ("dfr", {"margin": 32}), "dfr, whole maps": ("dfr", {"training": "maps"}), "dfr, whole border": ("dfr", {"level": False, "crop": "0"}),
     "efficientad, distilled teacher": ("efficientad", {"teacher": "distilled", "teacher_steps": 2}), "efficientad, mean map": ("efficientad", {"reference": "mean"}),
 }
 CASES = {name: (name, {}) for name in NAMES} | VARIANTS

@@ -15,7 +15,7 @@ from thesis_ad.models.dfr import (Convolution, FeatureAutoencoder, Normalisation
                                   row_batches, rows_pca, widths)
 from thesis_ad.settings import UserError, rng
 
-QUICK = dict(size=(64, 64), cells=(16, 16), steps=12, rows_per_step=128, row_limit=1500, passes=1, bf16=False, device="cpu", top=5)
+QUICK = dict(size=(64, 64), cells=(16, 16), level=False, steps=12, rows_per_step=128, row_limit=1500, passes=1, bf16=False, device="cpu", top=5)
 
 
 def pictures(n_ok, n_nok=0, shape=(64, 64), seed=0):
@@ -259,19 +259,63 @@ def test_map_covers_the_border_unless_told_otherwise(fitted):
     assert (cropped[1][:, 0] == 0).all() and (cropped[1][:, :, -1] == 0).all() and (cropped[1][:, 32] == whole[1][:, 32]).sum() > 32
 
 
-def test_level_divides_by_the_ring_of_the_training_pictures_and_drops_the_crop(fitted, tmp_path):
+def test_level_measures_by_the_ring_of_the_training_pictures_and_drops_the_crop(fitted, tmp_path):
     train, batch = pictures(6), torch.stack(list(pictures(2, 1, seed=7)))
-    levelled = create("dfr", **QUICK, level=True, augment=False).fit(train)
+    level = create("dfr", **QUICK | dict(level=True), augment=False).fit(train)
     plain = create("dfr", **QUICK, augment=False).fit(train)
-    raw = plain.heat(torch.stack(list(train)))
+    raw, inside = plain.heat(torch.stack(list(train))), (slice(None), slice(2, 14), slice(2, 14))        # 2 of 16 is 20 of 170
     for k in range(8):                                                            # ring by ring, by hand
-        cells = [raw[:, i, j] for i in range(16) for j in range(16) if min(i, j, 15 - i, 15 - j) == k]
-        assert torch.isclose(levelled.ring_level[k, 8], torch.cat(cells).mean(), rtol=1e-4)
-    heat = plain.heat(batch) / levelled.ring_level
-    assert torch.allclose(levelled.heat(batch), heat) and np.allclose(levelled.predict(batch)[0], image_scores(heat, (0, 0), 5))
-    again = Detector.load(levelled.save(tmp_path / "level"), device="cpu")
-    assert (again.predict(batch)[0] == levelled.predict(batch)[0]).all()
-    assert "ring_level" not in fitted.tensors()
+        cells = torch.cat([raw[:, i, j] for i in range(16) for j in range(16) if min(i, j, 15 - i, 15 - j) == k])
+        assert torch.isclose(level.ring_level[0, k, 8], max(cells.mean(), raw[inside].mean()), rtol=1e-4)
+        assert torch.isclose(level.ring_level[1, k, 8], max(cells.std(correction=0), raw[inside].std(correction=0)), rtol=1e-4)
+    heat = (plain.heat(batch) - level.ring_level[0]) / level.ring_level[1]
+    assert torch.allclose(level.heat(batch), heat, atol=1e-5) and np.allclose(level.predict(batch)[0], image_scores(heat, (0, 0), 5))
+    again = Detector.load(level.save(tmp_path / "level"), device="cpu")
+    assert (again.predict(batch)[0] == level.predict(batch)[0]).all()
+    assert "ring_level" not in fitted.tensors() and create("dfr").level
+
+
+def test_the_level_is_that_of_pictures_as_they_are_judged():
+    train = pictures(4)
+    varied = create("dfr", **QUICK | dict(level=True), augment=True, enhance=True).fit(train)
+    judged = torch.stack(list(varied.prepare(train)))
+    assert torch.allclose(varied.ring_level, dfr.ring_level(varied.residuals(judged)), rtol=1e-4)
+    assert not torch.allclose(varied.ring_level, dfr.ring_level(varied.residuals(torch.stack(list(train)))), rtol=1e-2), "pictures are judged enhanced"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.floats(0.01, 100), st.integers(0, 99))
+def test_levelling_lowers_a_loud_rim_and_raises_nothing_by_calming_it(h, w, loud, seed):
+    heat = torch.from_numpy(rng("level", seed).random((30, h, w), dtype=np.float32))
+    heat[:, 0] *= loud
+    level = dfr.ring_level(heat)
+    assert level.shape == (2, h, w) and torch.isfinite(level).all() and (level[1] > 0).all()
+    (top, left), found = border((h, w)), dfr.levelled(heat, level)
+    inside = heat[:, top:h - top, left:w - left]
+    assert (level[0] >= inside.mean() * 0.9999).all() and (level[1] >= inside.std(correction=0) * 0.9999).all()
+    even = (heat - inside.mean()) / max(float(inside.std(correction=0)), 1e-3 * float(inside.mean()))
+    above = heat > level[0]
+    assert (found[above] <= even[above] + 1e-3 * even.abs().max()).all(), "a cell stands out more than inside the picture"
+
+
+def test_a_constant_map_is_levelled_to_numbers():
+    for value in (0.0, 3.0): assert torch.isfinite(dfr.levelled(torch.full((1, 6, 6), value), dfr.ring_level(torch.full((1, 6, 6), value)))).all()
+
+
+def test_a_mirrored_margin_gives_the_outermost_cells_neighbours():
+    "As if the mirrored picture were the picture, and the cells of its surroundings were cut off."
+    images, m = torch.stack(list(pictures(2))), 32
+    wide = create("dfr", **QUICK | dict(margin=m))
+    larger = create("dfr", **QUICK | dict(size=(64 + 2 * m,) * 2, cells=(32, 32)))
+    seen = larger.features(torch.nn.functional.pad(images, (m,) * 4, mode="reflect"))
+    assert torch.allclose(wide.features(images), seen[:, 8:-8, 8:-8], atol=1e-4)
+    with pytest.raises(UserError, match="cannot be mirrored"): create("dfr", **QUICK | dict(margin=64)).fit(pictures(1))
+
+
+def test_a_crop_leaves_a_cell_where_the_picture_is_long():
+    strips = ImageSet.from_arrays(np.full((3, 32, 256, 3), 90, np.uint8) + rng("strip").integers(0, 20, (3, 32, 256, 3)).astype(np.uint8))
+    detector = create("dfr", **QUICK | dict(crop=7, native_aspect=True)).fit(strips)
+    assert min(detector.heat(next(detector.prepare(strips).batches(1))[1]).shape[1:]) <= 14 and np.isfinite(predict_set(detector, strips)[0]).all()
 
 
 def test_thesis_training_and_its_variants_run():
@@ -301,7 +345,7 @@ def test_a_picture_without_numbers_is_refused(fitted):
 @pytest.mark.parametrize("wrong, words", [
     (dict(training="row"), "did you mean 'rows'"), (dict(latent="many"), "latent"), (dict(latent=0), "latent"), (dict(crop=8), "leaves nothing"),
     (dict(crop=-1), "crop"), (dict(kernel=3), "maps"), (dict(attention=True), "maps"), (dict(kernel=2, training="maps"), "odd"),
-    (dict(variance=90), "variance"), (dict(steps=0), "steps"), (dict(cells=(1, 4)), "cells"), (dict(top=0), "top")])
+    (dict(variance=90), "variance"), (dict(steps=0), "steps"), (dict(rows_per_step=1), "rows_per_step"), (dict(margin=-1), "margin"), (dict(cells=(1, 4)), "cells"), (dict(top=0), "top")])
 def test_settings_that_cannot_work_are_refused(wrong, words):
     with pytest.raises(UserError, match=words): create("dfr", **QUICK | wrong)
 

@@ -1,6 +1,8 @@
 """What holds for every registered detector, one that is added tomorrow included."""
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from thesis_ad.data.datasets import ImageSet
 from thesis_ad.models.detector import Detector, create, methods, predict_set, settings_of
@@ -9,6 +11,7 @@ from thesis_ad.settings import UserError, pin_threads, rng
 SMALL = {"size": (64, 96), "steps": 4, "epochs": 1, "width": 8, "cells": (16, 24), "autoencoder_width": 8, "rows_per_step": 256, "cap": 60}
 NAMES = sorted(methods())
 FLIPS = [name for name in NAMES if name in ("patchcore", "gaussian")]      # no position, no trained kernel
+SEES_VECTORS = ("patchcore", "padim", "gaussian", "global_knn", "dfr", "featcae")      # nothing but the vectors of single cells, and their places
 
 
 def small(name, **changes):
@@ -112,6 +115,49 @@ def test_predict_takes_any_number_type_and_refuses_what_is_no_batch(name, fitted
     assert (fitted(name).predict(batch.double())[0] == scores).all() and (fitted(name).predict(batch.numpy())[0] == scores).all()
     for wrong in (batch[:0], batch[0], batch[:, :1]):
         with pytest.raises(UserError, match=r"\[B, 3, H, W\]"): fitted(name).predict(wrong)
+
+
+@pytest.mark.parametrize("name, settings, words", [
+    ("dfr", {"size": "auto"}, "size"), ("dfr", {"size": 256.5}, "size"), ("dfr", {"size": "256.5,3"}, "size"), ("patchcore", {"canvas": "auto"}, "canvas"),
+    ("patchcore", {"size": True}, "size"), ("patchcore", {"size": [["a"]]}, "size"), ("patchcore", {"cap": "1e999"}, "cap"), ("patchcore", {"stages": "last"}, "stages"),
+    ("patchcore", {"candidates": 0}, "candidates"), ("patchcore", {"projection": -1}, "projection"), ("patchcore", {"cap": -1}, "cap"), ("patchcore", {"ratio": 2}, "ratio"),
+    ("padim", {"eps": 0}, "eps"), ("gaussian", {"eps": -0.1}, "eps"), ("featcae", {"rows_per_step": 1}, "rows_per_step"), ("dfr", {"rows_per_step": 1}, "rows_per_step")])
+def test_settings_that_cannot_work_are_refused_in_a_sentence(name, settings, words):
+    with pytest.raises(UserError, match=words): create(name, **settings)
+
+
+def test_a_student_that_would_see_one_cell_a_step_is_refused_before_it_trains():
+    with pytest.raises(UserError, match="batch is at least 2"): small("stfpm", size=(8, 8), batch=1).fit(ImageSet.from_arrays(pictures(3)))
+
+
+def test_a_covariance_without_an_inverse_is_refused_in_a_sentence():
+    with pytest.raises(UserError, match="raise eps"): small("padim", eps=1e-30).fit(ImageSet.from_arrays(pictures(4)))
+
+
+class Symmetric:
+    "A backbone whose features do not know left from right: brightness, its square and its difference from the neighbours, averaged."
+    name, strides, channels, margin, weight_hash = "symmetric", [8, 16], [9, 9], 0, "0" * 64
+
+    def stages_at(self, *strides): return [0, 1]
+
+    def __call__(self, images, stages=None):
+        around = F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+        seen = torch.cat([images, images.square(), (images - around).abs()], 1)
+        return [F.avg_pool2d(seen, stride) for stride in self.strides]
+
+
+@pytest.mark.parametrize("name", SEES_VECTORS)
+@pytest.mark.parametrize("axis", [2, 3])
+def test_with_a_symmetric_backbone_the_map_of_a_mirrored_picture_is_the_mirrored_map(name, axis, test_set):
+    train = pictures(6)
+    detector = small(name, bf16=False, augment=False)
+    if name == "dfr": detector._backbone = Symmetric()
+    else: detector.network = Symmetric()
+    detector.fit(ImageSet.from_arrays(np.concatenate([train, np.flip(train, axis - 1)])))
+    batch = next(detector.prepare(test_set).batches(6))[1]
+    (scores, maps), (again, flipped) = detector.predict(batch), detector.predict(batch.flip(axis))
+    assert np.allclose(scores, again, rtol=1e-3), "a mirrored picture has another score"
+    if maps is not None: assert np.allclose(np.flip(flipped, axis - 1), maps, rtol=1e-3, atol=1e-3 * np.ptp(maps)), "the map of a mirrored picture is not the mirrored map"
 
 
 @pytest.mark.parametrize("name", FLIPS)

@@ -189,23 +189,36 @@ def test_a_longer_fit_finds_the_square():
         assert inside > np.mean([m[:, :16].mean() for m in maps[6:]]), name
 
 
-def test_quantiles_come_from_held_out_ok():
-    "With calibration: its OK pictures. Without: training pictures that the student did not learn from."
+def test_quantiles_come_from_training_pictures_that_the_student_did_not_learn_from():
     train, calibration = pictures(10), pictures(5, 3, seed=1)
     detector = create("efficientad", **QUICK["efficientad"]).fit(train, calibration)
-    maps = chapter._maps(detector, torch.stack(list(calibration.ok())))
-    assert np.allclose([map_quantiles(m) for m in maps], detector.facts["quantiles"], rtol=1e-3) and detector.facts["held_out"] == 5
-    alone = create("efficientad", **QUICK["efficientad"]).fit(train)
-    assert alone.facts["held_out"] == 2
-    held = chapter.hold_out(train, None, 0)[0]
-    assert same(alone.tensors(), create("efficientad", **QUICK["efficientad"]).fit(held, calibration).tensors())
+    learned, held = chapter.hold_out(train, 0)
+    maps = chapter._maps(detector, torch.stack(list(held)))
+    assert np.allclose([map_quantiles(m) for m in maps], detector.facts["quantiles"], rtol=1e-3) and detector.facts["held_out"] == 2
+    assert same(detector.tensors(), create("efficientad", **QUICK["efficientad"]).fit(train).tensors()), "the calibration split moved the fit"
+    found = map_statistics([chapter._seen(detector, torch.stack(list(learned)))])[0]
+    assert torch.allclose(found, detector.mean, rtol=1e-3, atol=1e-4), "the teacher was not standardised by the pictures that are learned"
+
+
+def test_the_published_teacher_is_taken_where_it_is_at_hand(tmp_path, monkeypatch):
+    monkeypatch.delenv("THESIS_AD_WEIGHTS", raising=False)
+    assert create("efficientad").teacher == "backbone"
+    monkeypatch.setenv("THESIS_AD_WEIGHTS", str(tmp_path))
+    assert create("efficientad").teacher == "backbone" and create("efficientad", teacher="backbone").backbone != "pdn_small"
+    torch.save(chapter.PDN().state_dict(), tmp_path / "pdn_small.pth")
+    detector = create("efficientad", **QUICK["efficientad"])
+    assert (detector.teacher, detector.backbone) == ("published", "pdn_small") and create("efficientad", teacher="backbone").teacher == "backbone"
+    detector.fit(pictures(6)).save(tmp_path / "bundle")
+    (tmp_path / "pdn_small.pth").unlink()
+    again = Detector.load(tmp_path / "bundle", device="cpu")
+    assert again.teacher == "published" and (predict_set(again, pictures(2, seed=3))[0] == predict_set(detector, pictures(2, seed=3))[0]).all()
 
 
 @pytest.mark.parametrize("whiten", [False, True])
 def test_mean_reference_is_the_distance_to_the_training_mean(whiten):
     train = pictures(5)
     detector = create("efficientad", **QUICK["efficientad"], reference="mean", whiten=whiten, rim=0, window=1).fit(train, pictures(4, seed=1))
-    see = lambda images: chapter._seen(detector, torch.stack(list(images))).double()
+    see, train = lambda images: chapter._seen(detector, torch.stack(list(images))).double(), chapter.hold_out(train, 0)[0]
     rows, test = see(train).transpose(0, 1).flatten(1), pictures(1, 1, seed=4)
     std = rows.std(1).clamp(min=1e-3)
     off = (see(test) - see(train).mean(0)) / std[:, None, None]

@@ -385,6 +385,14 @@ def test_calibrate_evaluate_inspect(bundle, part, tmp_path):
         assert f"{row.decision:4}{score:<13.7g}" in result.stdout
 
 
+def test_a_wrong_option_is_refused_before_any_picture_is_scored():
+    images = ImageSet.from_arrays(rng("unscored").integers(0, 256, (30, 8, 8, 3)).astype(np.uint8))
+    detector = SimpleNamespace(trained_on=np.zeros(0, np.int64))                       # cannot score: it has no predict
+    for method, options in (("conformal", {"alpha": 0.001}), ("conformal", {"k": 3}), ("mean_sigma", {"k": math.nan}), ("median", {})):
+        with pytest.raises(UserError): calibrate(detector, images, method, **options)
+    with pytest.raises(AttributeError): calibrate(detector, images)
+
+
 def test_calibrate_refuses_in_one_sentence(bundle, part, tmp_path):
     before = (bundle / "bundle.json").read_bytes()
     few = tmp_path / "few"

@@ -40,11 +40,23 @@ def test_tiles_of_a_set_name_their_pictures():
     images = ImageSet.from_arrays(pictures, labels=[0, 0, 1])
     tiles = tiled(images, (32, 32))
     assert (np.bincount(tiles.table.picture) == len(tiles.of(0))).all() and tiles.labels[-1] == 1
-    shuffled = rng("order").permutation(len(tiles))
+    shuffled = tiles.shuffled(rng("order"))
+    assert sorted(shuffled) == list(range(len(tiles))) and (np.diff(shuffled) != 1).any()
     for i in shuffled:
         row = tiles.table.iloc[i]
         assert np.array_equal(tiles.picture(i), pictures[row.picture, row.top:row.top + 32, row.left:row.left + 32])
     with pytest.raises(UserError, match="overlap"): tiled(images, (32, 32), 1.0)
+
+
+def test_a_shuffled_training_prepares_each_picture_once_an_epoch(monkeypatch):
+    images = ImageSet.from_arrays(np.zeros((30, 50, 70, 3), np.uint8))
+    tiles, prepared = tiled(images, (32, 32)), []
+    whole = ImageSet.picture
+    monkeypatch.setattr(ImageSet, "picture", lambda self, i, epoch=0: prepared.append(self.table.path.iloc[i]) or whole(self, i, epoch))
+    order = tiles.shuffled(rng("order"))
+    for _ in tiles.batches(4, order=order): pass
+    assert len(prepared) == 30 == len(set(prepared))
+    assert np.ptp(order[:16]) > len(tiles.of(0)), "the first tiles are all of one picture"
 
 
 @given(st.integers(32, 600), st.integers(32, 600), st.floats(0.2, 5))

@@ -69,6 +69,10 @@ class ImageSet:
         "At most `count` of the pictures, evenly spaced."
         return self.take(evenly_spaced(len(self), count))
 
+    def shuffled(self, draw):
+        "All indices in a random order drawn from the generator `draw`, for `batches`."
+        return draw.permutation(len(self))
+
     def ok(self): return self.take(self.labels == 0)
 
     def nok(self): return self.take(self.labels == 1)
@@ -126,10 +130,10 @@ def _mask(images, i):
 ImageSet.mask = _mask
 
 # %% ../../nbs/13_data.datasets.ipynb #8795b464
-def _batches(images, batch_size=8, epoch=0, order=None):
-    "Yield (indices [B], images float32 [B, 3, H, W]); `order` is a permutation, `epoch` varies the transform's randomness."
+def _batches(images, batch_size=8, epoch=0, order=None, progress=None):
+    "Yield (indices [B], images float32 [B, 3, H, W]); `order` is a permutation, `epoch` varies the transform's randomness, `progress` names a bar."
     order = np.arange(len(images)) if order is None else np.asarray(order)
-    for start in range(0, len(order), batch_size):
+    for start in tqdm(range(0, len(order), batch_size), desc=progress, unit="batch", leave=False, disable=None if progress else True):
         chosen = order[start:start + batch_size]
         stack = np.stack([images.picture(i, epoch) for i in chosen])
         yield chosen, torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255

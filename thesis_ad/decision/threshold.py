@@ -299,12 +299,13 @@ def calibrate(detector, images, method="conformal", per="picture", pixel="maxima
     n_ok = int(ok.sum())
     if left_out and n_ok < 3: raise UserError(f"{left_out} of these pictures are training pictures of this bundle and only {n_ok} other OK pictures are left; 3 are needed")
     if n_ok < 3: raise UserError(f"a threshold needs at least 3 OK calibration pictures, there are {n_ok}")
+    parts = images.groups[ok]
+    set_threshold(np.arange(len(np.unique(parts)) if per == "part" else n_ok, dtype=float), method, **options)       # a wrong option is refused before any picture is scored
     pixels = OkPixels(_pixel_quantile(pixel), sum(math.prod(images.shape(i)) for i in np.flatnonzero(ok)))
     scores = np.zeros(len(images))
     for i, (score, heat) in enumerate(predict_each(detector, images, progress=progress)):
         scores[i] = score
         if ok[i] and heat is not None: pixels.add(heat)
-    parts = images.groups[ok]
     threshold = set_threshold(group_maxima(scores[ok], parts) if per == "part" else scores[ok], method, **options)
     detector.threshold = threshold.facts() | {"per": per, "pictures": n_ok, "parts": len(np.unique(parts)), "left_out": left_out, "data": images.key,
                                               "pixel": pixels.threshold(threshold.alpha or 0.05)}

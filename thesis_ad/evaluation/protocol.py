@@ -22,7 +22,7 @@ from ..data.datasets import open_dataset
 from .metrics import evaluate_scores, per_defect
 from ..features.backbones import kept_features
 from ..files import cached, content_key, sha256, write_json
-from ..models.detector import create, load_bundle, methods, predict_set
+from ..models.detector import create, load_bundle, methods, predict_set, settings_of
 from ..settings import one_of, pin_threads, return_memory
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #77b109d2
@@ -87,11 +87,11 @@ def dataset_for(name, profile):
 def fit_cached(task):
     "(bundle folder, dataset) of a task; fits and keeps the detector if it is not in the cache yet."
     data = dataset_for(task.dataset, task.profile)
-    settings = settings_for(task.method, task.profile, data.enhance)
-    key = content_key(fit_code(task.method), task.method, settings, data.train.key, data.calibration.key)
+    detector = create(base_method(task.method), **settings_for(task.method, task.profile, data.enhance), device="cpu")
+    key = content_key(fit_code(task.method), task.method, settings_of(detector), data.train.key, data.calibration.key)
     def make(folder):
         start = time.perf_counter()
-        detector = create(base_method(task.method), **settings, device="cpu").fit(data.train, data.calibration)
+        detector.fit(data.train, data.calibration)
         seconds = time.perf_counter() - start
         detector.save(folder / "bundle")
         write_json(folder / "seconds.json", {"fit": seconds})

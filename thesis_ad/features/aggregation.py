@@ -40,11 +40,11 @@ def _interpolation(q, n):
 
 # %% ../../nbs/31_features.aggregation.ipynb #adefd778
 @lru_cache(maxsize=256)
-def pooling_matrix(n_in, image_size, cells, kernel=None):
+def pooling_matrix(n_in, image_size, cells, kernel=None, margin=0):
     """A = P U, float64 [cells, n_in]: bilinear upsampling from n_in to image_size, then averaging windows of `kernel` pixels.
 
-    kernel: pixels a window averages; default: see `pooling_windows`."""
-    upsampling = _interpolation((np.arange(image_size) + 0.5) * n_in / image_size - 0.5, n_in)
+    kernel: pixels a window averages; default: see `pooling_windows`.  margin: pixels that the n_in samples cover at each side beyond the image."""
+    upsampling = _interpolation((np.arange(image_size) + 0.5 + margin) * n_in / (image_size + 2 * margin) - 0.5, n_in)
     matrix = np.stack([upsampling[first:end].mean(axis=0) for first, end in zip(*pooling_windows(image_size, cells, kernel))])
     matrix.setflags(write=False)
     return matrix
@@ -56,13 +56,13 @@ def _pair(value, what):
     if len(pair) != 2: raise UserError(f"{what} is a number or (rows, columns), not {value!r}")
     return tuple(int(v) for v in pair)
 
-def aggregate(maps, cells, image_size, kernel=None):
+def aggregate(maps, cells, image_size, kernel=None, margin=0):
     """Concatenated maps on one grid, float32 [B, sum C_i, h, w], channels last in memory: upsampled to `image_size`, then average-pooled.
 
-    maps: list of [B, C_i, h_i, w_i];  cells: (h, w);  image_size: (H, W) in pixels;  kernel: see `pooling_matrix`."""
+    maps: list of [B, C_i, h_i, w_i];  cells: (h, w);  image_size: (H, W) in pixels;  kernel, margin: see `pooling_matrix`."""
     out = []
     for m in maps:
-        A_h, A_w = (torch.from_numpy(pooling_matrix(n, size, c, kernel).astype(np.float32)).to(m.device)
+        A_h, A_w = (torch.from_numpy(pooling_matrix(n, size, c, kernel, margin).astype(np.float32)).to(m.device)
                     for n, size, c in zip(m.shape[-2:], _pair(image_size, "image_size"), _pair(cells, "cells")))
         rows = (A_w @ m.float().permute(0, 2, 3, 1)).flatten(2)                 # [B, h_i, w·C_i]
         out.append((A_h @ rows).unflatten(2, (-1, m.shape[1])))                 # [B, h, w, C_i]

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
-from tqdm import tqdm
 
 from ..settings import UserError, rng
 
@@ -47,7 +46,7 @@ def stage_maps(backbone, images, stages, kernel=3, typical=None):
 
 def typical_lengths(backbone, images, stages, kernel=3, batch_size=8):
     "Mean length of each stage's averaged vectors, one float a stage, over the pictures of an `ImageSet`."
-    each = [[float(m.cpu().double().norm(dim=1).mean((1, 2)).sum()) for m in stage_maps(backbone, batch, stages, kernel)] for _, batch in images.batches(batch_size)]
+    each = [[float(m.cpu().double().norm(dim=1).mean((1, 2)).sum()) for m in stage_maps(backbone, batch, stages, kernel)] for _, batch in images.batches(batch_size, progress="typical lengths")]
     return (np.sum(each, axis=0) / len(images)).tolist()
 
 def patch_features(backbone, images, stages, kernel=3, typical=None):
@@ -62,7 +61,7 @@ def sample_patches(extract, images, limit=100_000, seed=0, batch_size=8):
 
     extract: a function from images [B, 3, H, W] to features [B, C, h, w]."""
     kept, chosen, total, per_image = None, None, 0, 0
-    for indices, batch in tqdm(images.batches(batch_size), total=-(-len(images) // batch_size), desc="features", leave=False, disable=None):
+    for indices, batch in images.batches(batch_size, progress="features"):
         rows = extract(batch).flatten(2).transpose(1, 2).flatten(0, 1).cpu()                    # [B·h·w, C]
         if kept is None:
             per_image = len(rows) // len(batch)

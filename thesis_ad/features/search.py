@@ -60,15 +60,31 @@ WAYS = ("auto", "float32", "bfloat16", "faiss")
 def choose_way(way, bank):
     "`way` with `auto` decided for a bank [K, C] on this machine."
     if one_of(way, WAYS, "way to search") != "auto": return way
-    units = bank.device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return "bfloat16" if units and bank.numel() >= 2_000_000 else "float32"
+    if bank.device.type != "cpu": return "float32"
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    large = bank.numel() >= 2_000_000 if able.get("amx_bf16") else able.get("avx512_bf16") and len(bank) >= 3000
+    return "bfloat16" if large else "float32"
 
-def _faiss_index(bank):
+def _faiss_index(vectors):
     if importlib.util.find_spec("faiss") is None: raise UserError("way to search 'faiss' wants a package that is not installed; run: pip install faiss-cpu")
     import faiss
-    index = faiss.IndexFlatL2(bank.shape[1])
-    index.add(bank.cpu().numpy())
+    index = faiss.IndexFlatL2(vectors.shape[1])
+    index.add(vectors.cpu().numpy())
     return index
+
+def _faiss_shortlist(index, products, x, k, more=8):
+    "What `_shortlist` gives, by FAISS where its first k + `more` vectors are sure to hold the k nearest, else by the products."
+    z, count = x - products.mean, min(k + more, len(products.c))
+    square, found = (torch.from_numpy(a).to(x.device) for a in index.search(z.cpu().numpy(), count))
+    error = products.rounding * (torch.linalg.vector_norm(z, dim=1) + products.longest) ** 2
+    sure = square[:, -1] > square[:, k - 1] + 2 * error if count < len(products.c) else torch.ones(len(x), dtype=torch.bool, device=x.device)
+    rows = torch.arange(len(x), device=x.device)
+    r, c = rows[sure].repeat_interleave(count), found[sure].sort(dim=1).values.flatten()
+    if sure.all(): return r, c
+    rest, columns = _shortlist(*products(x[~sure]), k)
+    r, c = torch.cat([r, rows[~sure][rest]]), torch.cat([c, columns])
+    order = r.argsort(stable=True)
+    return r[order], c[order]
 
 # %% ../../nbs/34_features.search.ipynb #01926aef
 class NearestNeighbours:
@@ -77,18 +93,18 @@ class NearestNeighbours:
         if bank.ndim != 2 or not bank.numel(): raise UserError(f"a bank is vectors [K, C] with K ≥ 1, not a tensor of shape {tuple(bank.shape)}")
         if not torch.isfinite(bank).all(): raise UserError("a bank wants finite vectors, and one of these holds NaN or infinity")
         self.bank, self.way = bank.float().contiguous(), choose_way(way, bank)
-        self.index = _faiss_index(self.bank) if self.way == "faiss" else _Products(self.bank, self.way == "bfloat16")
+        self.products = _Products(self.bank, self.way == "bfloat16")
+        self.index = _faiss_index(self.products.c) if self.way == "faiss" else None
 
     def __call__(self, x, k=1):
         "Euclidean distances float32 [n, k], ascending, and bank indices int64 [n, k] of queries float [n, C]; k ≤ K. Equal distances: lowest index."
         if not 1 <= k <= len(self.bank): raise UserError(f"a bank of {len(self.bank)} vectors has no {k} neighbours")
         x = x.to(self.bank.device, torch.float32)
         if not torch.isfinite(x).all(): raise UserError("a query holds NaN or infinity")
-        rows = max(1, 2**19 // len(self.bank))
+        rows = max(1, 2**19 // len(self.bank)) if self.index is None else 1024
         parts = [self._block(x[a:a + rows], k) for a in range(0, len(x), rows)] or [(torch.empty(0, k), torch.empty(0, k, dtype=torch.long))]
         return tuple(torch.cat(part) for part in zip(*parts))
 
     def _block(self, x, k):
-        if self.way != "faiss": return _measure(x, self.bank, *_shortlist(*self.index(x), k), k)
-        found = torch.from_numpy(self.index.search(x.cpu().numpy(), k)[1]).to(x.device).sort(dim=1).values
-        return _measure(x, self.bank, torch.arange(len(x), device=x.device).repeat_interleave(k), found.flatten(), k)
+        pairs = _shortlist(*self.products(x), k) if self.index is None else _faiss_shortlist(self.index, self.products, x, k)
+        return _measure(x, self.bank, *pairs, k)

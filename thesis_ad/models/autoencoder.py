@@ -187,7 +187,7 @@ def _loss(d, x):
 def _train_epoch(d, optimiser, images, epoch):
     "One shuffled pass; the mean loss of its pictures."
     d.network.train()
-    order, total = rng("autoencoder", d.seed, epoch).permutation(len(images)), 0.0
+    order, total = images.shuffled(rng("autoencoder", d.seed, epoch)), 0.0
     for _, x in images.batches(d.batch, epoch=epoch, order=order):
         optimiser.zero_grad()
         loss = _loss(d, x)

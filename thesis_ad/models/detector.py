@@ -76,13 +76,21 @@ class Detector:
         with kept_features(): self._fit(self.prepare(train, training=True), None if calibration is None or not len(calibration) else self.prepare(calibration))
         return self
 
-    def prepare(self, images, training=False):
-        "The image set as this detector wants to see it: resized, enhanced, augmented in training, cut into tiles."
+    def transform(self, training=False):
+        "What happens to a picture once it is resized, or None: enhancement, and augmentation in training."
         steps = [Enhance(share=0.15 if training else 1.0)] if self.enhance else []
         if training and self.augment: steps.append(Augment())
+        return Compose(*steps) if steps else None
+
+    def prepare(self, images, training=False):
+        "The image set as this detector wants to see it: resized, enhanced, augmented in training, cut into tiles."
         size = (tuple(self.canvas) if any(self.canvas) else None) if self.canvas else self.input_size
-        prepared = images.view(size=size, transform=Compose(*steps) if steps else None, seed=self.seed)
+        prepared = images.view(size=size, transform=self.transform(training), seed=self.seed)
         return tiled(prepared, self.input_size, self.overlap) if self.canvas else prepared
+
+    def as_judged(self, train):
+        "The prepared training pictures that `_fit` is given, prepared as pictures are that will be judged."
+        return train.view(transform=self.transform())
 
     def tensors(self):
         "Learned state as named tensors."
@@ -133,17 +141,17 @@ def methods():
 
 # %% ../../nbs/40_models.detector.ipynb #10e36eb0
 def _convert(name, value, default):
-    "A setting given as text or JSON as the type of its default."
+    "A setting given as text or JSON as the type of its default; the items of a tuple as that of its first item, whole numbers where it is empty."
     try:
-        if isinstance(value, str) and not isinstance(default, str) and value != "auto":
+        if isinstance(value, str) and not isinstance(default, str):
             value = json.loads(f"[{value}]" if isinstance(default, tuple) and not value.startswith("[") else value.lower())
         if isinstance(default, tuple):
-            value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-            return value * len(default) if len(value) == 1 < len(default) and all(isinstance(v, (int, float)) for v in default) else value
-        if isinstance(default, bool) and not isinstance(value, bool): raise ValueError
-        if isinstance(default, int) and not isinstance(default, bool) and value != int(value): raise ValueError
+            value = tuple(_convert(name, item, default[0] if default else 0) for item in (value if isinstance(value, (list, tuple)) else (value,)))
+            return value * len(default) if len(value) == 1 < len(default) and isinstance(default[0], (int, float)) else value
+        if isinstance(default, int) and isinstance(value, bool) != isinstance(default, bool): raise ValueError
+        if isinstance(default, int) and value != int(value): raise ValueError
         return value if default is None or isinstance(value, str) else type(default)(value)
-    except (ValueError, TypeError): raise UserError(f"setting '{name}' wants {type(default).__name__} such as {default!r}, not {value!r}") from None
+    except (ValueError, TypeError, OverflowError): raise UserError(f"setting '{name}' wants {type(default).__name__} such as {default!r}, not {value!r}") from None
 
 # %% ../../nbs/40_models.detector.ipynb #bf44cce0
 def create(name, **settings):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['widths', 'Convolution', 'Normalisation', 'FeatureAutoencoder', 'collect_rows', 'fit_scale', 'residual',
            'mean_residual', 'folded', 'folded_of', 'folded_residual', 'rows_pca', 'row_batches', 'map_batches',
-           'train_network', 'border', 'image_scores', 'ring_level', 'DFR', 'AttentionDFR']
+           'train_network', 'border', 'image_scores', 'rings', 'ring_level', 'levelled', 'DFR', 'AttentionDFR']
 
 # %% ../../nbs/42_models.dfr.ipynb #44c8ee67
 import copy, math
@@ -74,7 +74,7 @@ def collect_rows(features, images, limit, passes=1, seed=0):
     features: function from pictures [B, 3, H, W] to cells [B, h, w, C];  passes: epochs of the set's augmentation to draw from."""
     rows, filled = None, 0
     for epoch in range(passes):
-        for indices, batch in images.batches(4, epoch=epoch):
+        for indices, batch in images.batches(4, epoch=epoch, progress="features" if passes == 1 else f"features, pass {epoch + 1} of {passes}"):
             for i, cells in zip(indices, features(batch).flatten(1, 2).cpu()):
                 each = max(1, min(len(cells), limit // (len(images) * passes)))
                 if rows is None: rows = torch.empty(each * len(images) * passes, cells.shape[1], dtype=torch.float16)
@@ -146,7 +146,7 @@ def row_batches(rows, steps, size, seed=0):
 def map_batches(features, images, epochs, size, seed=0):
     "Yield the cells [size, h, w, C] of a few pictures at a time, every picture once an epoch; features are computed on the way."
     for epoch in range(epochs):
-        order = rng("dfr", "order", seed, epoch).permutation(len(images))
+        order = images.shuffled(rng("dfr", "order", seed, epoch))
         for _, batch in images.batches(size, epoch=epoch, order=order): yield features(batch)
 
 # %% ../../nbs/42_models.dfr.ipynb #c94b91ce
@@ -176,8 +176,8 @@ def train_network(network, batches, total, every, held_out, learning_rate=1e-3, 
 
 # %% ../../nbs/42_models.dfr.ipynb #d5c05e7e
 def border(cells, crop="auto"):
-    "Rows and columns of cells cropped at each side of a map of `cells` = (h, w): 20 of 170, rounded, or `crop` itself."
-    return tuple(round(20 * n / 170) if crop == "auto" else crop for n in cells)
+    "Rows and columns of cells cropped at each side of a map of `cells` = (h, w): 20 of 170, rounded, or `crop` itself; at most so many that one is left."
+    return tuple(min(round(20 * n / 170) if crop == "auto" else crop, (n - 1) // 2) for n in cells)
 
 def image_scores(heat, crop=(0, 0), top=20):
     "float64 [B]: mean of the `top` largest values of heat maps [B, h, w] inside the border `crop`; NaN where a map holds no numbers."
@@ -187,11 +187,23 @@ def image_scores(heat, crop=(0, 0), top=20):
     return torch.where(heat.flatten(1).isfinite().all(1), scores, torch.nan).cpu().numpy()
 
 # %% ../../nbs/42_models.dfr.ipynb #9eb4a123
+def rings(h, w):
+    "int64 [h, w]: how many cells lie between each cell of a map and the nearest side."
+    rows, columns = (torch.minimum(torch.arange(n), torch.arange(n).flip(0)) for n in (h, w))
+    return torch.minimum(rows[:, None], columns)
+
 def ring_level(heat):
-    "float32 [h, w] from heat maps [n, h, w] of OK pictures: for each cell their mean over all cells as far from the nearest side."
-    rows, columns = (torch.minimum(torch.arange(n), torch.arange(n).flip(0)) for n in heat.shape[-2:])
-    ring = torch.minimum(rows[:, None], columns)
-    return torch.stack([heat[:, ring == k].mean() for k in range(int(ring.max()) + 1)])[ring]
+    """float32 [2, h, w] from heat maps [n, h, w] of OK pictures: for each cell their mean and standard deviation over all cells as far
+    from the nearest side, neither below that over the cells inside the thesis's crop."""
+    (h, w), (top, left) = heat.shape[-2:], border(heat.shape[-2:])
+    ring, inside = rings(h, w), heat[:, top:h - top, left:w - left]
+    found = torch.stack([torch.stack([cells.mean(), cells.std(correction=0)]) for cells in (inside, *(heat[:, ring == k] for k in range(int(ring.max()) + 1)))])
+    found[:, 1].clamp_(min=max(1e-3 * float(found[0, 0]), 1e-12))                  # constant pictures have no spread
+    return torch.maximum(found[0], found[1:])[ring].movedim(-1, 0)
+
+def levelled(heat, level):
+    "Heat maps [..., h, w] in standard deviations above what is usual as far from the side; `level` [2, h, w] from `ring_level`."
+    return (heat - level[0]) / level[1]
 
 # %% ../../nbs/42_models.dfr.ipynb #8da4d24d
 def _whole(d, name, auto=False, least=1):
@@ -215,9 +227,10 @@ def _check(d):
     "Refuse settings that no training could use; numbers given as text become numbers."
     one_of(d.training, ("rows", "maps"), "training of dfr")
     d.latent, d.crop = _whole(d, "latent", auto=True), _whole(d, "crop", auto=True, least=0)
-    for name in ("top", "steps", "rows_per_step", "row_limit", "passes", "epochs", "batch", "kernel"): _whole(d, name)
+    for name in ("top", "steps", "row_limit", "passes", "epochs", "batch", "kernel"): _whole(d, name)
+    _whole(d, "rows_per_step", least=2), _whole(d, "margin", least=0)                # batch normalisation wants two
     if len(d.cells) != 2 or min(d.cells) < 2: raise UserError(f"dfr: cells must be (rows, columns) of 2 or more each, not {d.cells}")
-    if any(2 * edge >= n for edge, n in zip(_edge(d), d.cells)): raise UserError(f"dfr: a crop of {d.crop} leaves nothing of {d.cells} cells")
+    if d.crop != "auto" and any(2 * d.crop >= n for n in d.cells): raise UserError(f"dfr: a crop of {d.crop} leaves nothing of {d.cells} cells")
     if d.kernel % 2 == 0: raise UserError(f"dfr: kernel must be odd, not {d.kernel}")
     if d.training == "rows" and (d.kernel > 1 or d.attention): raise UserError("dfr: a kernel above 1 and attention see neighbours, so they need training='maps'")
     if not 0 < d.variance <= 1: raise UserError(f"dfr: variance must lie in (0, 1], not {d.variance}")
@@ -226,7 +239,7 @@ def _check(d):
 @register("dfr", "deep feature reconstruction: how badly a narrow network rebuilds backbone features")
 @dataclass(kw_only=True)
 class DFR(Detector):
-    "Deep feature reconstruction (Yang, Shi and Qi 2020) with the thesis's network, crop and score."
+    "Deep feature reconstruction (Yang, Shi and Qi 2020) with the thesis's network and score; its crop by `level=False`."
     backbone: str = "tf_efficientnet_lite0"
     stages: tuple = ()              # indices of the backbone's stages; empty: all that it keeps, the first six
     cells: tuple = (64, 64)         # rows and columns of the map
@@ -246,9 +259,9 @@ class DFR(Detector):
     kernel: int = 1                 # the thesis's variants, maps only: kernel, attention …
     attention: bool = False
     skips: bool = False             # … and skips between encoder and decoder
-    margin: int = 0                 # pixels mirrored around the picture for the backbone, against artefacts at the rim
-    crop: str = "auto"              # cells cut from each side before the image score, or auto: 20 of 170
-    level: bool = False             # divide by the OK level at the same distance from the side; `auto` then crops nothing
+    margin: int = 0                 # pixels mirrored around the picture, from which features are brought to the grid as well
+    level: bool = True              # measure cells by OK ones as far from the side; False: the thesis's crop
+    crop: str = "auto"              # cells cut from each side before the image score; auto: none if levelled, else 20 of 170
     crop_map: bool = False          # also set the border of the anomaly map to zero
     top: int = 20                   # cells averaged into the image score
 
@@ -257,6 +270,7 @@ class DFR(Detector):
         _check(self)
 
     def features(self, images): return _features(self, images)
+    def residuals(self, images): return _residuals(self, images)
     def heat(self, images): return _heat(self, images)
     def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images): return _predict(self, images)
@@ -270,13 +284,15 @@ class DFR(Detector):
 # %% ../../nbs/42_models.dfr.ipynb #f3b142a2
 def _eyes(d):
     "The detector's backbone, loaded once."
-    if not hasattr(d, "_backbone"): d._backbone = load_backbone(d.backbone, d.device, margin=d.margin)
+    if not hasattr(d, "_backbone"): d._backbone = load_backbone(d.backbone, d.device)
     return d._backbone
 
 def _features(d, images):
     "Cells [B, h, w, C] of pictures [B, 3, H, W] in [0, 1]."
+    if d.margin >= min(images.shape[-2:]): raise UserError(f"dfr: a margin of {d.margin} pixels cannot be mirrored from a picture of {tuple(images.shape[-2:])}")
     stages = list(dict.fromkeys(d.stages)) or None
-    return aggregate(_eyes(d)(images, stages), _grid(d), images.shape[-2:]).permute(0, 2, 3, 1)
+    maps = _eyes(d)(F.pad(images, (d.margin,) * 4, mode="reflect") if d.margin else images, stages)
+    return aggregate(maps, _grid(d), images.shape[-2:], margin=d.margin).permute(0, 2, 3, 1)
 
 def _network(d):
     "The trained network, or a sentence."
@@ -312,19 +328,23 @@ def _fit(d, train, calibration):
         every = math.ceil(len(train) / d.batch)
         batches, total = map_batches(d.features, train, d.epochs, d.batch, d.seed), d.epochs * every
     d.facts |= {"loss_ok": [], "loss_nok": []} | train_network(d.network, batches, total, every, held_out, d.learning_rate, bf16)
-    if d.level: d.ring_level = ring_level(torch.cat([_heat(d, batch) for _, batch in train.evenly(40).batches(8)]))
+    if d.level: d.ring_level = ring_level(torch.cat([d.residuals(batch) for _, batch in d.as_judged(train.evenly(40)).batches(8, progress="border")]))
 
 # %% ../../nbs/42_models.dfr.ipynb #a1bbeb80
-def _heat(d, images):
-    "Heat maps float32 [B, h, w] of pictures [B, 3, H, W], one picture at a time: the residual of each cell."
+def _residuals(d, images):
+    "Residual of each cell, float32 [B, h, w], of pictures [B, 3, H, W], one picture at a time."
     device = resolve_device(d.device)
     network = folded_of(d, _network(d), d.bf16 and computes_bf16(device))
     def one(x):
         cells = d.features(x.to(device))
         if d.kernel > 1 or d.attention: return folded_residual(network, cells)
         return torch.cat([folded_residual(network, part) for part in cells.flatten(0, 2).split(1024)]).view(1, *_grid(d))   # 1,024 cells stay in the cache
-    with torch.inference_mode(): heat = torch.cat([one(x).cpu() for x in images.float().split(1)])
-    return heat if d.ring_level is None else heat / d.ring_level
+    with torch.inference_mode(): return torch.cat([one(x).cpu() for x in images.float().split(1)])
+
+def _heat(d, images):
+    "Heat maps float32 [B, h, w] of pictures [B, 3, H, W]: residuals, levelled if the detector is."
+    heat = d.residuals(images)
+    return levelled(heat, d.ring_level) if d.level else heat
 
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W] of pictures [B, 3, H, W]."

@@ -47,13 +47,14 @@ class FeatCAE(FeatureDetector):
     passes: int = 2                 # augmented passes over the pictures, if `augment`
     learning_rate: float = 1e-3
     bf16: bool = True               # 16-bit products where the processor has them
-    crop: bool = True               # leave 20 of 170 cells at each side out of the image score
+    crop: bool = False              # leave 20 of 170 cells at each side out of the image score, as the thesis's DFR does
     top: int = 20                   # cells averaged into the image score
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("latent", "steps", "rows_per_step", "row_limit", "passes", "top", "window"):
-            if getattr(self, name) < 1: raise UserError(f"featcae: {name} must be 1 or more, not {getattr(self, name)}")
+            least = 2 if name == "rows_per_step" else 1         # batch normalisation wants two
+            if getattr(self, name) < least: raise UserError(f"featcae: {name} must be {least} or more, not {getattr(self, name)}")
         if not self.learning_rate > 0: raise UserError(f"featcae: learning_rate must be above 0, not {self.learning_rate}")
 
     def features(self, images): return neighbourhoods(self.network(check_pixels(images), self.used_stages), self.window)
@@ -91,11 +92,10 @@ def _fit(d, train, calibration):
     held_out = {name: collect_rows(d.cells, images, 2048, seed=d.seed) for name, images in watched(calibration).items()}
     batches = row_batches(rows, d.steps, d.rows_per_step, d.seed)
     d.facts |= train_network(d.autoencoder, batches, d.steps, max(1, d.steps // 25), held_out, d.learning_rate, _low(d), name="featcae")
-    d.facts |= three_sigma(np.concatenate([d.predict(batch)[0] for _, batch in train.batches(8)]))
+    d.facts |= three_sigma(np.concatenate([d.predict(batch)[0] for _, batch in train.batches(8, progress="training pictures")]))
 
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W] of pictures [B, 3, H, W], one picture at a time."
     network = folded_of(d, _trained(d), _low(d))
     with torch.inference_mode(): heat = torch.cat([folded_residual(network, d.cells(x)).cpu() for x in images.split(1)])
-    edge = [min(cut, (n - 1) // 2) for cut, n in zip(border(heat.shape[-2:]), heat.shape[-2:])] if d.crop else (0, 0)
-    return image_scores(heat, edge, d.top), upsample(heat, images.shape[-2:]).numpy()
+    return image_scores(heat, border(heat.shape[-2:]) if d.crop else (0, 0), d.top), upsample(heat, images.shape[-2:]).numpy()

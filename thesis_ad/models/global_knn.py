@@ -9,7 +9,6 @@ __all__ = ['GlobalKNN']
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from ..features.patches import check_pixels
 from ..features.search import WAYS, NearestNeighbours
@@ -36,8 +35,7 @@ class GlobalKNN(FeatureDetector):
         return torch.cat([m.mean((2, 3)) for m in self.network(check_pixels(images), self.used_stages)], dim=1)
 
     def _fit(self, train, calibration):
-        batches = tqdm(train.batches(8), total=-(-len(train) // 8), desc="features", leave=False, disable=None)
-        self._remember(torch.cat([self.pooled(batch).cpu() for _, batch in batches]))
+        self._remember(torch.cat([self.pooled(batch).cpu() for _, batch in train.batches(8, progress="features")]))
         self.facts = {"bank": len(self.bank), "channels": self.bank.shape[1], "stages": self.used_stages}
 
     def _remember(self, bank): self.bank, self._search = bank, NearestNeighbours(bank.to(resolve_device(self.device)), self.search)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..features.latent import StreamingCovariance
 from ..features.patches import smooth_map, stage_maps
@@ -23,7 +22,8 @@ from ..settings import UserError, rng
 def whitening(covariance, eps=0.01):
     "W = L⁻¹ float32 [..., d, d], lower triangular, with L Lᵀ = covariance [..., d, d] + eps · identity, computed in float64."
     identity = torch.eye(covariance.shape[-1], dtype=torch.float64)
-    L = torch.linalg.cholesky(covariance.double() + eps * identity)
+    L, failed = torch.linalg.cholesky_ex(covariance.double() + eps * identity)
+    if failed.any(): raise UserError(f"a covariance has no inverse with eps = {eps:.3g} on its diagonal; raise eps")
     W = torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False)
     return W.float().contiguous()            # laid out like one from a bundle, so that products are taken in the same order
 
@@ -85,10 +85,14 @@ class PaDiM(PatchDetector):
     eps: float = 0.01               # added to the diagonal of each covariance
     sigma: float = 4.0              # smoothing of the map in pixels
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.eps > 0: raise UserError(f"padim: eps is above 0, not {self.eps}")
+
     def _fit(self, train, calibration, batch_size=8):
         self.measure(train)
         gaussians = PositionGaussians()
-        for _, batch in tqdm(train.batches(batch_size), total=-(-len(train) // batch_size), desc="features", leave=False, disable=None):
+        for _, batch in train.batches(batch_size, progress="features"):
             maps = self.features(batch).cpu()
             if not gaussians.count: chosen = draw_channels(maps.shape[1], self.channels, self.named_channels, self.seed)
             gaussians.partial_fit(maps[:, chosen].flatten(2).transpose(1, 2))
@@ -110,9 +114,8 @@ class PaDiM(PatchDetector):
     def restore(self, tensors): self.mean, self.W = tensors["mean"], unpack_triangles(tensors["W"], tensors["mean"].shape[1])
 
 # %% ../../nbs/44_models.padim.ipynb #ed410085
-def hold_out(train, calibration, seed=0, share=0.2):
-    "(image set to learn from, OK image set to scale by): calibration's OK, else `share` of the groups of `train`, else `train` itself."
-    if calibration is not None and (calibration.labels == 0).any(): return train, calibration.ok()
+def hold_out(train, seed=0, share=0.2):
+    "(image set to learn from, image set to scale by): `share` of the groups of `train` are held out; a single group serves as both."
     groups = np.unique(train.groups)
     if len(groups) < 2: return train, train
     held = np.isin(train.groups, rng("hold out", seed).permutation(groups)[:max(1, round(share * len(groups)))])
@@ -138,6 +141,10 @@ class Gaussian(PatchDetector):
     eps: float = 0.01               # added to the diagonal of each covariance, relative to the mean variance
     sigma: float = 4.0              # smoothing of the map in pixels
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.eps < 0: raise UserError(f"gaussian: eps is at least 0, not {self.eps}")
+
     def _maps(self, images): return stage_maps(self.network, images, self.used_stages, self.window, self.typical)
 
     def _distances(self, images):
@@ -145,13 +152,14 @@ class Gaussian(PatchDetector):
         return [((m.permute(0, 2, 3, 1) - mean.to(m.device)) @ W.to(m.device).T).norm(dim=3) for m, (mean, W) in zip(self._maps(images), self.stage_models)]
 
     def _fit(self, train, calibration):
-        fit, held = hold_out(train, calibration, self.seed)
+        fit, held = hold_out(train, self.seed)
+        held = self.as_judged(held)
         self.measure(fit)
         gaussians = [StreamingCovariance() for _ in self.used_stages]
-        for _, batch in tqdm(fit.batches(8), total=-(-len(fit) // 8), desc="features", leave=False, disable=None):
+        for _, batch in fit.batches(8, progress="features"):
             for gaussian, m in zip(gaussians, self._maps(batch)): gaussian.partial_fit(m.permute(0, 2, 3, 1).flatten(0, 2))
         self.stage_models = [stage_gaussian(gaussian, self.eps) for gaussian in gaussians]
-        centre, spread = centre_and_spread(self._distances(batch) for _, batch in held.batches(8))
+        centre, spread = centre_and_spread(self._distances(batch) for _, batch in held.batches(8, progress="scale"))
         self.facts |= {"stages": self.used_stages, "images": len(fit), "held_out": len(held), "centre": centre, "spread": spread}
 
     def predict(self, images):

@@ -83,6 +83,13 @@ class MemoryBank(PatchDetector):
     projection: int = 0             # dimensions in which the coreset is chosen, 0 = all
     search: str = "auto"            # see features.search
 
+    def __post_init__(self):
+        super().__post_init__()
+        one_of(self.search, WAYS, "way to search")
+        for name, least in (("cap", 0), ("candidates", 1), ("projection", 0)):
+            if getattr(self, name) < least: raise UserError(f"{self.method}: {name} is at least {least}, not {getattr(self, name)}")
+        if not 0 <= self.ratio <= 1: raise UserError(f"{self.method}: ratio lies in 0 … 1, not {self.ratio}")
+
     def _fit(self, train, calibration):
         self.measure(train)
         rows, total = sample_patches(self.features, train, self.candidates, self.seed)
@@ -110,7 +117,7 @@ class PatchCore(MemoryBank):
 
     def __post_init__(self):
         super().__post_init__()
-        one_of(self.score, ("paper", "mean_knn"), "score"), one_of(self.search, WAYS, "way to search")
+        one_of(self.score, ("paper", "mean_knn"), "score")
         if self.neighbours < 1: raise UserError(f"neighbours is at least 1, not {self.neighbours}")
 
     def predict(self, images):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAP_LIMIT', 'squared_distance', 'Pyramid', 'picture_batches', 'train_student', 'StudentDetector', 'product_map',
-           'STFPM', 'PDN', 'find_pdn', 'read_pdn', 'hard_loss', 'GlobalAutoencoder', 'map_quantiles', 'normalise_map',
-           'map_statistics', 'scaling', 'EfficientADSettings', 'EfficientAD']
+           'STFPM', 'PDN', 'published_pdn', 'find_pdn', 'read_pdn', 'hard_loss', 'GlobalAutoencoder', 'map_quantiles',
+           'normalise_map', 'map_statistics', 'scaling', 'EfficientADSettings', 'EfficientAD']
 
 # %% ../../nbs/46_models.student_teacher.ipynb #ff83a470
 import itertools, math, os
@@ -54,7 +54,7 @@ class Pyramid(nn.Module):
 def _passes(images, size, seed):
     "Endless (indices, batch [size, 3, H, W]), a new order each epoch."
     for epoch in itertools.count():
-        order = rng("student", "order", seed, epoch).permutation(len(images))
+        order = images.shuffled(rng("student", "order", seed, epoch))
         order = np.resize(order, math.ceil(len(images) / size) * size)
         yield from images.batches(size, epoch=epoch, order=order)
 
@@ -144,7 +144,7 @@ def _keep(d, train, teacher):
     first = teacher(check_pixels(train[0][None]))
     if d.augment or len(train) * sum(m.numel() for m in first) * 2 > MAP_LIMIT: return None
     kept = [torch.empty(len(train), *m.shape[1:], dtype=torch.float16) for m in first]
-    for indices, batch in train.batches(8):
+    for indices, batch in train.batches(8, progress="teacher"):
         for rows, m in zip(kept, teacher(check_pixels(batch))): rows[indices] = m.cpu().clamp(-65504, 65504).half()
     return kept
 
@@ -152,6 +152,8 @@ def _keep(d, train, teacher):
 def _fit_pyramid(d, train, calibration):
     "Train the student of `d` on the sum over stages of the mean distance."
     device = resolve_device(d.device)
+    fewest = min(m[0, 0].numel() for m in d.network(check_pixels(train[0][None]), d.used_stages))
+    if fewest * d.batch < 2 and not d.margin: raise UserError(f"stfpm: pictures of {d.input_size} pixels leave one cell at the deepest stage, so batch is at least 2, not {d.batch}")
     d.student = Pyramid(d.backbone, d.used_stages, d.seed).to(device)
     kept = _keep(d, train, lambda images: d.network(images, d.used_stages))
     def loss(batch, indices=None):
@@ -174,13 +176,17 @@ class PDN(nn.Sequential):
         return super().forward(F.pad(x, (15, 17, 15, 17), mode="replicate").contiguous(memory_format=torch.channels_last))
 
 # %% ../../nbs/46_models.student_teacher.ipynb #4ff5fdcf
+def published_pdn():
+    "pdn_small.(safetensors|pth) in the folder THESIS_AD_WEIGHTS, or None."
+    folder = os.environ.get("THESIS_AD_WEIGHTS")
+    files = [Path(folder).expanduser() / f"pdn_small{suffix}" for suffix in (".safetensors", ".pth")] if folder else []
+    return next((file for file in files if file.is_file()), None)
+
 def find_pdn(name):
-    "The file of published PDN weights: `name` itself, or for `published` pdn_small.(safetensors|pth) in the folder THESIS_AD_WEIGHTS."
-    folder = Path(os.environ.get("THESIS_AD_WEIGHTS") or "").expanduser()
-    files = [folder / f"pdn_small{suffix}" for suffix in (".safetensors", ".pth")] if name == "published" else [Path(name)]
-    for file in files:
-        if file.is_file(): return file
-    raise UserError(f"efficientad: no teacher weights '{name}': teacher is backbone, distilled, a file, or published (pdn_small.pth in the folder THESIS_AD_WEIGHTS)")
+    "The file of PDN weights called `name`: `published`, or the file itself."
+    file = published_pdn() if name == "published" else Path(name)
+    if file and file.is_file(): return file
+    raise UserError(f"efficientad: no teacher weights '{name}': teacher is auto, backbone, distilled, a file, or published (pdn_small.pth in the folder THESIS_AD_WEIGHTS)")
 
 def read_pdn(file):
     "A frozen `PDN` with the published weights in `file`; refused unless number and shapes of the tensors agree."
@@ -263,13 +269,13 @@ def _check(d):
 # %% ../../nbs/46_models.student_teacher.ipynb #eabf30aa
 @dataclass(kw_only=True)
 class EfficientADSettings(StudentDetector):
-    "What EfficientAD can be asked to do."
+    "What EfficientAD can be asked to do. With reference='mean' there is no student, and what concerns its training has no effect."
     steps: int = 200
     learning_rate: float = 1e-3
-    teacher: str = "backbone"       # backbone, distilled, published, or a file of PDN-S weights
+    teacher: str = "auto"           # auto, backbone, distilled, published, or a file of PDN-S weights
     teacher_steps: int = 150        # distilled: training steps of the teacher
     width: int = 32                 # channels of the student's first convolution (paper: 128)
-    whiten: bool = True             # decorrelate the channels of the backbone's map; False: scale each one, as the paper does
+    whiten: bool = True             # backbone: decorrelate the channels of its map; False, as with every other teacher: scale each one (paper)
     hard: float = 0.999             # quantile of the squared differences above which they teach; 0 = all
     warm: float = 0.75              # share of the steps, at the beginning, in which all of them teach
     rim: float = 0.125              # share of each side whose cells are not judged (paper: 1/16)
@@ -280,6 +286,7 @@ class EfficientADSettings(StudentDetector):
     def __post_init__(self):
         super().__post_init__()
         _check(self)
+        if self.teacher == "auto": self.teacher = "published" if published_pdn() else "backbone"
         if self.teacher not in ("backbone", "distilled"): self.backbone = "pdn_small"      # what tables and bundles call it
 
 # %% ../../nbs/46_models.student_teacher.ipynb #de82eee5
@@ -351,7 +358,7 @@ def _distil(d, train):
     "Let the PDN teacher learn the backbone's map, each channel scaled, on the training pictures."
     device, teacher = resolve_device(d.device), d.models["teacher"]
     see = lambda images: patch_features(d.network, images.to(device), d.used_stages, 1)
-    mean, covariance, _ = map_statistics(see(batch) for _, batch in train.batches(8))
+    mean, covariance, _ = map_statistics(see(batch) for _, batch in train.batches(8, progress="backbone"))
     mean, std = mean.to(device), 1 / scaling(covariance, False).diagonal().view(1, -1, 1, 1).to(device)
     def loss(batch, indices):
         with torch.autocast(device.type, torch.bfloat16, enabled=d.facts["precision"] == "bfloat16"): m = teacher(_at(batch.to(device), d.facts["grid"]))
@@ -377,7 +384,7 @@ def _make_teacher(d, train):
 def _measure(d, train):
     "Mean, scaling and mean map of the teacher on the training pictures. Returns its maps float16 [N, C, h, w], or None where they are not kept."
     kept = _keep(d, train, lambda images: [_seen(d, images)])
-    seen = kept[0].split(8) if kept else (_seen(d, batch) for _, batch in train.batches(8))
+    seen = kept[0].split(8) if kept else (_seen(d, batch) for _, batch in train.batches(8, progress="teacher"))
     mean, covariance, mean_map = map_statistics(seen)
     whiten = d.whiten and d.teacher == "backbone"
     d.mean, d.scaling, d.mean_map = (m.to(resolve_device(d.device)) for m in (mean, scaling(covariance, whiten), mean_map))
@@ -395,12 +402,12 @@ def _train(d, learn, calibration, kept):
 # %% ../../nbs/46_models.student_teacher.ipynb #3ff4da74
 def _fit(d, train, calibration):
     "Teacher, training, quantiles of held-out OK pictures."
-    learn, held = hold_out(train, calibration, d.seed)
+    learn, held = hold_out(train, d.seed)
     _make_teacher(d, learn)
     kept = _measure(d, learn)
     if d.reference == "student": _train(d, learn, calibration, kept)
-    held = held.evenly(200)
-    maps = zip(*[_maps(d, batch) for _, batch in held.batches(1)])
+    held = d.as_judged(held.evenly(200))
+    maps = zip(*[_maps(d, batch) for _, batch in held.batches(1, progress="held-out pictures")])
     d.facts |= {"held_out": len(held), "quantiles": [map_quantiles(torch.cat(kind)) for kind in maps]}
 
 # %% ../../nbs/46_models.student_teacher.ipynb #58f2be42
