@@ -10,7 +10,6 @@ Not measured yet with the present code.
 """
 import argparse
 
-import numpy as np
 import pandas as pd
 import torch
 
