@@ -48,6 +48,14 @@ def test_tiles_of_a_set_name_their_pictures():
     with pytest.raises(UserError, match="overlap"): tiled(images, (32, 32), 1.0)
 
 
+def test_another_view_of_tiles_forgets_the_pictures_of_the_first():
+    images = ImageSet.from_arrays(rng("view").integers(0, 200, (2, 50, 70, 3)).astype(np.uint8))
+    tiles = tiled(images.view(transform=lambda image, draw: image + 50), (32, 32))
+    assert np.array_equal(tiles.picture(0), images.picture(0)[:32, :32] + 50)
+    assert np.array_equal(tiles.view(transform=None).picture(0), images.picture(0)[:32, :32])
+    assert np.array_equal(tiles.picture(0), images.picture(0)[:32, :32] + 50)
+
+
 def test_a_shuffled_training_prepares_each_picture_once_an_epoch(monkeypatch):
     images = ImageSet.from_arrays(np.zeros((30, 50, 70, 3), np.uint8))
     tiles, prepared = tiled(images, (32, 32)), []

@@ -50,6 +50,8 @@ class TiledSet(ImageSet):
         pictures, number = np.unique(self.table.picture, return_inverse=True)
         return np.lexsort((draw.random(len(self)), draw.permutation(len(pictures))[number] // NEAR))
 
+    def view(self, **changes): return super().view(_open={}, **changes)     # another size or transform makes other pictures
+
     def of(self, picture): return self.take(self.table.picture.to_numpy() == picture)
 
 # %% ../../nbs/22_images.tiles.ipynb #23530b3d

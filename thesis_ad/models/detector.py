@@ -199,7 +199,7 @@ def predict_set(detector, images, batch_size=8, progress=None):
     return np.array([score for score, _ in found], np.float64), maps or None
 
 # %% ../../nbs/40_models.detector.ipynb #2e03da22
-FORMAT = 2
+FORMAT = 3
 
 def _canonical(facts): return (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode()
 
