@@ -364,6 +364,7 @@ class AttentionDFR(DFR):
     cells: tuple = (32, 32)
     training: str = "maps"
     epochs: int = 4
+    level: bool = False             # the thesis's crop, as the thesis judged it
     kernel: int = 3
     attention: bool = True
     skips: bool = True
