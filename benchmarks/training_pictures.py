@@ -5,7 +5,7 @@ mean fewer steps with fewer pictures. Fits and scores are kept in the cache fold
 
     python benchmarks/training_pictures.py --out benchmarks/training_pictures.csv
 
-Measured once, one seed (training_pictures.csv): from 25 pictures to all, dfr stays within 0.944-0.955 on elpv_mono and 0.946-0.968 on
+Measured once, one seed, before dfr levelled its border and gaussian held out training parts (training_pictures.csv): from 25 pictures to all, dfr stays within 0.944-0.955 on elpv_mono and 0.946-0.968 on
 prefilter_b, patchcore within 0.954-0.960 and 0.954-0.963, gaussian within 0.943-0.946 and 0.848-0.877; the autoencoder moves without
 order between 0.647 and 0.806 on elpv_mono and stays near chance on prefilter_b. Each 95 % interval holds
 the values at the other three counts.

@@ -134,6 +134,24 @@ def test_a_covariance_without_an_inverse_is_refused_in_a_sentence():
     with pytest.raises(UserError, match="raise eps"): small("padim", eps=1e-30).fit(ImageSet.from_arrays(pictures(4)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_calibration_split_moves_no_fit(name, fitted):
+    "The fixture's detectors are given a calibration split; without one the fit is the same to the bit."
+    alone = small(name).fit(ImageSet.from_arrays(pictures(6)))
+    ours, theirs = fitted(name).tensors(), alone.tensors()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert {key: value for key, value in alone.facts.items() if not key.startswith("loss")} == {key: value for key, value in fitted(name).facts.items() if not key.startswith("loss")}
+
+
+@pytest.mark.parametrize("name", ["gaussian", "efficientad"])
+def test_maps_are_scaled_by_pictures_as_they_are_judged(name, monkeypatch):
+    seen, view = [], Detector.as_judged
+    monkeypatch.setattr(Detector, "as_judged", lambda self, train: seen.append(view(self, train)) or seen[-1])
+    detector = small(name, enhance=True).fit(ImageSet.from_arrays(pictures(6)))
+    assert len(seen) == 1 and len(seen[0]) == detector.facts["held_out"]
+    assert repr(seen[0].transform) == repr(detector.prepare(ImageSet.from_arrays(pictures(1))).transform), "held-out pictures are prepared in another way than judged ones"
+
+
 class Symmetric:
     "A backbone whose features do not know left from right: brightness, its square and its difference from the neighbours, averaged."
     name, strides, channels, margin, weight_hash = "symmetric", [8, 16], [9, 9], 0, "0" * 64

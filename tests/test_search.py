@@ -70,9 +70,14 @@ def test_the_error_bounds_are_bounds():
             assert (off <= error).all(), f"scale {scale}, shift {shift}, low {low}: off by {float((off / error).max()):.2f} of the bound"
 
 
-def test_auto_is_one_of_the_ways_and_small_banks_use_float32():
-    assert search.choose_way("auto", torch.zeros(1500, 152)) == "float32"
-    assert search.choose_way("auto", torch.zeros(20_000, 152)) in ("float32", "bfloat16")
+@pytest.mark.parametrize("able, below, at", [
+    ({}, None, None), ({"avx512_bf16": True}, (2999, 1), (3000, 1)), ({"avx512_bf16": True, "amx_bf16": True}, (1999, 1000), (2000, 1000))])
+def test_auto_takes_bfloat16_where_it_is_faster(able, below, at, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    way = lambda *shape, device="cpu": search.choose_way("auto", torch.empty(shape, device=device))
+    if below is None: assert way(20_000, 152) == "float32"
+    else: assert (way(*below), way(*at)) == ("float32", "bfloat16")
+    assert way(20_000, 152, device="meta") == "float32", "another device than the CPU"
 
 
 def test_faiss_falls_back_where_its_list_may_have_left_a_neighbour_out():
