@@ -20,7 +20,7 @@ from thesis_ad.data.manifest import elpv_table, nearly_all_bad
 from thesis_ad.evaluation.metrics import auroc_interval, image_auroc, paired_difference
 from thesis_ad.features.backbones import kept_features
 from thesis_ad.models.detector import create
-from thesis_ad.models.dfr import border, collect_rows, image_scores, levelled, ring_level
+from thesis_ad.models.dfr import border, collect_rows, image_scores, levelled, border_level
 from thesis_ad.settings import pin_threads
 
 
@@ -36,7 +36,7 @@ def bank_of(dfr, images, size=20_000):
 def scores_of(heat, dfr, train, test):
     "Image scores of `test` by heat maps `heat(pictures)`, by border: levelled by training pictures, and cropped."
     maps = {name: torch.cat([heat(batch) for _, batch in dfr.prepare(images).batches(4)]) for name, images in (("level", train.evenly(40)), ("test", test))}
-    return {"levelled": image_scores(levelled(maps["test"], ring_level(maps["level"])), (0, 0), dfr.top), "cropped": image_scores(maps["test"], border(dfr.cells), dfr.top)}
+    return {"levelled": image_scores(levelled(maps["test"], border_level(maps["level"])), (0, 0), dfr.top), "cropped": image_scores(maps["test"], border(dfr.cells), dfr.top)}
 
 
 def main():

@@ -259,28 +259,38 @@ def test_map_covers_the_border_unless_told_otherwise(fitted):
     assert (cropped[1][:, 0] == 0).all() and (cropped[1][:, :, -1] == 0).all() and (cropped[1][:, 32] == whole[1][:, 32]).sum() > 32
 
 
-def test_level_measures_by_the_ring_of_the_training_pictures_and_drops_the_crop(fitted, tmp_path):
+def test_a_cropped_border_is_the_lowest_of_a_levelled_map():
+    batch = torch.stack(list(pictures(1, 1, seed=6)))
+    heat = create("dfr", **QUICK | dict(level=True, crop=2, crop_map=True)).fit(pictures(6)).predict(batch)[1]
+    lowest = heat.min((1, 2))
+    assert lowest.min() < 0, "a levelled map has cells below the usual"
+    for side in (heat[:, 0], heat[:, -1], heat[:, :, 0], heat[:, :, -1]): assert np.allclose(side, lowest[:, None], atol=1e-5)
+    with pytest.raises(UserError, match="crop_map"): create("dfr", **QUICK | dict(level=True, crop_map=True))
+
+
+def test_level_measures_by_cells_as_far_from_the_sides_of_the_training_pictures_and_drops_the_crop(fitted, tmp_path):
     train, batch = pictures(6), torch.stack(list(pictures(2, 1, seed=7)))
     level = create("dfr", **QUICK | dict(level=True), augment=False).fit(train)
     plain = create("dfr", **QUICK, augment=False).fit(train)
     raw, inside = plain.heat(torch.stack(list(train))), (slice(None), slice(2, 14), slice(2, 14))        # 2 of 16 is 20 of 170
-    for k in range(8):                                                            # ring by ring, by hand
-        cells = torch.cat([raw[:, i, j] for i in range(16) for j in range(16) if min(i, j, 15 - i, 15 - j) == k])
-        assert torch.isclose(level.ring_level[0, k, 8], max(cells.mean(), raw[inside].mean()), rtol=1e-4)
-        assert torch.isclose(level.ring_level[1, k, 8], max(cells.std(correction=0), raw[inside].std(correction=0)), rtol=1e-4)
-    heat = (plain.heat(batch) - level.ring_level[0]) / level.ring_level[1]
+    near = lambda i: min(i, 15 - i, 2)                                            # the border is two cells wide, deeper is inside
+    for a, b in [(i, j) for i in range(16) for j in range(16)]:                   # cell by cell, by hand
+        cells = torch.cat([raw[:, i, j] for i in range(16) for j in range(16) if (near(i), near(j)) == (near(a), near(b))])
+        assert torch.isclose(level.border_level[0, a, b], max(cells.mean(), raw[inside].mean()), rtol=1e-4), (a, b)
+        assert torch.isclose(level.border_level[1, a, b], max(cells.std(correction=0), raw[inside].std(correction=0)), rtol=1e-4), (a, b)
+    heat = (plain.heat(batch) - level.border_level[0]) / level.border_level[1]
     assert torch.allclose(level.heat(batch), heat, atol=1e-5) and np.allclose(level.predict(batch)[0], image_scores(heat, (0, 0), 5))
     again = Detector.load(level.save(tmp_path / "level"), device="cpu")
     assert (again.predict(batch)[0] == level.predict(batch)[0]).all()
-    assert "ring_level" not in fitted.tensors() and create("dfr").level
+    assert "border_level" not in fitted.tensors() and create("dfr").level
 
 
 def test_the_level_is_that_of_pictures_as_they_are_judged():
     train = pictures(4)
     varied = create("dfr", **QUICK | dict(level=True), augment=True, enhance=True).fit(train)
     judged = torch.stack(list(varied.prepare(train)))
-    assert torch.allclose(varied.ring_level, dfr.ring_level(varied.residuals(judged)), rtol=1e-4)
-    assert not torch.allclose(varied.ring_level, dfr.ring_level(varied.residuals(torch.stack(list(train)))), rtol=1e-2), "pictures are judged enhanced"
+    assert torch.allclose(varied.border_level, dfr.border_level(varied.residuals(judged)), rtol=1e-4)
+    assert not torch.allclose(varied.border_level, dfr.border_level(varied.residuals(torch.stack(list(train)))), rtol=1e-2), "pictures are judged enhanced"
 
 
 @settings(max_examples=40, deadline=None)
@@ -288,7 +298,7 @@ def test_the_level_is_that_of_pictures_as_they_are_judged():
 def test_levelling_lowers_a_loud_rim_and_raises_nothing_by_calming_it(h, w, loud, seed):
     heat = torch.from_numpy(rng("level", seed).random((30, h, w), dtype=np.float32))
     heat[:, 0] *= loud
-    level = dfr.ring_level(heat)
+    level = dfr.border_level(heat)
     assert level.shape == (2, h, w) and torch.isfinite(level).all() and (level[1] > 0).all()
     (top, left), found = border((h, w)), dfr.levelled(heat, level)
     inside = heat[:, top:h - top, left:w - left]
@@ -299,7 +309,7 @@ def test_levelling_lowers_a_loud_rim_and_raises_nothing_by_calming_it(h, w, loud
 
 
 def test_a_constant_map_is_levelled_to_numbers():
-    for value in (0.0, 3.0): assert torch.isfinite(dfr.levelled(torch.full((1, 6, 6), value), dfr.ring_level(torch.full((1, 6, 6), value)))).all()
+    for value in (0.0, 3.0): assert torch.isfinite(dfr.levelled(torch.full((1, 6, 6), value), dfr.border_level(torch.full((1, 6, 6), value)))).all()
 
 
 def test_a_mirrored_margin_gives_the_outermost_cells_neighbours():
@@ -309,7 +319,8 @@ def test_a_mirrored_margin_gives_the_outermost_cells_neighbours():
     larger = create("dfr", **QUICK | dict(size=(64 + 2 * m,) * 2, cells=(32, 32)))
     seen = larger.features(torch.nn.functional.pad(images, (m,) * 4, mode="reflect"))
     assert torch.allclose(wide.features(images), seen[:, 8:-8, 8:-8], atol=1e-4)
-    with pytest.raises(UserError, match="cannot be mirrored"): create("dfr", **QUICK | dict(margin=64)).fit(pictures(1))
+    with pytest.raises(UserError, match="64 pixels to mirror"): create("dfr", **QUICK | dict(margin=64)).fit(pictures(1))
+    with pytest.raises(UserError, match="multiple of 32"): create("dfr", **QUICK | dict(margin=8)).fit(pictures(1))
 
 
 def test_a_crop_leaves_a_cell_where_the_picture_is_long():

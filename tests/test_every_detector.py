@@ -169,7 +169,7 @@ class Symmetric:
 def test_with_a_symmetric_backbone_the_map_of_a_mirrored_picture_is_the_mirrored_map(name, axis, test_set):
     train = pictures(6)
     detector = small(name, bf16=False, augment=False)
-    if name == "dfr": detector._backbone = Symmetric()
+    if name == "dfr": detector.frozen = Symmetric()
     else: detector.network = Symmetric()
     detector.fit(ImageSet.from_arrays(np.concatenate([train, np.flip(train, axis - 1)])))
     batch = next(detector.prepare(test_set).batches(6))[1]

@@ -88,6 +88,15 @@ def test_faiss_falls_back_where_its_list_may_have_left_a_neighbour_out():
     assert torch.equal(index, where) and torch.allclose(distance.double(), wanted, rtol=1e-5)
 
 
+def test_what_faiss_leaves_is_searched_in_blocks_of_bounded_size(monkeypatch):
+    if "faiss" not in WAYS: pytest.skip("faiss is not installed")
+    bank, seen = vectors("bank", (3, 4)).repeat(3000, 1), []
+    shortlist = search._shortlist
+    monkeypatch.setattr(search, "_shortlist", lambda S, error, k: seen.append(S.numel()) or shortlist(S, error, k))
+    NearestNeighbours(bank, "faiss")(vectors("x", (300, 4)), 4)
+    assert len(seen) > 1 and max(seen) <= 2**19
+
+
 def test_faiss_says_what_to_install(monkeypatch):
     monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="faiss-cpu"): NearestNeighbours(vectors("bank", (5, 2)), "faiss")

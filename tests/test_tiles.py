@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from thesis_ad.data import datasets
 from thesis_ad.data.datasets import ImageSet
 from thesis_ad.images.tiles import Blend, tile_starts, tiled
 from thesis_ad.models.detector import Detector, create, native_size, predict_each, predict_set
@@ -57,14 +58,47 @@ def test_another_view_of_tiles_forgets_the_pictures_of_the_first():
 
 
 def test_a_shuffled_training_prepares_each_picture_once_an_epoch(monkeypatch):
-    images = ImageSet.from_arrays(np.zeros((30, 50, 70, 3), np.uint8))
-    tiles, prepared = tiled(images, (32, 32)), []
-    whole = ImageSet.picture
-    monkeypatch.setattr(ImageSet, "picture", lambda self, i, epoch=0: prepared.append(self.table.path.iloc[i]) or whole(self, i, epoch))
+    monkeypatch.setattr(datasets, "_pictures", datasets._Pictures())
+    prepared, images = [], ImageSet.from_arrays(rng("once").integers(0, 256, (30, 50, 70, 3)).astype(np.uint8))
+    tiles = tiled(images.view(transform=lambda image, draw: prepared.append(image.tobytes()) or image), (32, 32))
     order = tiles.shuffled(rng("order"))
     for _ in tiles.batches(4, order=order): pass
     assert len(prepared) == 30 == len(set(prepared))
     assert np.ptp(order[:16]) > len(tiles.of(0)), "the first tiles are all of one picture"
+    for _ in tiles.batches(4, epoch=1): pass
+    assert len(prepared) == 60, "another epoch varies its pictures anew"
+
+
+@pytest.mark.parametrize("room", [1, 3])
+def test_tiles_keep_no_more_pictures_in_memory_than_there_is_room_for(room, monkeypatch):
+    pictures = rng("room").integers(0, 256, (8, 50, 70, 3)).astype(np.uint8)
+    monkeypatch.setattr(datasets, "MEMORY_LIMIT", room * pictures[0].nbytes)
+    monkeypatch.setattr(datasets, "_pictures", kept := datasets._Pictures())
+    tiles = tiled(ImageSet.from_arrays(pictures).view(transform=lambda image, draw: image + 1), (32, 32))
+    for i in range(8):
+        part = tiles.of(i)
+        for n in range(len(part)):
+            row = part.table.iloc[n]
+            assert np.array_equal(part.picture(n), (pictures[i] + 1)[row.top:row.top + 32, row.left:row.left + 32])
+            assert kept.nbytes <= datasets.MEMORY_LIMIT
+
+
+def test_a_picture_larger_than_the_memory_for_pictures_is_prepared_once(monkeypatch):
+    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 100)
+    monkeypatch.setattr(datasets, "_pictures", kept := datasets._Pictures())
+    prepared = []
+    tiles = tiled(ImageSet.from_arrays(np.zeros((1, 50, 70, 3), np.uint8)).view(transform=lambda image, draw: prepared.append(1) or image), (32, 32))
+    for _ in tiles.batches(2): pass
+    assert len(prepared) == 1 == len(kept)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.integers(1, 24))
+def test_a_picture_narrower_than_a_tile_goes_on_as_its_mirror_image(height, width, h, w):
+    picture = rng("mirror", height, width).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    wide = np.pad(picture, ((0, max(0, h - height)), (0, max(0, w - width)), (0, 0)), mode="symmetric")
+    tiles = tiled(ImageSet.from_arrays(picture[None]), (h, w))
+    for i, row in tiles.table.iterrows(): assert np.array_equal(tiles.picture(i), wide[row.top:row.top + h, row.left:row.left + w])
 
 
 @given(st.integers(32, 600), st.integers(32, 600), st.floats(0.2, 5))

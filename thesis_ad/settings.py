@@ -115,15 +115,18 @@ class Profile:
     dfr_steps: int = 400                # steps on cached feature rows
     dfr_training: str = "rows"          # "rows" (cached feature rows) or "maps" (whole maps, as the thesis trains)
     dfr_epochs: int = 150               # epochs when training on whole maps
+    dfr_level: bool = True              # the border measured by OK cells as far from the side; False: the thesis's crop
     dfr_attention_training: str = "maps"    # its kernels see neighbours
     dfr_attention_cells: tuple = (32, 32)
     dfr_attention_epochs: int = 2
+    dfr_attention_level: bool = False
     cae_l1_epochs: int = 12
     vae_epochs: int = 12
     featcae_steps: int = 500
     stfpm_steps: int = 75
     efficientad_steps: int = 150
     efficientad_width: int = 32
+    efficientad_teacher: str = "backbone"   # auto: the published one where it is at hand
     variance: float = 0.90              # PCA variance that the latent size keeps
     replicates: int = 1000              # bootstrap replicates of an interval
 
@@ -137,7 +140,7 @@ PROFILES = {
     "thesis": Profile(
         name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), train_pictures=0, render=512, backbone="tf_efficientnet_b6.ns_jft_in1k",
         size=(512, 512), autoencoder_size=(512, 512), autoencoder_width=32, dfr_cells=(128, 128), dfr_cells_fine=(170, 170),
-        dfr_training="maps", dfr_attention_cells=(128, 128), dfr_attention_epochs=150, cae_l1_epochs=25, vae_epochs=25, featcae_steps=5000, stfpm_steps=10_000, efficientad_steps=70_000, efficientad_width=128),
+        dfr_training="maps", dfr_level=False, dfr_attention_cells=(128, 128), dfr_attention_epochs=150, cae_l1_epochs=25, vae_epochs=25, featcae_steps=5000, stfpm_steps=10_000, efficientad_steps=70_000, efficientad_width=128, efficientad_teacher="auto"),
 }
 
 # %% ../nbs/00_settings.ipynb #5109ec6a
@@ -149,6 +152,7 @@ def get_profile(name="demo", **overrides):
         one_of(key, fields, "profile field")
         kind = type(getattr(base, key))
         if kind is tuple: value = (value,) if isinstance(value, str) else tuple(value)
+        if kind is bool and not isinstance(value, bool): raise UserError(f"profile field '{key}' is True or False, not {value!r}")
         try: overrides[key] = kind(value)
         except (TypeError, ValueError): raise UserError(f"profile field '{key}' wants {kind.__name__}, not {value!r}") from None
     return dataclasses.replace(base, **overrides)

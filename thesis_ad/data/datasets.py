@@ -85,7 +85,7 @@ class ImageSet:
 MEMORY_LIMIT = 192 * 2**20    # bytes of pictures kept in a process; joblib renews workers that grow by 300 MB
 
 class _Pictures(OrderedDict):
-    "Arrays by key, the last used ones last; together `MEMORY_LIMIT` bytes at most."
+    "Arrays by key, the last used ones last; together `MEMORY_LIMIT` bytes at most, or one larger array."
     nbytes = 0
 
     def of(self, key, make):
@@ -95,7 +95,7 @@ class _Pictures(OrderedDict):
             return self[key]
         self[key] = image = make()
         self.nbytes += image.nbytes
-        while self.nbytes > MEMORY_LIMIT: self.nbytes -= self.popitem(last=False)[1].nbytes
+        while self.nbytes > MEMORY_LIMIT and len(self) > 1: self.nbytes -= self.popitem(last=False)[1].nbytes
         return image
 
 _pictures = _Pictures()
@@ -106,13 +106,14 @@ def _decoded(images, i):
     image = images.arrays[path] if images.arrays is not None else read_image(images.root / path)
     return image if images.size is None else resize(image, images.size)
 
-def _picture(images, i, epoch=0):
-    "uint8 [H, W, 3] of picture `i` after resize and transform."
+def _picture(images, i, epoch=0, keep=False):
+    "uint8 [H, W, 3] of picture `i` after resize and transform; `keep`: in memory, also where the transform varies."
     key, decoded = (images.table.sha256.iloc[i], images.shape(i), images.size), lambda: _decoded(images, i)
     if images.transform is None: return _pictures.of(key, decoded)
-    draw = rng(images.seed, epoch, images.table.path.iloc[i])
-    if getattr(images.transform, "fixed", False): return _pictures.of((*key, repr(images.transform)), lambda: images.transform(decoded(), draw))
-    return images.transform(_pictures.of(key, decoded), draw)
+    drawn_by = images.seed, epoch, images.table.path.iloc[i]
+    if getattr(images.transform, "fixed", False): return _pictures.of((*key, repr(images.transform)), lambda: images.transform(decoded(), rng(*drawn_by)))
+    varied = lambda: images.transform(_pictures.of(key, decoded), rng(*drawn_by))
+    return _pictures.of((*key, repr(images.transform), *drawn_by), varied) if keep else varied()
 
 ImageSet.picture = _picture
 

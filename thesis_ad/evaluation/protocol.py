@@ -88,7 +88,7 @@ def fit_cached(task):
     "(bundle folder, dataset) of a task; fits and keeps the detector if it is not in the cache yet."
     data = dataset_for(task.dataset, task.profile)
     detector = create(base_method(task.method), **settings_for(task.method, task.profile, data.enhance), device="cpu")
-    key = content_key(fit_code(task.method), task.method, settings_of(detector), data.train.key, data.calibration.key)
+    key = content_key(fit_code(task.method), task.method, settings_of(detector), detector.pretrained(), data.train.key, data.calibration.key)
     def make(folder):
         start = time.perf_counter()
         detector.fit(data.train, data.calibration)

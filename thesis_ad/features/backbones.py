@@ -230,18 +230,18 @@ def kept_features(folder=None):
 
 # %% ../../nbs/30_features.backbones.ipynb #6e680e83
 def _maps(backbone, images, wanted):
-    "The maps of the `wanted` stages, computed; mirrored surroundings of `margin` pixels are added and cut off again."
+    "The maps of the `wanted` stages, computed; mirrored surroundings of `margin` pixels are added, and cut off again unless they are kept."
     edge = backbone.margin
     x = nn.functional.pad(backbone.normalise(images), (edge,) * 4, mode="reflect") if edge else backbone.normalise(images)
     maps = _run(backbone._stages, x, wanted, backbone.autocast)
     cut = lambda m, k: m[..., k:m.shape[-2] - k, k:m.shape[-1] - k].contiguous()
-    return [cut(m, edge // backbone.strides[i]) if edge else m.contiguous() for i, m in zip(wanted, maps)]
+    return [cut(m, edge // backbone.strides[i]) if edge and not backbone.keep_margin else m.contiguous() for i, m in zip(wanted, maps)]
 
 def _one(backbone, image, wanted):
     "The maps of the `wanted` stages of one image [1, 3, H, W] on the CPU, from the disk where they are kept."
     if _kept is None: return _maps(backbone, image, wanted)
     digest = hashlib.sha256(image.numpy().tobytes() + repr(image.shape).encode()).hexdigest()[:32]        # processors have instructions for it
-    folder = _kept["folder"] / f"{FEATURE_FORMAT}_{backbone.weight_hash[:16]}_{backbone.autocast or 'float32'}_{backbone.margin}" / digest[:2]
+    folder = _kept["folder"] / f"{FEATURE_FORMAT}_{backbone.weight_hash[:16]}_{backbone.autocast or 'float32'}_{backbone.margin}{'_kept' * backbone.keep_margin}" / digest[:2]
     files = {i: folder / f"{digest}_{i}.npy" for i in wanted}
     maps = {}
     for i, file in files.items():
@@ -259,15 +259,16 @@ def _one(backbone, image, wanted):
 # %% ../../nbs/30_features.backbones.ipynb #f0f317c8
 class Backbone(_Frozen):
     "Stages of a frozen network, with `channels`, `strides`, `name` and `weight_hash`; made by `load_backbone`."
-    def __init__(self, model, name, weight_hash, depth=6, autocast=None, margin=0):
+    def __init__(self, model, name, weight_hash, depth=6, autocast=None, margin=0, keep_margin=False):
         super().__init__(model)
-        self.name, self.weight_hash, self.autocast, self.margin, self._stages = name, weight_hash, autocast, 0, cut_stages(model)[:depth]
+        self.name, self.weight_hash, self.autocast, self._stages = name, weight_hash, autocast, cut_stages(model)[:depth]
+        self.margin, self.keep_margin = 0, keep_margin
         maps = _maps(self, torch.zeros(1, 3, 64, 64), range(len(self._stages)))
         self.channels = [m.shape[1] for m in maps]        # C_i
         self.strides = [64 // m.shape[-1] for m in maps]  # input pixels a cell, H / h_i
         if margin < 0 or any(margin % stride for stride in self.strides):
             raise UserError(f"the margin is a multiple of {max(self.strides)} pixels, the coarsest stride of {name}, not {margin}")
-        self.margin = margin                              # pixels mirrored around an image, cut off its maps again
+        self.margin = margin                              # pixels mirrored around an image
 
     def forward(self, images, stages=None):
         """Feature maps, float32 [B, C_i, h_i, w_i], one a stage, of RGB `images` float [B, 3, H, W] in [0, 1].
@@ -317,7 +318,7 @@ def load_model(name, weights=None):
         raise UserError(f"{file} does not fit '{name}': {' '.join(str(error).split())[:200]}") from None
 
 # %% ../../nbs/30_features.backbones.ipynb #89999068
-def _build(name, device, weights, depth, autocast, margin):
+def _build(name, device, weights, depth, autocast, margin, keep_margin):
     "A new `Backbone`; see `load_backbone`."
     if weights == "random":
         _config(name)
@@ -328,20 +329,21 @@ def _build(name, device, weights, depth, autocast, margin):
     model = model.eval().to(memory_format=torch.channels_last)
     digits = ("random-" if weights == "random" else "") + weight_hash(model)
     if _known(name): fold_batchnorm(model)
-    return Backbone(model, name, digits, depth, autocast, margin).to(device)
+    return Backbone(model, name, digits, depth, autocast, margin, keep_margin).to(device)
 
 _build_once = functools.lru_cache(maxsize=4)(_build)
 
 # %% ../../nbs/30_features.backbones.ipynb #6f1a6b74
-def load_backbone(name="tf_efficientnet_lite0", device="cpu", weights=None, depth=6, autocast=None, margin=0):
+def load_backbone(name="tf_efficientnet_lite0", device="cpu", weights=None, depth=6, autocast=None, margin=0, keep_margin=False):
     """A frozen `Backbone` by its timm name.
 
     device:   "cpu", "cuda", "mps" or "auto".
     weights:  None looks into package, `THESIS_AD_WEIGHTS` and download, in this order; a path reads that file; "random" is for tests.
     depth:    how many stages are kept at most (thesis: the first six of an EfficientNet).
-    margin:   pixels of mirrored surroundings that the network sees around an image, a multiple of its coarsest stride.
+    margin:   pixels of mirrored surroundings that the network sees around an image, a multiple of its coarsest stride; cut off
+              the maps again unless `keep_margin`.
     autocast: None computes in float32, "bf16" in bfloat16 (faster where the processor has it; features differ by some percent).
     Raises UserError for an unknown name, and for missing, damaged or unfitting weights."""
     if autocast not in (None, "bf16"): raise UserError(f"autocast is None or 'bf16', not {autocast!r}")
     build = _build_once if weights is None and _packaged(name) else _build          # a package's file does not change
-    return build(name, str(resolve_device(str(device))), weights, depth, autocast, margin)
+    return build(name, str(resolve_device(str(device))), weights, depth, autocast, margin, keep_margin)

@@ -47,7 +47,7 @@ def _shortlist(S, error, k):
 
 def _measure(x, bank, rows, columns, k, pairs=2**16):
     "The k nearest of the listed pairs of each row: distances [n, k] and bank indices [n, k]."
-    square = torch.cat([(x[rows[a:a + pairs]] - bank[columns[a:a + pairs]]).square_().sum(1) for a in range(0, len(rows), pairs)])
+    square = torch.cat([(x[rows[a:a + pairs]] - bank[columns[a:a + pairs]]).square_().sum(1) for a in range(0, len(rows), pairs)] or [x.new_empty(0)])
     order = square.argsort(stable=True)
     order = order[rows[order].argsort(stable=True)]
     counts = torch.bincount(rows, minlength=len(x))
@@ -73,18 +73,12 @@ def _faiss_index(vectors):
     return index
 
 def _faiss_shortlist(index, products, x, k, more=8):
-    "What `_shortlist` gives, by FAISS where its first k + `more` vectors are sure to hold the k nearest, else by the products."
+    "(which queries of x [n, C] are sure to have their k nearest among the first k + `more` that FAISS finds, bool [n]; what it finds of these, [m, k + more])."
     z, count = x - products.mean, min(k + more, len(products.c))
     square, found = (torch.from_numpy(a).to(x.device) for a in index.search(z.cpu().numpy(), count))
     error = products.rounding * (torch.linalg.vector_norm(z, dim=1) + products.longest) ** 2
     sure = square[:, -1] > square[:, k - 1] + 2 * error if count < len(products.c) else torch.ones(len(x), dtype=torch.bool, device=x.device)
-    rows = torch.arange(len(x), device=x.device)
-    r, c = rows[sure].repeat_interleave(count), found[sure].sort(dim=1).values.flatten()
-    if sure.all(): return r, c
-    rest, columns = _shortlist(*products(x[~sure]), k)
-    r, c = torch.cat([r, rows[~sure][rest]]), torch.cat([c, columns])
-    order = r.argsort(stable=True)
-    return r[order], c[order]
+    return sure, found[sure].sort(dim=1).values
 
 # %% ../../nbs/34_features.search.ipynb #01926aef
 class NearestNeighbours:
@@ -101,10 +95,17 @@ class NearestNeighbours:
         if not 1 <= k <= len(self.bank): raise UserError(f"a bank of {len(self.bank)} vectors has no {k} neighbours")
         x = x.to(self.bank.device, torch.float32)
         if not torch.isfinite(x).all(): raise UserError("a query holds NaN or infinity")
-        rows = max(1, 2**19 // len(self.bank)) if self.index is None else 1024
-        parts = [self._block(x[a:a + rows], k) for a in range(0, len(x), rows)] or [(torch.empty(0, k), torch.empty(0, k, dtype=torch.long))]
-        return tuple(torch.cat(part) for part in zip(*parts))
+        distance, index = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long, device=x.device)
+        left = torch.arange(len(x), device=x.device) if self.index is None else self._by_faiss(x, k, distance, index)
+        for rows in left.split(max(1, 2**19 // len(self.bank))): distance[rows], index[rows] = _measure(x[rows], self.bank, *_shortlist(*self.products(x[rows]), k), k)
+        return distance, index
 
-    def _block(self, x, k):
-        pairs = _shortlist(*self.products(x), k) if self.index is None else _faiss_shortlist(self.index, self.products, x, k)
-        return _measure(x, self.bank, *pairs, k)
+    def _by_faiss(self, x, k, distance, index):
+        "Fill in `distance` and `index` where FAISS is sure; the other rows' numbers."
+        left = []
+        for rows in torch.arange(len(x), device=x.device).split(1024):
+            sure, found = _faiss_shortlist(self.index, self.products, x[rows], k)
+            left.append(rows[~sure])
+            own = torch.arange(len(found), device=x.device).repeat_interleave(found.shape[1])
+            distance[rows[sure]], index[rows[sure]] = _measure(x[rows[sure]], self.bank, own, found.flatten(), k)
+        return torch.cat(left)

@@ -7,7 +7,7 @@ __all__ = ['NEAR', 'tile_starts', 'TiledSet', 'canvas_size', 'tiled', 'Blend']
 
 # %% ../../nbs/22_images.tiles.ipynb #93834670
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,13 +24,12 @@ def tile_starts(length, tile, overlap=0.25):
     return np.linspace(0, length - tile, count).round().astype(int).tolist()
 
 # %% ../../nbs/22_images.tiles.ipynb #989a58d4
-NEAR = 8        # pictures whose tiles are mixed, and which stay in memory
+NEAR = 8        # pictures whose tiles are mixed in a shuffled order
 
 @dataclass(frozen=True, eq=False)
 class TiledSet(ImageSet):
     "An `ImageSet` whose items are tiles: its table has a row a tile, with `top`, `left` and the number of its `picture`."
     tile: tuple = (256, 256)
-    _open: dict = field(default_factory=dict, repr=False)       # the pictures prepared last, `NEAR` of them at most
 
     @property
     def key(self): return content_key(super().key, self.tile, self.table[["top", "left"]].values.tolist())
@@ -38,19 +37,14 @@ class TiledSet(ImageSet):
     def picture(self, i, epoch=0):
         "uint8 [h, w, 3]: tile `i`."
         row, (height, width) = self.table.iloc[i], self.tile
-        if (row.path, epoch) not in self._open:
-            whole = super().picture(i, epoch)
-            if len(self._open) >= NEAR: del self._open[next(iter(self._open))]
-            beyond = [(0, max(0, tile - edge)) for tile, edge in zip(self.tile, whole.shape)]
-            self._open[row.path, epoch] = np.pad(whole, (*beyond, (0, 0)), mode="symmetric")
-        return self._open[row.path, epoch][row.top:row.top + height, row.left:row.left + width]
+        piece = super().picture(i, epoch, keep=True)[row.top:row.top + height, row.left:row.left + width]
+        beyond = [(0, tile - edge) for tile, edge in zip(self.tile, piece.shape)]
+        return np.pad(piece, (*beyond, (0, 0)), mode="symmetric")
 
     def shuffled(self, draw):
         "All indices in a random order in which the tiles of `NEAR` pictures at a time are mixed with each other."
         pictures, number = np.unique(self.table.picture, return_inverse=True)
         return np.lexsort((draw.random(len(self)), draw.permutation(len(pictures))[number] // NEAR))
-
-    def view(self, **changes): return super().view(_open={}, **changes)     # another size or transform makes other pictures
 
     def of(self, picture): return self.take(self.table.picture.to_numpy() == picture)
 

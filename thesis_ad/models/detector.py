@@ -68,7 +68,7 @@ class Detector:
         raise NotImplementedError
 
     def fit(self, train, calibration=None):
-        "Learn from the OK pictures of an `ImageSet`. Of `calibration` only OK may influence the fit; NOK may be logged."
+        "Learn from the OK pictures of an `ImageSet`. On `calibration` a loss may be watched and logged; nothing is learned from it."
         if not len(train): raise UserError("there is no training picture to fit on")
         if (train.labels == 1).any(): raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK pictures only")
         self.data_key, self.trained_on = train.key, picture_numbers(train)
@@ -91,6 +91,10 @@ class Detector:
     def as_judged(self, train):
         "The prepared training pictures that `_fit` is given, prepared as pictures are that will be judged."
         return train.view(transform=self.transform())
+
+    def pretrained(self):
+        "Hash of the pretrained weights that a fit starts from; empty where there are none."
+        return getattr(self, "weight_hash", "")
 
     def tensors(self):
         "Learned state as named tensors."
@@ -199,7 +203,7 @@ def predict_set(detector, images, batch_size=8, progress=None):
     return np.array([score for score, _ in found], np.float64), maps or None
 
 # %% ../../nbs/40_models.detector.ipynb #2e03da22
-FORMAT = 3
+FORMAT = 4
 
 def _canonical(facts): return (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode()
 
@@ -248,7 +252,7 @@ def read_bundle(path):
     if not isinstance(facts, dict) or _canonical(_sealed(facts)) != text:
         raise UserError(f"{path / 'bundle.json'} was changed after it was written; fit the detector again")
     if facts["tensors_sha256"] != sha256(blob): raise UserError(f"{path / 'tensors.safetensors'} was changed after it was written; fit the detector again")
-    if facts["format"] != FORMAT: raise UserError(f"{path} has bundle format {facts['format']}; this version reads format {FORMAT}")
+    if facts["format"] != FORMAT: raise UserError(f"{path} has bundle format {facts['format']} and this version reads format {FORMAT}; fit the detector again")
     return facts, blob
 
 # %% ../../nbs/40_models.detector.ipynb #c219ac38

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['widths', 'Convolution', 'Normalisation', 'FeatureAutoencoder', 'collect_rows', 'fit_scale', 'residual',
            'mean_residual', 'folded', 'folded_of', 'folded_residual', 'rows_pca', 'row_batches', 'map_batches',
-           'train_network', 'border', 'image_scores', 'rings', 'ring_level', 'levelled', 'DFR', 'AttentionDFR']
+           'train_network', 'border', 'image_scores', 'zones', 'border_level', 'levelled', 'DFR', 'AttentionDFR']
 
 # %% ../../nbs/42_models.dfr.ipynb #44c8ee67
 import copy, math
@@ -187,22 +187,22 @@ def image_scores(heat, crop=(0, 0), top=20):
     return torch.where(heat.flatten(1).isfinite().all(1), scores, torch.nan).cpu().numpy()
 
 # %% ../../nbs/42_models.dfr.ipynb #9eb4a123
-def rings(h, w):
-    "int64 [h, w]: how many cells lie between each cell of a map and the nearest side."
-    rows, columns = (torch.minimum(torch.arange(n), torch.arange(n).flip(0)) for n in (h, w))
-    return torch.minimum(rows[:, None], columns)
+def zones(h, w):
+    "int64 [h, w]: a number for each zone of a map, 0 for the cells inside the thesis's crop, else the same for cells as far from both sides."
+    rows, columns = (k - torch.minimum(torch.arange(n), torch.arange(n).flip(0)).clamp(max=k) for n, k in zip((h, w), border((h, w))))
+    return rows[:, None] * (columns.max() + 1) + columns
 
-def ring_level(heat):
-    """float32 [2, h, w] from heat maps [n, h, w] of OK pictures: for each cell their mean and standard deviation over all cells as far
-    from the nearest side, neither below that over the cells inside the thesis's crop."""
-    (h, w), (top, left) = heat.shape[-2:], border(heat.shape[-2:])
-    ring, inside = rings(h, w), heat[:, top:h - top, left:w - left]
-    found = torch.stack([torch.stack([cells.mean(), cells.std(correction=0)]) for cells in (inside, *(heat[:, ring == k] for k in range(int(ring.max()) + 1)))])
-    found[:, 1].clamp_(min=max(1e-3 * float(found[0, 0]), 1e-12))                  # constant pictures have no spread
-    return torch.maximum(found[0], found[1:])[ring].movedim(-1, 0)
+def border_level(heat):
+    """float32 [2, h, w] from heat maps [n, h, w] of OK pictures: for each cell their mean and standard deviation over all cells of its
+    zone, neither below that of the cells inside the thesis's crop."""
+    zone = zones(*heat.shape[-2:])
+    over_zones = lambda cells: torch.bincount(zone.flatten(), weights=cells.flatten()) / torch.bincount(zone.flatten())
+    mean = over_zones(heat.double().mean(0))
+    spread = over_zones((heat.double() - mean[zone]).square().mean(0)).sqrt().clamp(min=max(1e-3 * float(mean[0]), 1e-12))    # constant pictures have none
+    return torch.stack([values.clamp(min=values[0])[zone] for values in (mean, spread)]).float()
 
 def levelled(heat, level):
-    "Heat maps [..., h, w] in standard deviations above what is usual as far from the side; `level` [2, h, w] from `ring_level`."
+    "Heat maps [..., h, w] in standard deviations above what is usual in the cell's zone; `level` [2, h, w] from `border_level`."
     return (heat - level[0]) / level[1]
 
 # %% ../../nbs/42_models.dfr.ipynb #8da4d24d
@@ -227,9 +227,10 @@ def _check(d):
     "Refuse settings that no training could use; numbers given as text become numbers."
     one_of(d.training, ("rows", "maps"), "training of dfr")
     d.latent, d.crop = _whole(d, "latent", auto=True), _whole(d, "crop", auto=True, least=0)
-    for name in ("top", "steps", "row_limit", "passes", "epochs", "batch", "kernel"): _whole(d, name)
-    _whole(d, "rows_per_step", least=2), _whole(d, "margin", least=0)                # batch normalisation wants two
+    least = dict.fromkeys(("top", "steps", "row_limit", "passes", "epochs", "batch", "kernel"), 1) | {"rows_per_step": 2, "margin": 0}   # batch normalisation wants two
+    for name, n in least.items(): setattr(d, name, _whole(d, name, least=n))
     if len(d.cells) != 2 or min(d.cells) < 2: raise UserError(f"dfr: cells must be (rows, columns) of 2 or more each, not {d.cells}")
+    if d.crop_map and d.level and d.crop == "auto": raise UserError("dfr: crop_map wants a border that is cut off; give a crop, or level=False")
     if d.crop != "auto" and any(2 * d.crop >= n for n in d.cells): raise UserError(f"dfr: a crop of {d.crop} leaves nothing of {d.cells} cells")
     if d.kernel % 2 == 0: raise UserError(f"dfr: kernel must be odd, not {d.kernel}")
     if d.training == "rows" and (d.kernel > 1 or d.attention): raise UserError("dfr: a kernel above 1 and attention see neighbours, so they need training='maps'")
@@ -260,9 +261,9 @@ class DFR(Detector):
     attention: bool = False
     skips: bool = False             # … and skips between encoder and decoder
     margin: int = 0                 # pixels mirrored around the picture, from which features are brought to the grid as well
-    level: bool = True              # measure cells by OK ones as far from the side; False: the thesis's crop
+    level: bool = True              # measure cells of the border by OK ones as far from the sides; False: the thesis's crop
     crop: str = "auto"              # cells cut from each side before the image score; auto: none if levelled, else 20 of 170
-    crop_map: bool = False          # also set the border of the anomaly map to zero
+    crop_map: bool = False          # also set the cropped border of the anomaly map to zero, or to its lowest value if that is below
     top: int = 20                   # cells averaged into the image score
 
     def __post_init__(self):
@@ -274,24 +275,22 @@ class DFR(Detector):
     def heat(self, images): return _heat(self, images)
     def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images): return _predict(self, images)
-    weight_hash = property(lambda self: _eyes(self).weight_hash)
-    def tensors(self): return _network(self).state_dict() | ({"ring_level": self.ring_level} if self.level else {})
+    weight_hash = property(lambda self: _backbone(self).weight_hash)
+    def tensors(self): return _network(self).state_dict() | ({"border_level": self.border_level} if self.level else {})
     def restore(self, tensors):
         _build(self)
-        self.ring_level = tensors.pop("ring_level", None)
+        self.border_level = tensors.pop("border_level", None)
         self.network.load_state_dict(tensors)
 
 # %% ../../nbs/42_models.dfr.ipynb #f3b142a2
-def _eyes(d):
-    "The detector's backbone, loaded once."
-    if not hasattr(d, "_backbone"): d._backbone = load_backbone(d.backbone, d.device)
-    return d._backbone
+def _backbone(d):
+    "The detector's backbone, loaded once; it keeps the surroundings of its maps, so that the upsampling sees them as well."
+    if not hasattr(d, "frozen"): d.frozen = load_backbone(d.backbone, d.device, margin=d.margin, keep_margin=True)
+    return d.frozen
 
 def _features(d, images):
     "Cells [B, h, w, C] of pictures [B, 3, H, W] in [0, 1]."
-    if d.margin >= min(images.shape[-2:]): raise UserError(f"dfr: a margin of {d.margin} pixels cannot be mirrored from a picture of {tuple(images.shape[-2:])}")
-    stages = list(dict.fromkeys(d.stages)) or None
-    maps = _eyes(d)(F.pad(images, (d.margin,) * 4, mode="reflect") if d.margin else images, stages)
+    maps = _backbone(d)(images, list(dict.fromkeys(d.stages)) or None)
     return aggregate(maps, _grid(d), images.shape[-2:], margin=d.margin).permute(0, 2, 3, 1)
 
 def _network(d):
@@ -304,7 +303,7 @@ def _build(d):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("dfr", "weights", d.seed))
         network = FeatureAutoencoder(d.facts["channels"], d.facts["latent"], d.kernel, d.attention, d.skips)
-    d.network, d.folded, d.ring_level = network.to(resolve_device(d.device)).eval(), None, None
+    d.network, d.folded, d.border_level = network.to(resolve_device(d.device)).eval(), None, None
 
 # %% ../../nbs/42_models.dfr.ipynb #ef622fd5
 def _held_out(d, images):
@@ -328,7 +327,7 @@ def _fit(d, train, calibration):
         every = math.ceil(len(train) / d.batch)
         batches, total = map_batches(d.features, train, d.epochs, d.batch, d.seed), d.epochs * every
     d.facts |= {"loss_ok": [], "loss_nok": []} | train_network(d.network, batches, total, every, held_out, d.learning_rate, bf16)
-    if d.level: d.ring_level = ring_level(torch.cat([d.residuals(batch) for _, batch in d.as_judged(train.evenly(40)).batches(8, progress="border")]))
+    if d.level: d.border_level = border_level(torch.cat([d.residuals(batch) for _, batch in d.as_judged(train.evenly(40)).batches(8, progress="border")]))
 
 # %% ../../nbs/42_models.dfr.ipynb #a1bbeb80
 def _residuals(d, images):
@@ -344,16 +343,16 @@ def _residuals(d, images):
 def _heat(d, images):
     "Heat maps float32 [B, h, w] of pictures [B, 3, H, W]: residuals, levelled if the detector is."
     heat = d.residuals(images)
-    return levelled(heat, d.ring_level) if d.level else heat
+    return levelled(heat, d.border_level) if d.level else heat
 
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W] of pictures [B, 3, H, W]."
     heat, (rows, columns) = _heat(d, images), _edge(d)
     scores = image_scores(heat, (rows, columns), d.top)
     if d.crop_map:
-        edge = torch.ones_like(heat)
-        edge[:, rows:heat.shape[1] - rows, columns:heat.shape[2] - columns] = 0
-        heat = heat * (1 - edge)
+        inner = heat[:, rows:heat.shape[1] - rows, columns:heat.shape[2] - columns]
+        heat = inner.amin((1, 2), keepdim=True).clamp(max=0).expand_as(heat).clone()
+        heat[:, rows:heat.shape[1] - rows, columns:heat.shape[2] - columns] = inner
     return scores, upsample(heat, images.shape[-2:]).numpy()
 
 # %% ../../nbs/42_models.dfr.ipynb #6be75bbe

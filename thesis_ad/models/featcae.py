@@ -28,7 +28,7 @@ def neighbourhoods(maps, window=3):
 
 # %% ../../nbs/48_models.featcae.ipynb #6ac384fd
 def three_sigma(errors, k=3.0):
-    "Mean, standard deviation and mean + k σ of the image scores of the training pictures, which are in-sample."
+    "Mean, standard deviation and mean + k σ of the image scores of the training pictures as they are judged; they are in-sample."
     mean, deviation = float(np.mean(errors)), float(np.std(errors))
     return {"error_mean": mean, "error_std": deviation, "error_line": mean + k * deviation}
 
@@ -92,7 +92,7 @@ def _fit(d, train, calibration):
     held_out = {name: collect_rows(d.cells, images, 2048, seed=d.seed) for name, images in watched(calibration).items()}
     batches = row_batches(rows, d.steps, d.rows_per_step, d.seed)
     d.facts |= train_network(d.autoencoder, batches, d.steps, max(1, d.steps // 25), held_out, d.learning_rate, _low(d), name="featcae")
-    d.facts |= three_sigma(np.concatenate([d.predict(batch)[0] for _, batch in train.batches(8, progress="training pictures")]))
+    d.facts |= three_sigma(np.concatenate([d.predict(batch)[0] for _, batch in d.as_judged(train).batches(8, progress="training pictures")]))
 
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W] of pictures [B, 3, H, W], one picture at a time."

@@ -115,11 +115,15 @@ class PaDiM(PatchDetector):
 
 # %% ../../nbs/44_models.padim.ipynb #ed410085
 def hold_out(train, seed=0, share=0.2):
-    "(image set to learn from, image set to scale by): `share` of the groups of `train` are held out; a single group serves as both."
-    groups = np.unique(train.groups)
-    if len(groups) < 2: return train, train
-    held = np.isin(train.groups, rng("hold out", seed).permutation(groups)[:max(1, round(share * len(groups)))])
-    return train.take(~held), train.take(held)
+    """(image set to learn from, image set to scale by): groups of `train` drawn at random are held out until they have `share` of the
+    pictures, but for groups with which it would be more than half; a single group serves as both."""
+    groups, counts = np.unique(train.groups, return_counts=True)
+    out, pictures = [], 0
+    for i in rng("hold out", seed).permutation(len(groups)):
+        if pictures >= share * len(train) - 1e-9 or pictures + counts[i] > len(train) / 2: continue
+        out, pictures = [*out, groups[i]], pictures + counts[i]
+    held = np.isin(train.groups, out)
+    return (train.take(~held), train.take(held)) if out else (train, train)
 
 # %% ../../nbs/44_models.padim.ipynb #8da34307
 def stage_gaussian(gaussian, eps):
@@ -160,7 +164,7 @@ class Gaussian(PatchDetector):
             for gaussian, m in zip(gaussians, self._maps(batch)): gaussian.partial_fit(m.permute(0, 2, 3, 1).flatten(0, 2))
         self.stage_models = [stage_gaussian(gaussian, self.eps) for gaussian in gaussians]
         centre, spread = centre_and_spread(self._distances(batch) for _, batch in held.batches(8, progress="scale"))
-        self.facts |= {"stages": self.used_stages, "images": len(fit), "held_out": len(held), "centre": centre, "spread": spread}
+        self.facts |= {"stages": self.used_stages, "images": len(fit), "held_out": len(train) - len(fit), "centre": centre, "spread": spread}
 
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..features.backbones import build_model, cut_stages, in_order, read_weights, weight_hash
 from ..features.latent import StreamingCovariance
 from ..features.patches import check_pixels, patch_features
+from ..files import sha256
 from .detector import register, watched
 from .padim import hold_out, whitening
 from .patchcore import FeatureDetector
@@ -272,7 +273,7 @@ class EfficientADSettings(StudentDetector):
     "What EfficientAD can be asked to do. With reference='mean' there is no student, and what concerns its training has no effect."
     steps: int = 200
     learning_rate: float = 1e-3
-    teacher: str = "auto"           # auto, backbone, distilled, published, or a file of PDN-S weights
+    teacher: str = "auto"           # auto, backbone, distilled, published, or a file of PDN-S weights; the last two take no backbone
     teacher_steps: int = 150        # distilled: training steps of the teacher
     width: int = 32                 # channels of the student's first convolution (paper: 128)
     whiten: bool = True             # backbone: decorrelate the channels of its map; False, as with every other teacher: scale each one (paper)
@@ -286,8 +287,10 @@ class EfficientADSettings(StudentDetector):
     def __post_init__(self):
         super().__post_init__()
         _check(self)
-        if self.teacher == "auto": self.teacher = "published" if published_pdn() else "backbone"
-        if self.teacher not in ("backbone", "distilled"): self.backbone = "pdn_small"      # what tables and bundles call it
+        if self.teacher == "auto": self.teacher = "published" if published_pdn() and not self.stages else "backbone"
+        if self.teacher in ("backbone", "distilled"): return
+        if self.stages: raise UserError(f"efficientad: stages are those of a backbone, and with teacher={self.teacher} there is none")
+        self.backbone = "pdn_small"             # what tables and bundles call it
 
 # %% ../../nbs/46_models.student_teacher.ipynb #de82eee5
 @register("efficientad", "a small student and an autoencoder learn a frozen teacher's map; quantile-normalised differences (Batzner et al., 2023)")
@@ -296,6 +299,7 @@ class EfficientAD(EfficientADSettings):
     "Image score: maximum of the map; map: half local (teacher − student), half global (autoencoder − student)."
     @property
     def weight_hash(self): return self.network.weight_hash if self.teacher == "backbone" else weight_hash(self.models["teacher"])
+    def pretrained(self): return self.network.weight_hash if self.teacher in ("backbone", "distilled") else sha256(find_pdn(self.teacher))
     def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W], each picture judged alone."
@@ -408,7 +412,7 @@ def _fit(d, train, calibration):
     if d.reference == "student": _train(d, learn, calibration, kept)
     held = d.as_judged(held.evenly(200))
     maps = zip(*[_maps(d, batch) for _, batch in held.batches(1, progress="held-out pictures")])
-    d.facts |= {"held_out": len(held), "quantiles": [map_quantiles(torch.cat(kind)) for kind in maps]}
+    d.facts |= {"held_out": min(len(held), len(train) - len(learn)), "quantiles": [map_quantiles(torch.cat(kind)) for kind in maps]}
 
 # %% ../../nbs/46_models.student_teacher.ipynb #58f2be42
 def _rim(d): return [int(d.rim * n) for n in d.facts["grid"]]
