@@ -19,18 +19,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from thesis_ad.data.datasets import ImageSet, open_dataset
-from thesis_ad.files import resize
-from thesis_ad.models.detector import Detector, create, predict_set
+from thesis_ad.files import resize, sha256
+from thesis_ad.models.detector import Detector, create, predict_each
 from thesis_ad.settings import pin_threads
 
+PICTURES = 3
 SIZES = ((256, 256), (1024, 1024), (2000, 1334), (4000, 2668))      # (height, width)
 
 
-def enlarged(images, size):
-    "An `ImageSet` of the first picture at `size`."
-    return ImageSet.from_arrays(np.ascontiguousarray(resize(images.picture(0), size))[None])
+def enlarged(images, size, folder):
+    "An `ImageSet` of the first `PICTURES` pictures at `size`, as files in `folder`."
+    images = images.take(range(PICTURES))
+    for i in range(PICTURES): Image.fromarray(np.ascontiguousarray(resize(images.picture(i), size))).save(folder / f"{i}.png")
+    return ImageSet(images.table.assign(path=[f"{i}.png" for i in range(PICTURES)], height=size[0], width=size[1], sha256=[sha256(folder / f"{i}.png") for i in range(PICTURES)]), folder)
 
 
 def peak_mib():
@@ -38,14 +42,13 @@ def peak_mib():
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
 
 
-def predict(folder, picture, queue):
-    "Seconds of processor time and peak MiB of predicting one picture by the bundle in `folder`, put into `queue`."
+def predict(folder, pictures, queue):
+    "Seconds of processor time a picture and peak MiB of predicting `pictures` one after another by the bundle in `folder`, put into `queue`."
     pin_threads(1)
     detector = Detector.load(folder, device="cpu")
     start = time.process_time()
-    scores, maps = predict_set(detector, picture)
-    seconds = time.process_time() - start
-    assert np.isfinite(scores).all() and (maps is None or maps[0].shape == picture.shape(0))
+    for score, heat in predict_each(detector, pictures): assert np.isfinite(score) and heat.shape == pictures.shape(0)
+    seconds = (time.process_time() - start) / len(pictures)
     queue.put((seconds, peak_mib()))
 
 
@@ -63,8 +66,9 @@ def main():
             with tempfile.TemporaryDirectory() as folder:
                 bundle = detector.save(Path(folder) / "bundle")
                 for size in SIZES:
-                    queue = context.Queue()
-                    process = context.Process(target=predict, args=(bundle, enlarged(data.test, size), queue))
+                    queue, pictures = context.Queue(), Path(folder) / f"{size[0]}"
+                    pictures.mkdir()
+                    process = context.Process(target=predict, args=(bundle, enlarged(data.test, size, pictures), queue))
                     process.start()
                     seconds, peak = queue.get()
                     process.join()

@@ -38,9 +38,9 @@ def one_backbone():
     dfr.load_backbone = original
 
 
-@pytest.fixture(scope="module")
-def fitted(one_backbone):
-    return create("dfr", **QUICK).fit(pictures(6), pictures(4, 3, seed=1))
+@pytest.fixture(scope="module", params=[False, True], ids=["crop", "level"])
+def fitted(one_backbone, request):
+    return create("dfr", **QUICK | dict(level=request.param)).fit(pictures(6), pictures(4, 3, seed=1))
 
 
 # ---- the network ----
@@ -204,7 +204,7 @@ def test_latent_is_the_count_of_pca(fitted):
 
 
 def test_seed_decides_and_calibration_does_not(fitted):
-    def fit(calibration, **changes): return create("dfr", **QUICK | changes).fit(pictures(6), calibration).tensors()
+    def fit(calibration, **changes): return create("dfr", **QUICK | dict(level=fitted.level) | changes).fit(pictures(6), calibration).tensors()
     reference = fitted.tensors()
     assert same(reference, fit(pictures(4, 3, seed=1))), "the same fit again"
     assert same(reference, fit(None)) and same(reference, fit(pictures(4, seed=1))) and same(reference, fit(pictures(4, 9, seed=5)))
@@ -226,7 +226,7 @@ def test_bundle_gives_identical_scores(fitted, tmp_path):
     again = Detector.load(fitted.save(tmp_path / "bundle"), device="cpu")
     (scores, maps), (loaded, redrawn) = fitted.predict(batch), again.predict(batch)
     assert (scores == loaded).all() and (maps == redrawn).all() and again.facts == fitted.facts and again == fitted
-    odd = create("dfr", **QUICK | dict(cells=(8, 16), stages=(2,), latent=9, crop=1, skips=True)).fit(pictures(2))
+    odd = create("dfr", **QUICK | dict(level=fitted.level, cells=(8, 16), stages=(2,), latent=9, crop=1, skips=True)).fit(pictures(2))
     again = Detector.load(odd.save(tmp_path / "odd"), device="cpu")
     assert (odd.predict(batch)[0] == again.predict(batch)[0]).all() and again.latent == 9 and again.crop == 1
 
@@ -249,12 +249,9 @@ def test_one_training_picture_of_odd_shape_and_cells_that_are_not_square(trainin
     assert np.isfinite(scores).all() and maps[0].shape == (48, 96)
 
 
-def test_map_covers_the_border_unless_told_otherwise(fitted):
+def test_map_covers_the_border_unless_told_otherwise():
     batch = torch.stack(list(pictures(1, 1, seed=6)))
-    whole = fitted.predict(batch)
-    fitted.crop_map = True
-    try: cropped = fitted.predict(batch)
-    finally: fitted.crop_map = False
+    whole, cropped = (create("dfr", **QUICK, crop_map=crop_map).fit(pictures(6)).predict(batch) for crop_map in (False, True))
     assert (whole[0] == cropped[0]).all() and whole[1][:, 0].min() > 0
     assert (cropped[1][:, 0] == 0).all() and (cropped[1][:, :, -1] == 0).all() and (cropped[1][:, 32] == whole[1][:, 32]).sum() > 32
 
@@ -268,7 +265,7 @@ def test_a_cropped_border_is_the_lowest_of_a_levelled_map():
     with pytest.raises(UserError, match="crop_map"): create("dfr", **QUICK | dict(level=True, crop_map=True))
 
 
-def test_level_measures_by_cells_as_far_from_the_sides_of_the_training_pictures_and_drops_the_crop(fitted, tmp_path):
+def test_level_measures_by_cells_as_far_from_the_sides_of_the_training_pictures_and_drops_the_crop(tmp_path):
     train, batch = pictures(6), torch.stack(list(pictures(2, 1, seed=7)))
     level = create("dfr", **QUICK | dict(level=True), augment=False).fit(train)
     plain = create("dfr", **QUICK, augment=False).fit(train)
@@ -282,7 +279,7 @@ def test_level_measures_by_cells_as_far_from_the_sides_of_the_training_pictures_
     assert torch.allclose(level.heat(batch), heat, atol=1e-5) and np.allclose(level.predict(batch)[0], image_scores(heat, (0, 0), 5))
     again = Detector.load(level.save(tmp_path / "level"), device="cpu")
     assert (again.predict(batch)[0] == level.predict(batch)[0]).all()
-    assert "border_level" not in fitted.tensors() and create("dfr").level
+    assert "border_level" not in plain.tensors() and create("dfr").level
 
 
 def test_the_level_is_that_of_pictures_as_they_are_judged():
