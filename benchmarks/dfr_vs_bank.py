@@ -20,7 +20,7 @@ from thesis_ad.data.manifest import elpv_table, nearly_all_bad
 from thesis_ad.evaluation.metrics import auroc_interval, image_auroc, paired_difference
 from thesis_ad.features.backbones import kept_features
 from thesis_ad.models.detector import create
-from thesis_ad.models.dfr import border, collect_rows, image_scores, levelled, border_level
+from thesis_ad.models.dfr import border, border_level, collect_rows, image_scores, levelled
 from thesis_ad.settings import pin_threads
 
 

@@ -5,7 +5,7 @@
 A detector is fitted on tiles of 256 x 256 of rendered pictures (demo backbone) and predicts one picture at its own size, in a process of
 its own; `peak_mib` is the largest resident memory of that process. Without tiles the picture is resized to 256 x 256.
 
-Measured once, before dfr levelled its border and while one prepared picture was kept, not eight (large_pictures.csv; one thread, the other core busy): the process takes 870 to 930 MiB for a picture of 256 x 256, torch
+Measured once, one picture a process, before dfr levelled its border (large_pictures.csv; one thread, the other core busy): the process takes 870 to 930 MiB for a picture of 256 x 256, torch
 included. In tiles up to 50 MiB more for 1024 x 1024, 80 to 105 for 2000 x 1334 and about 360 for 4000 x 2668; resized to one tile the last takes
 150 to 180 more. What grows is the picture with its copies and map, not what the network holds; tiles add the sum and the weight of their
 maps. Time grows with the number of tiles: at 2000 x 1334 2.4 s for patchcore, 1.6 s for padim, 5.1 s for dfr.
