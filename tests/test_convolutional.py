@@ -144,7 +144,7 @@ def test_attention_variant_is_the_larger_network(fitted):
 
 def test_featcae_records_the_training_error_and_sets_no_threshold(fitted):
     detector = fitted["featcae"]
-    scores = detector.predict(torch.stack(list(detector.prepare(pictures(5), training=True))))[0]
+    scores = detector.predict(torch.stack(list(detector.prepare(pictures(5)))))[0]
     assert {key: detector.facts[key] for key in ("error_mean", "error_std", "error_line")} == pytest.approx(three_sigma(scores))
     assert detector.threshold is None
     assert detector.features(torch.rand(1, 3, 64, 96)).shape == (1, 152, 8, 12)
