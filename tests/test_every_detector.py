@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from thesis_ad.data.datasets import ImageSet
+from thesis_ad.features import backbones
 from thesis_ad.models.detector import Detector, create, methods, predict_set, settings_of
 from thesis_ad.settings import UserError, pin_threads, rng
 
@@ -195,3 +196,17 @@ def test_maps_turn_over_with_the_picture(name, axis, test_set):
 def test_unknown_settings_and_a_one_line_summary(name):
     with pytest.raises(UserError, match="unknown setting"): create(name, no_such_setting=1)
     assert methods()[name].summary and "\n" not in methods()[name].summary
+
+
+def test_detectors_on_one_backbone_compute_its_features_once(tmp_path, monkeypatch):
+    "The first one's maps serve all that follow, whatever they do with them."
+    train, held, runs, run = ImageSet.from_arrays(pictures(4)), ImageSet.from_arrays(pictures(2)), [], backbones._run
+    shared = ("dfr", "patchcore", "padim", "gaussian", "global_knn", "featcae")
+    detectors = {name: small(name, augment=False) for name in shared}
+    for detector in detectors.values(): assert detector.weight_hash                # loaded before it is counted
+    monkeypatch.setattr(backbones, "_run", lambda *arguments: runs.append(1) or run(*arguments))
+    with backbones.kept_features(tmp_path):
+        for name, detector in detectors.items():
+            detector.fit(train, held)
+            assert runs if name == "dfr" else not runs, f"{name} ran the backbone {len(runs)} times"
+            runs.clear()

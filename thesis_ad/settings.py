@@ -115,7 +115,7 @@ class Profile:
     dfr_steps: int = 400                # steps on cached feature rows
     dfr_training: str = "rows"          # "rows" (cached feature rows) or "maps" (whole maps, as the thesis trains)
     dfr_epochs: int = 150               # epochs when training on whole maps
-    dfr_level: bool = True              # the border measured by OK cells as far from the side; False: the thesis's crop
+    dfr_level: bool = True              # the border measured by OK cells as far from the sides; False: the thesis's crop
     dfr_attention_training: str = "maps"    # its kernels see neighbours
     dfr_attention_cells: tuple = (32, 32)
     dfr_attention_epochs: int = 2

@@ -346,4 +346,4 @@ def load_backbone(name="tf_efficientnet_lite0", device="cpu", weights=None, dept
     Raises UserError for an unknown name, and for missing, damaged or unfitting weights."""
     if autocast not in (None, "bf16"): raise UserError(f"autocast is None or 'bf16', not {autocast!r}")
     build = _build_once if weights is None and _packaged(name) else _build          # a package's file does not change
-    return build(name, str(resolve_device(str(device))), weights, depth, autocast, margin, keep_margin)
+    return build(name, str(resolve_device(str(device))), weights, depth, autocast, margin, keep_margin and margin > 0)    # without a margin one network and its maps serve all
