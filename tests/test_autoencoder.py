@@ -246,5 +246,5 @@ def test_impossible_settings_are_refused(wrong):
 
 
 def test_not_fitted_and_nok_in_training():
-    with pytest.raises(UserError, match="not fitted"): Autoencoder(**TINY).predict(torch.rand(1, 3, 32, 48))
+    with pytest.raises(UserError, match="has not been fitted"): Autoencoder(**TINY).predict(torch.rand(1, 3, 32, 48))
     with pytest.raises(UserError, match="NOK"): Autoencoder(**TINY).fit(pictures(2, nok=1))

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from conftest import write_picture
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+import thesis_ad as thesis_ad_package
 from thesis_ad.settings import rng
 
 FAST = ["--set", "size=64", "--set", "cells=16,16", "--set", "steps=20"]
@@ -74,6 +76,42 @@ def test_a_broken_picture_is_named_skipped_and_counted(mvtec_folder, tmp_path):
     result = thesis_ad("fit", "dfr", mvtec_folder, "-o", tmp_path / "b", *FAST)
     assert result.returncode == 0, result.stderr
     assert "900.jpg" in result.stderr and "1 picture" in result.stderr
+
+
+def test_a_picture_of_floats_that_are_no_grey_values_is_skipped(mvtec_folder, tmp_path):
+    grey = np.asarray(Image.open(mvtec_folder / "train/good/000.png").convert("L"), np.float32) / 255
+    for number, change in enumerate((np.nan, np.inf, -40.0, 3000.0, 1.2)):
+        grey[3, 4] = change
+        Image.fromarray(grey).save(mvtec_folder / f"train/good/90{number}.tif")
+    result = thesis_ad("fit", "gaussian", mvtec_folder, "-o", tmp_path / "b", "--set", "size=64")
+    assert result.returncode == 0 and "4 pictures skipped" in result.stderr and "on 10 OK pictures" in result.stdout, result.stdout      # 3 of 13 to calibrate
+    for number in range(4): assert f"90{number}.tif" in result.stderr
+    assert "lie in nan … nan" in result.stderr and "lie in 0 … 3000, where 0 … 255 is black … white" in result.stderr and "904.tif" not in result.stderr
+
+
+def test_what_does_not_fit_into_memory_is_said_in_a_sentence(mvtec_folder, tmp_path):
+    refused(thesis_ad("fit", "featcae", mvtec_folder, "-o", tmp_path / "b", "--set", "size=64", "--set", "latent=30000000"), "not enough memory")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_line_break_in_a_name_breaks_no_line(bundle, mvtec_folder):
+    pictures = mvtec_folder / "test/good"
+    (pictures / "000.png").rename(pictures / "a\nb ü.png")
+    (pictures / "c\td.png").write_bytes(b"no picture")
+    result = thesis_ad("inspect", bundle, pictures)
+    assert result.returncode == 0 and len(result.stdout.splitlines()) == 6 and "a\\nb ü.png" in result.stdout, result.stdout
+    assert "c\\td.png" in result.stderr
+
+
+def test_the_installed_package_needs_no_clone_for_a_folder(mvtec_folder, tmp_path):
+    "As wheels leave it: the package alone, and a working folder that knows nothing of a repository."
+    shutil.copytree(Path(thesis_ad_package.__file__).parent, tmp_path / "site/thesis_ad", ignore=shutil.ignore_patterns("__pycache__"))
+    def run(*arguments):
+        command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")})
+    result = run("fit", "gaussian", mvtec_folder, "-o", tmp_path / "b", "--set", "size=64")
+    assert result.returncode == 0, result.stderr
+    refused(run("fit", "gaussian", "elpv_mono", "-o", tmp_path / "c"), "no thesis_ad repository")
 
 
 def test_bad_input_is_one_sentence(mvtec_folder, tmp_path):

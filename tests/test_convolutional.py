@@ -1,4 +1,6 @@
 """Autoencoders of pixels (cae_l1, vae) and of features (featcae, dfr_attention): their parts by other means, and end to end on tiny pictures."""
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -116,8 +118,8 @@ def test_pixel_detectors_score_by_their_own_error(fitted):
     scores, maps = fitted["cae_l1"].predict(x)
     assert type(network) is ConvAutoencoder and np.allclose(maps, huber(x, y, 0.02).mean(1).numpy(), atol=1e-6)
     assert np.allclose(scores, np.sort(maps.reshape(4, -1).astype(float), axis=1)[:, -9:].mean(1)), "0.57 % of 32 × 48 pixels"
-    raw, smooth = (VariationalAutoencoder(**QUICK["vae"], blur=blur) for blur in (0.0, 3.0))
-    raw.network = smooth.network = fitted["vae"].network
+    raw, smooth = (copy.copy(fitted["vae"]) for _ in range(2))
+    raw.blur, smooth.blur = 0.0, 3.0
     (_, raw), (_, smooth) = raw.predict(x), smooth.predict(x)
     assert np.allclose(raw.mean((1, 2)), smooth.mean((1, 2)), rtol=1e-3) and (smooth.max((1, 2)) < raw.max((1, 2))).all()
 

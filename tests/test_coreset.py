@@ -129,3 +129,8 @@ def test_projection_is_seeded_and_leaves_narrow_vectors_alone():
     assert torch.equal(random_projection(normal, 16, seed=1), random_projection(normal, 16, seed=1))
     assert not torch.equal(random_projection(normal, 16, seed=1), random_projection(normal, 16, seed=2))
     assert random_projection(normal, 64).shape == (6000, 64) and np.array_equal(random_projection(normal, 128), normal)
+
+
+@pytest.mark.parametrize("first", [-1, 30, 99])
+def test_a_first_vector_that_is_not_there_is_refused(first):
+    with pytest.raises(UserError, match=f"0 to 29, not with {first}"): greedy_coreset(rng("first").standard_normal((30, 3)), 5, first=first)

@@ -1,4 +1,6 @@
 """What holds for every registered detector, one that is added tomorrow included."""
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch.nn.functional as F
 
 from thesis_ad.data.datasets import ImageSet
 from thesis_ad.features import backbones
-from thesis_ad.models.detector import Detector, create, methods, predict_set, settings_of
+from thesis_ad.models.detector import FORMAT, METHODS, Detector, create, methods, predict_set, register, settings_of
 from thesis_ad.settings import UserError, pin_threads, rng
 
 SMALL = {"size": (64, 96), "steps": 4, "epochs": 1, "width": 8, "cells": (16, 24), "autoencoder_width": 8, "rows_per_step": 256, "cap": 60}
@@ -116,15 +118,52 @@ def test_predict_takes_any_number_type_and_refuses_what_is_no_batch(name, fitted
     assert (fitted(name).predict(batch.double())[0] == scores).all() and (fitted(name).predict(batch.numpy())[0] == scores).all()
     for wrong in (batch[:0], batch[0], batch[:, :1]):
         with pytest.raises(UserError, match=r"\[B, 3, H, W\]"): fitted(name).predict(wrong)
+    with pytest.raises(UserError, match="floating-point numbers in 0 … 1, not uint8"): fitted(name).predict((255 * batch).byte())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_has_not_learned_neither_judges_nor_is_saved(name, tmp_path):
+    with pytest.raises(UserError, match=f"{name} has not been fitted yet"): small(name).predict(torch.rand(1, 3, 64, 96))
+    with pytest.raises(UserError, match=f"{name} has not been fitted yet"): small(name).save(tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_of_another_format_is_said_to_be_one(fitted, tmp_path):
+    "Whatever else differs: fields, files, seal."
+    path = fitted("gaussian").save(tmp_path / "bundle")
+    facts = json.loads((path / "bundle.json").read_text())
+    for other in (facts | {"format": FORMAT + 1}, {"format": 1, "model": "gaussian"}):
+        (path / "bundle.json").write_text(json.dumps(other))
+        with pytest.raises(UserError, match=f"bundle format {other['format']} and this version reads format {FORMAT}"): Detector.load(path)
+    (path / "tensors.safetensors").unlink()
+    with pytest.raises(UserError, match="bundle format 1"): Detector.load(path)
+    (path / "bundle.json").write_text(json.dumps(facts | {"seed": 3}))
+    with pytest.raises(UserError, match="was changed"): Detector.load(path)
+
+
+def test_a_class_of_this_session_goes_before_the_exported_one():
+    "A chapter that is being written is what `create` makes, also once the library has been imported."
+    before = methods()["gaussian"]
+    try:
+        mine = register("gaussian", "another one")(type("Mine", (before,), {}))
+        assert type(create("gaussian")) is mine
+    finally: METHODS["gaussian"] = before
 
 
 @pytest.mark.parametrize("name, settings, words", [
     ("dfr", {"size": "auto"}, "size"), ("dfr", {"size": 256.5}, "size"), ("dfr", {"size": "256.5,3"}, "size"), ("patchcore", {"canvas": "auto"}, "canvas"),
     ("patchcore", {"size": True}, "size"), ("patchcore", {"size": [["a"]]}, "size"), ("patchcore", {"cap": "1e999"}, "cap"), ("patchcore", {"stages": "last"}, "stages"),
     ("patchcore", {"candidates": 0}, "candidates"), ("patchcore", {"projection": -1}, "projection"), ("patchcore", {"cap": -1}, "cap"), ("patchcore", {"ratio": 2}, "ratio"),
-    ("padim", {"eps": 0}, "eps"), ("gaussian", {"eps": -0.1}, "eps"), ("featcae", {"rows_per_step": 1}, "rows_per_step"), ("dfr", {"rows_per_step": 1}, "rows_per_step")])
+    ("padim", {"eps": 0}, "eps"), ("gaussian", {"eps": -0.1}, "eps"), ("featcae", {"rows_per_step": 1}, "rows_per_step"), ("dfr", {"rows_per_step": 1}, "rows_per_step"),
+    ("dfr", {"learning_rate": 0}, "learning_rate"), ("padim", {"channels": -1}, "channels"), ("patchcore", {"overlap": 1.5}, "overlap"), ("patchcore", {"overlap": -0.1}, "overlap"),
+    ("patchcore", {"canvas": "1,2,3"}, r"not \(1, 2, 3\)"), ("vae", {"blur": 1e9}, "blur"), ("patchcore", {"sigma": "nan"}, "sigma"), ("patchcore", {"sigma": "inf"}, "sigma"),
+    *((name, {"sigma": value}, "sigma lies in 0 … 1000") for name in ("patchcore", "padim", "gaussian") for value in (-1, 1e9))])
 def test_settings_that_cannot_work_are_refused_in_a_sentence(name, settings, words):
     with pytest.raises(UserError, match=words): create(name, **settings)
+
+
+def test_a_number_is_taken_as_people_write_it():
+    assert [create("patchcore", overlap=text).overlap for text in (".3", "3e-1", "0.3", 0.3)] == [0.3] * 4 and create("patchcore", sigma="4").sigma == 4.0
 
 
 def test_a_student_that_would_see_one_cell_a_step_is_refused_before_it_trains():

@@ -414,6 +414,29 @@ def test_an_outer_folder_of_features_stays_in_use(tmp_path, monkeypatch):
     assert backbones._kept is None
 
 
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"PK\x03\x04", b"no array at all", "half", "other channels", "float64", "a folder"])
+def test_a_damaged_map_is_computed_again(damage, tmp_path, monkeypatch):
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    network = load_backbone()
+    with backbones.kept_features(tmp_path): expected = network(images)
+    files = sorted(tmp_path.rglob("*.npy"))
+    whole = {file: np.load(file) for file in files}
+    for file, m in whole.items():
+        if damage == "a folder": file.unlink(); file.mkdir()
+        elif damage == "half": file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+        elif isinstance(damage, bytes): file.write_bytes(damage)
+        else: np.save(file, m[:, 1:] if damage == "other channels" else m.astype(np.float64))
+    with backbones.kept_features(tmp_path): found = network(images)
+    assert files and all(torch.equal(a, b) for a, b in zip(found, expected))
+    if damage != "a folder": assert all((np.load(file) == m).all() for file, m in whole.items()), "a damaged map stayed on the disk"
+
+
+def test_a_file_where_the_features_would_lie_costs_no_fit(tmp_path):
+    (tmp_path / "features").write_text("in the way")
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    with backbones.kept_features(tmp_path / "features"): assert all(torch.isfinite(m).all() for m in load_backbone()(images))
+
+
 def test_no_cache_folder_costs_no_fit(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "file" / "cache"))

@@ -11,6 +11,7 @@ from torch import nn
 from thesis_ad.data.datasets import ImageSet
 from thesis_ad.models import patchcore, student_teacher as chapter
 from thesis_ad.models.detector import Detector, create, predict_set
+from thesis_ad.models.dfr import border_level, levelled
 from thesis_ad.models.student_teacher import (PDN, GlobalAutoencoder, find_pdn, hard_loss, map_quantiles, map_statistics, normalise_map, picture_batches,
                                               product_map, read_pdn, scaling, squared_distance, train_student)
 from thesis_ad.settings import UserError, rng
@@ -133,6 +134,7 @@ def test_product_map_needs_every_stage():
 def test_every_epoch_shows_every_picture(n, size, steps):
     images = ImageSet.from_arrays(np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8))
     drawn = [(255 * batch[:, 0, 0, 0]).round().int().tolist() for _, batch in picture_batches(images, steps, size)]
+    size = min(size, max(n, 4))                     # no batch is larger than the set, or than four
     per_epoch = -(-n // size)
     assert len(drawn) == steps and all(len(batch) == size for batch in drawn)
     for start in range(0, steps - per_epoch + 1, per_epoch): assert set(sum(drawn[start:start + per_epoch], [])) == set(range(n))
@@ -194,7 +196,9 @@ def test_quantiles_come_from_training_pictures_that_the_student_did_not_learn_fr
     detector = create("efficientad", **QUICK["efficientad"]).fit(train, calibration)
     learned, held = chapter.hold_out(train, 0)
     maps = chapter._maps(detector, torch.stack(list(held)))
-    assert np.allclose([map_quantiles(m) for m in maps], detector.facts["quantiles"], rtol=1e-3) and detector.facts["held_out"] == 2
+    levels = [border_level(m) for m in maps]
+    assert torch.allclose(torch.stack(levels), detector.level, rtol=1e-3) and detector.facts["held_out"] == 2
+    assert np.allclose([map_quantiles(levelled(m, level)) for m, level in zip(maps, levels)], detector.facts["quantiles"], rtol=1e-2)
     assert same(detector.tensors(), create("efficientad", **QUICK["efficientad"]).fit(train).tensors()), "the calibration split moved the fit"
     found = map_statistics([chapter._seen(detector, torch.stack(list(learned)))])[0]
     assert torch.allclose(found, detector.mean, rtol=1e-3, atol=1e-4), "the teacher was not standardised by the pictures that are learned"
@@ -225,7 +229,7 @@ def test_mean_reference_is_the_distance_to_the_training_mean(whiten):
     inverse = torch.linalg.inv(torch.corrcoef(rows) + 0.01 * torch.eye(len(rows))) if whiten else torch.eye(len(rows), dtype=torch.float64)
     by_hand = torch.einsum("bchw,cd,bdhw->bhw", off, inverse, off) / len(rows)
     assert torch.allclose(chapter._maps(detector, torch.stack(list(test)))[0].double(), by_hand, rtol=2e-2, atol=1e-3 * float(by_hand.max()))
-    assert set(detector.tensors()) == {"mean", "scaling", "mean_map"}
+    assert set(detector.tensors()) == {"mean", "scaling", "mean_map", "level"}
 
 
 def test_the_rim_never_decides():
@@ -234,7 +238,7 @@ def test_the_rim_never_decides():
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     local, whole = chapter._maps(detector, x)
     assert local.shape == whole.shape == (2, 4, 4)                      # of 8 x 8 cells
-    cells = torch.stack([chapter.normalise_map(m, q) for m, q in zip((local, whole), detector.facts["quantiles"])]).mean(0)
+    cells = torch.stack([chapter.normalise_map(levelled(m, level), q) for m, level, q in zip((local, whole), detector.level, detector.facts["quantiles"])]).mean(0)
     _, maps = detector.predict(x)
     assert np.allclose(maps[:, 0, 0], cells[:, 0, 0]) and np.allclose(maps[:, -1, -1], cells[:, -1, -1]) and maps.max() <= cells.max() + 1e-5
 

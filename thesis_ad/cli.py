@@ -110,9 +110,10 @@ def _open(data, calibration=None):
     return open_dataset(str(data), calibration=calibration)
 
 def _pictures(n): return f"{n} picture{'' if n == 1 else 's'}"
+def _one_line(text): return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 def _report_skipped(data):
-    for line in data.skipped: print(f"skipped {line}", file=sys.stderr)
+    for line in data.skipped: print(f"skipped {_one_line(line)}", file=sys.stderr)
     if data.skipped: print(f"{_pictures(len(data.skipped))} skipped", file=sys.stderr)
 
 @app.command()
@@ -206,8 +207,8 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if
     if detector.threshold is None: print("no threshold is set, so nothing is decided; run: thesis-ad calibrate", file=sys.stderr)
     for row in table.itertuples():
         confidence = "" if row.confidence == "" else f"P(NOK) = {row.confidence:.3f}"
-        print(f"{row.decision or '-':4}{row.score:<13.7g}{confidence:16}{row.path}")
-    for line in skipped: print(f"skipped {line}", file=sys.stderr)
+        print(f"{row.decision or '-':4}{row.score:<13.7g}{confidence:16}{_one_line(row.path)}")
+    for line in skipped: print(f"skipped {_one_line(line)}", file=sys.stderr)
     if skipped: print(f"{_pictures(len(skipped))} skipped", file=sys.stderr)
 
 # %% ../nbs/90_cli.ipynb #96d9f535
@@ -242,5 +243,8 @@ def main(arguments=None):
     except KeyboardInterrupt: sys.exit(130)
     except Exception as error:
         if os.environ.get("THESIS_AD_DEBUG"): raise
+        if isinstance(error, MemoryError) or "memory" in str(error):            # as torch says it, on every device
+            print(f"thesis-ad: there is not enough memory for this; try smaller settings ({str(error).splitlines()[0][:200]})", file=sys.stderr)
+            sys.exit(2)
         print(f"thesis-ad: internal error, {type(error).__name__}: {error} (THESIS_AD_DEBUG=1 shows where)", file=sys.stderr)
         sys.exit(1)

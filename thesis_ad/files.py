@@ -36,17 +36,19 @@ def _open(source):
         raise UserError(f"cannot read {name} as an image ({str(error).splitlines()[0]})") from None
 
 # %% ../nbs/01_files.ipynb #e3ccd676
-def _eight_bits(image):
-    "A PIL image of 16- or 32-bit grey values as 8-bit grey."
+def _eight_bits(image, name):
+    "A PIL image of 16- or 32-bit grey values as 8-bit grey; what sharpening left a little outside black … white is cut off."
     values = np.asarray(image)
-    if values.dtype == np.float32: values = values * 255 if values.max(initial=0) <= 1 else values
-    elif values.max(initial=0) > 255: values = values / 257
-    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    white = (1 if high <= 2 else 255) if values.dtype == np.float32 else (255 if high <= 255 else 65535)
+    if not -white <= low <= high <= 2 * white:          # false for NaN, too
+        raise UserError(f"cannot read {name} as an image (its values lie in {low:g} … {high:g}, where 0 … {white} is black … white)")
+    return Image.fromarray(np.clip(np.round(values * (255 / white)), 0, 255).astype(np.uint8))
 
 def read_image(source):
     "uint8 [H, W, 3] RGB from a path or encoded bytes; a `UserError` names a file that cannot be read."
     image = _open(source)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"): image = _eight_bits(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"): image = _eight_bits(image, "image" if isinstance(source, bytes) else source)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

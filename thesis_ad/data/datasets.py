@@ -367,9 +367,13 @@ def open_dataset(name, size=256, parts=0, calibration=None, workers=None):
     "A `Dataset` by its name in the manifest or by the path of a folder. `size`, `parts`: rendered edge; groups kept of each split and label."
     if not str(name): raise UserError("the name of the data is empty; give a folder or a dataset of the manifest")
     if size < 1: raise UserError(f"pictures of {size} pixels cannot be rendered; give a size of 1 or more")
-    if name not in manifest_names():
+    try: known = manifest_names()
+    except UserError:                       # the package without its repository knows folders only
+        if not Path(name).is_dir(): raise
+        known = []
+    if name not in known:
         if Path(name).is_dir(): return open_folder(name, calibration)
-        raise UserError(f"'{name}' is neither a folder nor a dataset of the manifest ({', '.join(manifest_names())})")
+        raise UserError(f"'{name}' is neither a folder nor a dataset of the manifest ({', '.join(known)})")
     manifest = read_manifest(name)
     if not manifest.rendered:
         table, root = _table(manifest), _package_root(manifest.recipe["package"])

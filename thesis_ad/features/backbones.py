@@ -237,16 +237,20 @@ def _maps(backbone, images, wanted):
     cut = lambda m, k: m[..., k:m.shape[-2] - k, k:m.shape[-1] - k].contiguous()
     return [cut(m, edge // backbone.strides[i]) if edge and not backbone.keep_margin else m.contiguous() for i, m in zip(wanted, maps)]
 
+def _read(file, channels):
+    "The map [1, channels, h, w] in `file`, or None where there is none or it is damaged."
+    try: found = torch.from_numpy(np.load(file))
+    except Exception: return None           # numpy says so in many ways
+    return found if found.dtype == torch.float32 and found.ndim == 4 and found.shape[:2] == (1, channels) else None
+
 def _one(backbone, image, wanted):
     "The maps of the `wanted` stages of one image [1, 3, H, W] on the CPU, from the disk where they are kept."
     if _kept is None: return _maps(backbone, image, wanted)
     digest = hashlib.sha256(image.numpy().tobytes() + repr(image.shape).encode()).hexdigest()[:32]        # processors have instructions for it
     folder = _kept["folder"] / f"{FEATURE_FORMAT}_{backbone.weight_hash[:16]}_{backbone.autocast or 'float32'}_{backbone.margin}{'_kept' * backbone.keep_margin}" / digest[:2]
     files = {i: folder / f"{digest}_{i}.npy" for i in wanted}
-    maps = {}
-    for i, file in files.items():
-        with contextlib.suppress(FileNotFoundError): maps[i] = torch.from_numpy(np.load(file))
-    missing = [i for i in files if i not in maps]
+    maps = {i: _read(file, backbone.channels[i]) for i, file in files.items()}
+    missing = [i for i, m in maps.items() if m is None]
     for i, m in zip(missing, _maps(backbone, image, missing) if missing else ()):
         maps[i], size = m, m.numel() * 4
         if size > _kept["room"] or backbone.strides[i] < 8 and size > 512 * 1024: continue

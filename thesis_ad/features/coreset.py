@@ -101,6 +101,7 @@ def greedy_coreset(X, count, first=None, seed=0, pool=2048, progress=True):
     (Roth et al. 2022, algorithm 1), whatever the number of threads. Memory beyond X: one float32 copy, some 50 bytes a vector, 50 MB."""
     X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else np.asarray(X)
     if X.ndim != 2 or not X.size or count < 1: raise UserError(f"a coreset takes at least 1 of the vectors [N, d], not {count} of an array of shape {X.shape}")
+    if first is not None and not 0 <= first < len(X): raise UserError(f"a coreset begins with one of the vectors 0 to {len(X) - 1}, not with {first}")
     bank, count, floor, points, near = _Bank(X), min(int(count), len(X)), np.inf, np.empty(0, int), None
     bank.choose(rng("coreset", seed).integers(len(X)) if first is None else first)
     _refresh(bank, np.flatnonzero(bank.free))

@@ -7,6 +7,7 @@ __all__ = ['window_matrix', 'ssim_map', 'reconstruction_loss', 'ChannelAttention
            'mean_of_largest', 'Autoencoder', 'PlainAutoencoder']
 
 # %% ../../nbs/41_models.autoencoder.ipynb #c0fdb227
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,11 +120,10 @@ def mean_of_largest(maps, top):
 # %% ../../nbs/41_models.autoencoder.ipynb #0c181cf9
 def _check(d):
     "Refuse settings that no training could use."
-    for name in ("width", "epochs", "batch", "top"):
-        if getattr(d, name) < 1: raise UserError(f"{d.method}: {name} must be 1 or more, not {getattr(d, name)}")
-    if len(d.size) != 2 or min(d.size) < 1: raise UserError(f"{d.method}: size must be (height, width) in pixels, not {d.size}")
-    if not 0 <= d.mse_share <= 1: raise UserError(f"{d.method}: mse_share must lie in 0 … 1, not {d.mse_share}")
-    if d.learning_rate <= 0 or d.weight_decay < 0: raise UserError(f"{d.method}: learning_rate must be above 0 and weight_decay not below")
+    d.within(1, math.inf, "width", "epochs", "batch", "top")
+    d.within(0, math.inf, "weight_decay")
+    d.within(0, 1, "mse_share")
+    if not d.learning_rate > 0: raise UserError(f"{d.method}: learning_rate is above 0, not {d.learning_rate}")
     if d.skip not in (0, 2, 4, 8): raise UserError(f"{d.method}: skip must be 0 (none) or a stride of the encoder (2, 4, 8), not {d.skip}")
 
 # %% ../../nbs/41_models.autoencoder.ipynb #b2144f8e
@@ -146,14 +146,13 @@ class Autoencoder(Detector):
     def __post_init__(self):
         super().__post_init__()
         _check(self)
-        self.network = None
 
     def new_network(self): return ConvAutoencoder(self.width, self.attention, self.skip)
     def loss(self, x, y): return reconstruction_loss(x, y, self.mse_share)
     def errors(self, x, y): return ((y - x) ** 2).mean(1)
     def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images): return _predict(self, images)
-    def tensors(self): return _network(self).state_dict()
+    def tensors(self): return self.network.state_dict()
     def restore(self, tensors):
         self.network = _build(self)
         self.network.load_state_dict(tensors)
@@ -171,11 +170,6 @@ def _build(d):
         torch.manual_seed(torch_seed("autoencoder", d.seed))
         network = d.new_network()
     return network.to(resolve_device(d.device), memory_format=torch.channels_last)
-
-def _network(d):
-    "The network of a fitted detector."
-    if d.network is None: raise UserError(f"{d.method} is not fitted yet; call fit or load a bundle")
-    return d.network
 
 # %% ../../nbs/41_models.autoencoder.ipynb #e1513f36
 def _loss(d, x):
@@ -218,7 +212,7 @@ def _fit(d, train, calibration):
 # %% ../../nbs/41_models.autoencoder.ipynb #77a94954
 def _predict(d, images):
     "Image scores float64 [B] and errors float32 [B, H, W] of pictures [B, 3, H, W], one picture at a time, in float32."
-    network = _network(d).eval()
+    network = d.network.eval()
     device = next(network.parameters()).device
     maps = []
     with torch.inference_mode():

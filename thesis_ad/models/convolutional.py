@@ -6,6 +6,7 @@
 __all__ = ['huber', 'L1Autoencoder', 'kl_divergence', 'VariationalNetwork', 'VariationalAutoencoder']
 
 # %% ../../nbs/47_models.convolutional.ipynb #bafa0507
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..features.patches import smooth_map
+from ..features.patches import SIGMA_LIMIT, smooth_map
 from .autoencoder import Autoencoder, ConvAutoencoder, _filled
 from .detector import register
 from ..settings import UserError, torch_seed
@@ -82,9 +83,9 @@ class VariationalAutoencoder(Autoencoder):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.latent < 1: raise UserError(f"{self.method}: latent must be 1 or more, not {self.latent}")
-        for name in ("kl_weight", "blur"):
-            if not 0 <= getattr(self, name) < float("inf"): raise UserError(f"{self.method}: {name} must be 0 or more, not {getattr(self, name)}")
+        self.within(1, math.inf, "latent")
+        self.within(0, 1e6, "kl_weight")
+        self.within(0, SIGMA_LIMIT, "blur")
 
     def new_network(self): return VariationalNetwork(self.width, self.latent)
     def loss(self, x, drawn): return F.mse_loss(drawn[0], x) + self.kl_weight * kl_divergence(*drawn[1:]).mean() / x[0].numel()

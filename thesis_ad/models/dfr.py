@@ -235,6 +235,7 @@ def _check(d):
     if d.kernel % 2 == 0: raise UserError(f"dfr: kernel must be odd, not {d.kernel}")
     if d.training == "rows" and (d.kernel > 1 or d.attention): raise UserError("dfr: a kernel above 1 and attention see neighbours, so they need training='maps'")
     if not 0 < d.variance <= 1: raise UserError(f"dfr: variance must lie in (0, 1], not {d.variance}")
+    if not d.learning_rate > 0: raise UserError(f"dfr: learning_rate is above 0, not {d.learning_rate}")
 
 # %% ../../nbs/42_models.dfr.ipynb #49575c5c
 @register("dfr", "deep feature reconstruction: how badly a narrow network rebuilds backbone features")
@@ -276,7 +277,7 @@ class DFR(Detector):
     def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images): return _predict(self, images)
     weight_hash = property(lambda self: _backbone(self).weight_hash)
-    def tensors(self): return _network(self).state_dict() | ({"border_level": self.border_level} if self.level else {})
+    def tensors(self): return self.network.state_dict() | ({"border_level": self.border_level} if self.level else {})
     def restore(self, tensors):
         _build(self)
         self.border_level = tensors.pop("border_level", None)
@@ -292,11 +293,6 @@ def _features(d, images):
     "Cells [B, h, w, C] of pictures [B, 3, H, W] in [0, 1]."
     maps = _backbone(d)(images, list(dict.fromkeys(d.stages)) or None)
     return aggregate(maps, _grid(d), images.shape[-2:], margin=d.margin).permute(0, 2, 3, 1)
-
-def _network(d):
-    "The trained network, or a sentence."
-    if not hasattr(d, "network"): raise UserError("dfr has not been fitted yet; fit it or load a bundle")
-    return d.network
 
 def _build(d):
     "An untrained network on the detector's device; its weights depend on the seed alone."
@@ -333,7 +329,7 @@ def _fit(d, train, calibration):
 def _residuals(d, images):
     "Residual of each cell, float32 [B, h, w], of pictures [B, 3, H, W], one picture at a time."
     device = resolve_device(d.device)
-    network = folded_of(d, _network(d), d.bf16 and computes_bf16(device))
+    network = folded_of(d, d.network, d.bf16 and computes_bf16(device))
     def one(x):
         cells = d.features(x.to(device))
         if d.kernel > 1 or d.attention: return folded_residual(network, cells)

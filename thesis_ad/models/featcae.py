@@ -6,6 +6,7 @@
 __all__ = ['neighbourhoods', 'three_sigma', 'FeatCAE']
 
 # %% ../../nbs/48_models.featcae.ipynb #395aa0a7
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,16 +53,15 @@ class FeatCAE(FeatureDetector):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("latent", "steps", "rows_per_step", "row_limit", "passes", "top", "window"):
-            least = 2 if name == "rows_per_step" else 1         # batch normalisation wants two
-            if getattr(self, name) < least: raise UserError(f"featcae: {name} must be {least} or more, not {getattr(self, name)}")
+        self.within(1, math.inf, "latent", "steps", "row_limit", "passes", "top", "window")
+        self.within(2, math.inf, "rows_per_step")               # batch normalisation wants two
         if not self.learning_rate > 0: raise UserError(f"featcae: learning_rate must be above 0, not {self.learning_rate}")
 
     def features(self, images): return neighbourhoods(self.network(check_pixels(images), self.used_stages), self.window)
     def cells(self, images): return self.features(images).permute(0, 2, 3, 1)
     def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images): return _predict(self, images)
-    def tensors(self): return _trained(self).state_dict()
+    def tensors(self): return self.autoencoder.state_dict()
     def restore(self, tensors):
         _build(self, len(tensors["mean"]))
         self.autoencoder.load_state_dict(tensors)
@@ -72,11 +72,6 @@ def _build(d, channels):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("featcae", "weights", d.seed))
         d.autoencoder, d.folded = FeatureAutoencoder(channels, d.latent).to(resolve_device(d.device)).eval(), None
-
-def _trained(d):
-    "The trained network, or a sentence."
-    if not hasattr(d, "autoencoder"): raise UserError("featcae has not been fitted yet; fit it or load a bundle")
-    return d.autoencoder
 
 def _low(d): return d.bf16 and computes_bf16(resolve_device(d.device))
 
@@ -96,6 +91,6 @@ def _fit(d, train, calibration):
 
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W] of pictures [B, 3, H, W], one picture at a time."
-    network = folded_of(d, _trained(d), _low(d))
+    network = folded_of(d, d.autoencoder, _low(d))
     with torch.inference_mode(): heat = torch.cat([folded_residual(network, d.cells(x)).cpu() for x in images.split(1)])
     return image_scores(heat, border(heat.shape[-2:]) if d.crop else (0, 0), d.top), upsample(heat, images.shape[-2:]).numpy()

@@ -6,6 +6,7 @@
 __all__ = ['GlobalKNN']
 
 # %% ../../nbs/45_models.global_knn.ipynb #6154ec3f
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from ..features.patches import check_pixels
 from ..features.search import WAYS, NearestNeighbours
 from .detector import register
 from .patchcore import FeatureDetector
-from ..settings import UserError, one_of, resolve_device
+from ..settings import one_of, resolve_device
 
 # %% ../../nbs/45_models.global_knn.ipynb #b82d97d9
 @register("global_knn", "one pooled vector an image, distance to the nearest OK image; no localisation")
@@ -28,7 +29,7 @@ class GlobalKNN(FeatureDetector):
     def __post_init__(self):
         super().__post_init__()
         one_of(self.search, WAYS, "way to search")
-        if self.neighbours < 1: raise UserError(f"neighbours is at least 1, not {self.neighbours}")
+        self.within(1, math.inf, "neighbours")
 
     def pooled(self, images):
         "float32 [B, sum C_i]: the mean of each channel of the stages in use."

@@ -7,16 +7,17 @@ __all__ = ['whitening', 'PositionGaussians', 'draw_channels', 'pack_triangles', 
            'stage_gaussian', 'centre_and_spread', 'Gaussian']
 
 # %% ../../nbs/44_models.padim.ipynb #feb81a48
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ..features.latent import StreamingCovariance
-from ..features.patches import smooth_map, stage_maps
+from ..features.patches import SIGMA_LIMIT, smooth_map, stage_maps
 from .detector import register
 from .patchcore import PatchDetector
-from ..settings import UserError, rng
+from ..settings import UserError, resolve_device, rng
 
 # %% ../../nbs/44_models.padim.ipynb #04401856
 def whitening(covariance, eps=0.01):
@@ -88,6 +89,8 @@ class PaDiM(PatchDetector):
     def __post_init__(self):
         super().__post_init__()
         if not self.eps > 0: raise UserError(f"padim: eps is above 0, not {self.eps}")
+        self.within(0, math.inf, "channels")
+        self.within(0, SIGMA_LIMIT, "sigma")
 
     def _fit(self, train, calibration, batch_size=8):
         self.measure(train)
@@ -97,21 +100,24 @@ class PaDiM(PatchDetector):
             if not gaussians.count: chosen = draw_channels(maps.shape[1], self.channels, self.named_channels, self.seed)
             gaussians.partial_fit(maps[:, chosen].flatten(2).transpose(1, 2))
         self.facts |= {"grid": list(maps.shape[-2:]), "channels": chosen.tolist(), "images": gaussians.count, "stages": self.used_stages}
-        self.mean = gaussians.mean.float()
-        self.W = torch.cat([whitening(gaussians.covariance(slice(p, p + 64)), self.eps) for p in range(0, len(self.mean), 64)])
+        W = torch.cat([whitening(gaussians.covariance(slice(p, p + 64)), self.eps) for p in range(0, len(gaussians.origin), 64)])
+        self._keep(gaussians.mean.float(), W)
+
+    def _keep(self, *mean_and_W): self.mean, self.W = (m.to(resolve_device(self.device)) for m in mean_and_W)
 
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."
         maps = self.features(images)
         if list(maps.shape[-2:]) != self.facts["grid"]:
             raise UserError(f"padim was fitted on maps of {self.facts['grid']} cells and got {list(maps.shape[-2:])}; give images of {self.input_size} pixels")
-        x = maps[:, self.facts["channels"]].flatten(2).permute(2, 1, 0) - self.mean.to(maps.device)[:, :, None]    # [P, d, B]
-        distance = torch.bmm(self.W.to(maps.device), x).norm(dim=1).T.reshape(-1, *maps.shape[-2:])
+        x = maps[:, self.facts["channels"]].flatten(2).transpose(1, 2) - self.mean                                # [B, P, d]
+        distance = torch.stack([torch.bmm(self.W, one[:, :, None]).norm(dim=(1, 2)) for one in x])              # each picture by itself
+        distance = distance.view(-1, *maps.shape[-2:])
         heat = smooth_map(distance, images.shape[-2:], self.sigma).cpu().numpy()
         return heat.max(axis=(1, 2)).astype(np.float64), heat
 
     def tensors(self): return {"mean": self.mean, "W": pack_triangles(self.W)}
-    def restore(self, tensors): self.mean, self.W = tensors["mean"], unpack_triangles(tensors["W"], tensors["mean"].shape[1])
+    def restore(self, tensors): self._keep(tensors["mean"], unpack_triangles(tensors["W"], tensors["mean"].shape[1]))
 
 # %% ../../nbs/44_models.padim.ipynb #ed410085
 def hold_out(train, seed=0, share=0.2):
@@ -147,13 +153,14 @@ class Gaussian(PatchDetector):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.eps < 0: raise UserError(f"gaussian: eps is at least 0, not {self.eps}")
+        self.within(0, math.inf, "eps")
+        self.within(0, SIGMA_LIMIT, "sigma")
 
     def _maps(self, images): return stage_maps(self.network, images, self.used_stages, self.window, self.typical)
 
     def _distances(self, images):
         "Mahalanobis distances, one tensor [B, h_i, w_i] a stage."
-        return [((m.permute(0, 2, 3, 1) - mean.to(m.device)) @ W.to(m.device).T).norm(dim=3) for m, (mean, W) in zip(self._maps(images), self.stage_models)]
+        return [((m.permute(0, 2, 3, 1) - mean) @ W.T).norm(dim=3) for m, (mean, W) in zip(self._maps(images), self.stage_models)]
 
     def _fit(self, train, calibration):
         fit, held = hold_out(train, self.seed)
@@ -162,9 +169,11 @@ class Gaussian(PatchDetector):
         gaussians = [StreamingCovariance() for _ in self.used_stages]
         for _, batch in fit.batches(8, progress="features"):
             for gaussian, m in zip(gaussians, self._maps(batch)): gaussian.partial_fit(m.permute(0, 2, 3, 1).flatten(0, 2))
-        self.stage_models = [stage_gaussian(gaussian, self.eps) for gaussian in gaussians]
+        self._keep(stage_gaussian(gaussian, self.eps) for gaussian in gaussians)
         centre, spread = centre_and_spread(self._distances(batch) for _, batch in held.batches(8, progress="scale"))
         self.facts |= {"stages": self.used_stages, "images": len(fit), "held_out": len(train) - len(fit), "centre": centre, "spread": spread}
+
+    def _keep(self, models): self.stage_models = [[m.to(resolve_device(self.device)) for m in model] for model in models]
 
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."
@@ -173,4 +182,4 @@ class Gaussian(PatchDetector):
         return heat.max(axis=(1, 2)).astype(np.float64), heat
 
     def tensors(self): return {f"{name}.{i}": t for i, model in enumerate(self.stage_models) for name, t in zip(("mean", "W"), model)}
-    def restore(self, tensors): self.stage_models = [(tensors[f"mean.{i}"], tensors[f"W.{i}"]) for i in range(len(tensors) // 2)]
+    def restore(self, tensors): self._keep((tensors[f"mean.{i}"], tensors[f"W.{i}"]) for i in range(len(tensors) // 2))

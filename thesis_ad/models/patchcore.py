@@ -6,6 +6,7 @@
 __all__ = ['FeatureDetector', 'PatchDetector', 'reweight', 'MemoryBank', 'PatchCore']
 
 # %% ../../nbs/43_models.patchcore.ipynb #643dde51
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,10 +15,10 @@ import torch
 
 from ..features.backbones import load_backbone
 from ..features.coreset import coreset_size, greedy_coreset, random_projection
-from ..features.patches import patch_features, sample_patches, smooth_map, typical_lengths
+from ..features.patches import SIGMA_LIMIT, patch_features, sample_patches, smooth_map, typical_lengths
 from ..features.search import WAYS, NearestNeighbours
 from .detector import Detector, register
-from ..settings import UserError, one_of, resolve_device
+from ..settings import one_of, resolve_device
 
 # %% ../../nbs/43_models.patchcore.ipynb #81577fd3
 @dataclass(kw_only=True)
@@ -86,9 +87,9 @@ class MemoryBank(PatchDetector):
     def __post_init__(self):
         super().__post_init__()
         one_of(self.search, WAYS, "way to search")
-        for name, least in (("cap", 0), ("candidates", 1), ("projection", 0)):
-            if getattr(self, name) < least: raise UserError(f"{self.method}: {name} is at least {least}, not {getattr(self, name)}")
-        if not 0 <= self.ratio <= 1: raise UserError(f"{self.method}: ratio lies in 0 … 1, not {self.ratio}")
+        self.within(0, math.inf, "cap", "projection")
+        self.within(1, math.inf, "candidates")
+        self.within(0, 1, "ratio")
 
     def _fit(self, train, calibration):
         self.measure(train)
@@ -118,7 +119,8 @@ class PatchCore(MemoryBank):
     def __post_init__(self):
         super().__post_init__()
         one_of(self.score, ("paper", "mean_knn"), "score")
-        if self.neighbours < 1: raise UserError(f"neighbours is at least 1, not {self.neighbours}")
+        self.within(1, math.inf, "neighbours")
+        self.within(0, SIGMA_LIMIT, "sigma")
 
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."

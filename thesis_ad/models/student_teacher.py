@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MAP_LIMIT', 'squared_distance', 'Pyramid', 'picture_batches', 'train_student', 'StudentDetector', 'product_map',
            'STFPM', 'PDN', 'published_pdn', 'find_pdn', 'read_pdn', 'hard_loss', 'GlobalAutoencoder', 'map_quantiles',
-           'normalise_map', 'map_statistics', 'scaling', 'EfficientADSettings', 'EfficientAD']
+           'normalise_map', 'map_statistics', 'deviations', 'scaling', 'EfficientADSettings', 'EfficientAD',
+           'explained']
 
 # %% ../../nbs/46_models.student_teacher.ipynb #ff83a470
 import itertools, math, os
@@ -23,6 +24,7 @@ from ..features.latent import StreamingCovariance
 from ..features.patches import check_pixels, patch_features
 from ..files import sha256
 from .detector import register, watched
+from .dfr import border_level, levelled
 from .padim import hold_out, whitening
 from .patchcore import FeatureDetector
 from ..settings import UserError, computes_bf16, one_of, resolve_device, rng, torch_seed, updates_at_once
@@ -54,13 +56,15 @@ class Pyramid(nn.Module):
 # %% ../../nbs/46_models.student_teacher.ipynb #f7672ac8
 def _passes(images, size, seed):
     "Endless (indices, batch [size, 3, H, W]), a new order each epoch."
+    size = min(size, max(len(images), 4))
     for epoch in itertools.count():
         order = images.shuffled(rng("student", "order", seed, epoch))
         order = np.resize(order, math.ceil(len(images) / size) * size)
         yield from images.batches(size, epoch=epoch, order=order)
 
 def picture_batches(images, steps, size, seed=0):
-    "Yield `steps` times (indices [size], float32 [size, 3, H, W]) of an `ImageSet`: each picture once an epoch, a last short batch filled up from its beginning."
+    """Yield `steps` times (indices [size], float32 [size, 3, H, W]) of an `ImageSet`: each picture once an epoch, a last short batch
+    filled up from its beginning. No batch is larger than the set, or than 4 where the set is smaller than that."""
     return itertools.islice(_passes(images, size, seed), steps)
 
 # %% ../../nbs/46_models.student_teacher.ipynb #1e1366a7
@@ -95,8 +99,7 @@ class StudentDetector(FeatureDetector):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1: raise UserError(f"{self.method}: {name} is at least 1, not {getattr(self, name)}")
+        self.within(1, math.inf, "steps", "batch")
         if not self.learning_rate > 0: raise UserError(f"{self.method}: learning_rate is above 0, not {self.learning_rate}")
 
 def _watched_pictures(calibration):
@@ -117,7 +120,7 @@ class STFPM(StudentDetector):
     def _fit(self, train, calibration): _fit_pyramid(self, train, calibration)
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W], each picture judged alone."
-        with torch.inference_mode(): heat = torch.cat([product_map(self.distances(x), x.shape[-2:]).cpu() for x in check_pixels(images).split(1)])
+        with torch.inference_mode(): heat = torch.cat([product_map(self.distances(x), x.shape[-2:]).cpu() for x in images.split(1)])
         return heat.flatten(1).amax(1).double().numpy(), heat.numpy()
 
     def tensors(self): return self.student.state_dict()
@@ -134,7 +137,6 @@ def _pupil(d, images):
 
 def _distances(d, images, taught=None):
     "½‖t̂ − ŝ‖² float32 [B, h_i, w_i] of each stage; `taught`: the teacher's maps, if they are known already."
-    if not hasattr(d, "student"): raise UserError("stfpm has not been fitted yet; fit it or load a bundle")
     return [squared_distance(t, s) for t, s in zip(taught or d.network(images, d.used_stages), _pupil(d, images))]
 
 # %% ../../nbs/46_models.student_teacher.ipynb #dcc27cd1
@@ -250,22 +252,25 @@ def map_statistics(maps):
     covariance = cells.covariance if cells.rows > 1 else np.zeros((len(cells.mean),) * 2)
     return torch.from_numpy(cells.mean).float().view(1, -1, 1, 1), torch.from_numpy(covariance), (total / count).float()
 
+def deviations(variance):
+    "Standard deviations float64 [C] of channels with `variance` [C]; one that hardly varies counts as a thousandth of the mean."
+    std = variance.sqrt()
+    return std.clamp(min=max(1e-3 * float(std.mean()), 1e-3))
+
 def scaling(covariance, whiten=True):
     "float32 [C, C], to be multiplied with map minus mean: W D⁻¹ with D the standard deviations and W whitening the correlations, or D⁻¹ alone."
-    std = covariance.diagonal().sqrt()
-    std = std.clamp(min=max(1e-3 * float(std.mean()), 1e-3))
+    std = deviations(covariance.diagonal())
     return whitening(covariance / std[:, None] / std, 0.01) / std.float() if whiten else torch.diag(1 / std).float()
 
 # %% ../../nbs/46_models.student_teacher.ipynb #aa12ca7d
 def _check(d):
     "Refuse settings that no training could use."
     one_of(d.reference, ("student", "mean"), "reference of efficientad")
-    if not 0 <= d.warm <= 1: raise UserError(f"efficientad: warm lies in 0 … 1, not {d.warm}")
+    d.within(0, 1, "warm")
+    d.within(1, math.inf, "width", "teacher_steps")
     if not 0 <= d.hard < 1: raise UserError(f"efficientad: hard lies in 0 … 1, below 1, not {d.hard}")
     if d.window < 1 or d.window % 2 == 0: raise UserError(f"efficientad: window is odd and at least 1, not {d.window}")
     if not 0 <= d.rim < 0.5: raise UserError(f"efficientad: rim lies in 0 … 0.5, below 0.5, not {d.rim}")
-    for name in ("width", "teacher_steps"):
-        if getattr(d, name) < 1: raise UserError(f"efficientad: {name} is at least 1, not {getattr(d, name)}")
 
 # %% ../../nbs/46_models.student_teacher.ipynb #eabf30aa
 @dataclass(kw_only=True)
@@ -279,7 +284,7 @@ class EfficientADSettings(StudentDetector):
     whiten: bool = True             # backbone: decorrelate the channels of its map; False, as with every other teacher: scale each one (paper)
     hard: float = 0.999             # quantile of the squared differences above which they teach; 0 = all
     warm: float = 0.75              # share of the steps, at the beginning, in which all of them teach
-    rim: float = 0.125              # share of each side whose cells are not judged (paper: 1/16)
+    rim: float = 0.0625             # share of each side whose cells are not judged
     window: int = 3                 # cells a side over which the differences are averaged, odd (paper: 1)
     reference: str = "student"      # "student", or "mean": distance to the mean OK map, no student
     bf16: bool = True               # train in bfloat16 where the device computes in it
@@ -305,17 +310,14 @@ class EfficientAD(EfficientADSettings):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W], each picture judged alone."
         return _predict(self, images)
 
-    def tensors(self): return _models(self).state_dict() | {name: getattr(self, name) for name in ("mean", "scaling", "mean_map")}
+    def tensors(self): return self.models.state_dict() | {name: getattr(self, name) for name in ("mean", "scaling", "mean_map", "level")}
     def restore(self, tensors):
+        self.level = tensors.pop("level")
         for name in ("mean", "scaling", "mean_map"): setattr(self, name, tensors.pop(name).to(resolve_device(self.device)))
         _build_models(self)
         self.models.load_state_dict(tensors)
 
 # %% ../../nbs/46_models.student_teacher.ipynb #c3cd885d
-def _models(d):
-    if not hasattr(d, "models"): raise UserError("efficientad has not been fitted yet; fit it or load a bundle")
-    return d.models
-
 def _build_models(d):
     "Untrained networks of `d`, in `d.models`; their weights depend on the seed alone. Student and autoencoder only where they are asked."
     channels, (teacher_channels, teacher_width) = d.facts["channels"], d.facts["teacher"]
@@ -405,35 +407,51 @@ def _train(d, learn, calibration, kept):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #3ff4da74
 def _fit(d, train, calibration):
-    "Teacher, training, quantiles of held-out OK pictures."
+    "Teacher, training, and on held-out OK pictures: levels, quantiles, and how much is explained."
     learn, held = hold_out(train, d.seed)
     _make_teacher(d, learn)
     kept = _measure(d, learn)
     if d.reference == "student": _train(d, learn, calibration, kept)
     held = d.as_judged(held.evenly(200))
-    maps = zip(*[_maps(d, batch) for _, batch in held.batches(1, progress="held-out pictures")])
-    d.facts |= {"held_out": min(len(held), len(train) - len(learn)), "quantiles": [map_quantiles(torch.cat(kind)) for kind in maps]}
+    maps = [torch.cat(kind) for kind in zip(*[_maps(d, batch) for _, batch in held.batches(1, progress="held-out pictures")])]
+    d.level = torch.stack([border_level(kind) for kind in maps])
+    d.facts |= {"held_out": min(len(held), len(train) - len(learn)), "explained": explained(d, held.evenly(20)),
+                "quantiles": [map_quantiles(levelled(kind, level)) for kind, level in zip(maps, d.level)]}
+
+# %% ../../nbs/46_models.student_teacher.ipynb #de590fe1
+def explained(d, images):
+    """Share of the variance of the teacher's own channels on the pictures of an `ImageSet` that is explained by the student (or the mean
+    map), mean over the channels: 1 for all of it, 0 for no more than a constant explains."""
+    back, sums = torch.linalg.inv(d.scaling.cpu().double()), []
+    own = lambda m: torch.einsum("dc,bchw->bdhw", back, m.cpu().double())
+    for _, picture in images.batches(1):
+        T, S = _pairs(d, picture)[0]
+        seen, missed = own(T), own(T - S)
+        sums.append(torch.stack([m.mean((0, 2, 3)) for m in (seen, seen.square(), missed.square())]))
+    mean, square, missed = torch.stack(sums).mean(0)
+    return float(1 - (missed / deviations((square - mean ** 2).clamp(min=0)).square()).mean())
 
 # %% ../../nbs/46_models.student_teacher.ipynb #58f2be42
 def _rim(d): return [int(d.rim * n) for n in d.facts["grid"]]
 
-def _maps(d, images):
-    "Cell maps [B, h, w] of pictures within the rim, before normalising: [local, global], or [distance to the mean map]."
+def _pairs(d, images):
+    "What is compared: [(T, S), (A, S')], or [(T, mean map)]; each [B, C, h, w]."
     with torch.no_grad():
-        if d.reference == "mean": pairs = [(_teacher(d, images), _scaled(d, d.mean_map))]
-        else:
-            T, S, A, S_ = _differences(d, images)
-            pairs = [(T, S), (A, S_)]
+        if d.reference == "mean": return [(_teacher(d, images), _scaled(d, d.mean_map))]
+        T, S, A, S_ = _differences(d, images)
+        return [(T, S), (A, S_)]
+
+def _maps(d, images):
+    "Cell maps [B, h, w] of pictures within the rim, before levelling: [local, global], or [distance to the mean map]."
     (rows, columns), (h, w) = _rim(d), d.facts["grid"]
-    inner = [(a - b).square().mean(1, keepdim=True)[..., rows:h - rows, columns:w - columns] for a, b in pairs]
+    inner = [(a - b).square().mean(1, keepdim=True)[..., rows:h - rows, columns:w - columns] for a, b in _pairs(d, images)]
     return [F.avg_pool2d(m, d.window, 1, d.window // 2, count_include_pad=False)[:, 0].cpu() for m in inner]
 
 # %% ../../nbs/46_models.student_teacher.ipynb #0b708dba
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W], each picture judged alone."
-    _models(d)
-    def one(x): return torch.stack([normalise_map(m, q) for m, q in zip(_maps(d, x), d.facts["quantiles"])]).mean(0)
-    cells = torch.cat([one(x) for x in check_pixels(images).split(1)])
+    def one(x): return torch.stack([normalise_map(levelled(m, level), q) for m, level, q in zip(_maps(d, x), d.level, d.facts["quantiles"])]).mean(0)
+    cells = torch.cat([one(x) for x in images.split(1)])
     rows, columns = _rim(d)
     cells = F.pad(cells[:, None], (columns, columns, rows, rows), mode="replicate")
     heat = F.interpolate(cells, size=images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
