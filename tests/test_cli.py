@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import thesis_ad as thesis_ad_package
+from thesis_ad import cli
 from thesis_ad.settings import rng
 
 FAST = ["--set", "size=64", "--set", "cells=16,16", "--set", "steps=20"]
@@ -92,6 +93,16 @@ def test_a_picture_of_floats_that_are_no_grey_values_is_skipped(mvtec_folder, tm
 def test_what_does_not_fit_into_memory_is_said_in_a_sentence(mvtec_folder, tmp_path):
     refused(thesis_ad("fit", "featcae", mvtec_folder, "-o", tmp_path / "b", "--set", "size=64", "--set", "latent=30000000"), "not enough memory")
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("error, code", [(MemoryError(), 2), (MemoryError("\nx"), 2), (RuntimeError("CUDA out of memory. Tried"), 2),
+                                         (TypeError("required, not memoryview"), 1), (KeyError("in_memory"), 1), (RuntimeError("/data/memory_cards/1.png"), 1)])
+def test_only_a_lack_of_memory_is_called_one(error, code, monkeypatch, capsys):
+    def fails(*arguments, **options): raise error
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit) as end: cli.main(["methods"])
+    said = capsys.readouterr().err
+    assert end.value.code == code and ("not enough memory" in said) == (code == 2) and ("internal error" in said) == (code == 1) and len(said.splitlines()) == 1, said
 
 
 def test_a_line_break_in_a_name_breaks_no_line(bundle, mvtec_folder):

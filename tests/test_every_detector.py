@@ -128,6 +128,23 @@ def test_what_has_not_learned_neither_judges_nor_is_saved(name, tmp_path):
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fit_that_was_interrupted_leaves_nothing_that_judges(name, tmp_path, monkeypatch):
+    "Also where an earlier fit had ended well: half of another model is none."
+    detector = small(name).fit(ImageSet.from_arrays(pictures(4)))
+    def interrupted(self, images): raise KeyboardInterrupt
+    monkeypatch.setattr(type(detector), "predict", interrupted)
+    with pytest.raises(KeyboardInterrupt): detector.fit(ImageSet.from_arrays(pictures(4, "others")))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="has not been fitted yet"): detector.predict(torch.rand(1, 3, 64, 96))
+    with pytest.raises(UserError, match="has not been fitted yet"): detector.save(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("name", ["efficientad", "stfpm", "featcae", "dfr"])
+def test_a_fit_that_diverges_in_its_last_step_is_refused(name):
+    with pytest.raises(UserError, match="diverged.*learning_rate"): small(name, steps=1, learning_rate=1e30).fit(ImageSet.from_arrays(pictures(4)))
+
+
 def test_a_bundle_of_another_format_is_said_to_be_one(fitted, tmp_path):
     "Whatever else differs: fields, files, seal."
     path = fitted("gaussian").save(tmp_path / "bundle")
@@ -156,6 +173,7 @@ def test_a_class_of_this_session_goes_before_the_exported_one():
     ("patchcore", {"candidates": 0}, "candidates"), ("patchcore", {"projection": -1}, "projection"), ("patchcore", {"cap": -1}, "cap"), ("patchcore", {"ratio": 2}, "ratio"),
     ("padim", {"eps": 0}, "eps"), ("gaussian", {"eps": -0.1}, "eps"), ("featcae", {"rows_per_step": 1}, "rows_per_step"), ("dfr", {"rows_per_step": 1}, "rows_per_step"),
     ("dfr", {"learning_rate": 0}, "learning_rate"), ("padim", {"channels": -1}, "channels"), ("patchcore", {"overlap": 1.5}, "overlap"), ("patchcore", {"overlap": -0.1}, "overlap"),
+    ("patchcore", {"size": "64,6000000000"}, "1 to 100,000"), ("patchcore", {"canvas": 10**7}, "canvas"), ("patchcore", {"sigma": True}, "sigma"),
     ("patchcore", {"canvas": "1,2,3"}, r"not \(1, 2, 3\)"), ("vae", {"blur": 1e9}, "blur"), ("patchcore", {"sigma": "nan"}, "sigma"), ("patchcore", {"sigma": "inf"}, "sigma"),
     *((name, {"sigma": value}, "sigma lies in 0 … 1000") for name in ("patchcore", "padim", "gaussian") for value in (-1, 1e9))])
 def test_settings_that_cannot_work_are_refused_in_a_sentence(name, settings, words):
@@ -164,6 +182,7 @@ def test_settings_that_cannot_work_are_refused_in_a_sentence(name, settings, wor
 
 def test_a_number_is_taken_as_people_write_it():
     assert [create("patchcore", overlap=text).overlap for text in (".3", "3e-1", "0.3", 0.3)] == [0.3] * 4 and create("patchcore", sigma="4").sigma == 4.0
+    assert create("padim", named_channels=" [1, 2] ").named_channels == create("padim", named_channels="1,2").named_channels == (1, 2)
 
 
 def test_a_student_that_would_see_one_cell_a_step_is_refused_before_it_trains():

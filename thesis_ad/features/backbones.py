@@ -238,10 +238,10 @@ def _maps(backbone, images, wanted):
     return [cut(m, edge // backbone.strides[i]) if edge and not backbone.keep_margin else m.contiguous() for i, m in zip(wanted, maps)]
 
 def _read(file, channels):
-    "The map [1, channels, h, w] in `file`, or None where there is none or it is damaged."
+    "The map [1, channels, h, w] in `file`, or None where nothing of that kind can be read."
     try: found = torch.from_numpy(np.load(file))
     except Exception: return None           # numpy says so in many ways
-    return found if found.dtype == torch.float32 and found.ndim == 4 and found.shape[:2] == (1, channels) else None
+    return found if found.dtype == torch.float32 and found.ndim == 4 and found.shape[:2] == (1, channels) and found.numel() and torch.isfinite(found).all() else None
 
 def _one(backbone, image, wanted):
     "The maps of the `wanted` stages of one image [1, 3, H, W] on the CPU, from the disk where they are kept."
