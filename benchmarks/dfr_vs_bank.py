@@ -8,7 +8,8 @@ differ in their seed alone.
 
 Measured with the crop on splits 0, 1 and 2 (elpv_mono, default settings; difference with a 95 % interval over blocks): dfr 0.952, 0.875
 and 0.943, bank 0.948, 0.878 and 0.946, difference +0.005 (-0.011 to 0.031), -0.003 (-0.048 to 0.027) and -0.002 (-0.016 to 0.002).
-Splits differ far more than the two detectors do. With the levelled border it has not been measured yet.
+Splits differ far more than the two detectors do. With the border levelled, split 0 alone has been measured: dfr 0.956, bank 0.957,
+difference -0.002 (-0.024 to 0.009).
 """
 import argparse
 
