@@ -91,7 +91,7 @@ def test_a_picture_of_floats_that_are_no_grey_values_is_skipped(mvtec_folder, tm
 
 
 def test_what_does_not_fit_into_memory_is_said_in_a_sentence(mvtec_folder, tmp_path):
-    refused(thesis_ad("fit", "featcae", mvtec_folder, "-o", tmp_path / "b", "--set", "size=64", "--set", "latent=30000000"), "not enough memory")
+    refused(thesis_ad("fit", "featcae", mvtec_folder, "-o", tmp_path / "b", "--set", "size=64", "--set", "latent=300000"), "not enough memory")
     assert not (tmp_path / "b").exists()
 
 

@@ -108,8 +108,10 @@ class Detector(Preparation):
         self.data_key, self.trained_on = train.key, picture_numbers(train)
         if self.native_aspect: self.input_size = native_size(self.size, [train.shape(i) for i in range(len(train))])
         try:
-            with kept_features(): self._fit(self.prepare(train, training=True), None if calibration is None or not len(calibration) else self.prepare(calibration))
-            if not np.isfinite(self.predict(self.prepare(train)[0][None])[0]).all():
+            with kept_features():
+                self._fit(self.prepare(train, training=True), None if calibration is None or not len(calibration) else self.prepare(calibration))
+                first, _ = self.predict(self.prepare(train)[0][None])
+            if not np.isfinite(first).all():
                 raise UserError(f"{self.method} has diverged: it gives no finite score for {train.paths[0]}, which it has learned from; try a smaller learning_rate")
         except BaseException:
             self.data_key = ""          # it has not learned
