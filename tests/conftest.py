@@ -1,10 +1,14 @@
 """Fixtures shared by the tests: one thread, a cache of their own, and small datasets on disk."""
+import atexit
 import os
+import shutil
 import tempfile
 
 # Set before torch is imported, and for every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("THESIS_AD_CACHE", tempfile.mkdtemp(prefix="thesis_ad_test_cache_"))
+if "THESIS_AD_CACHE" not in os.environ:
+    os.environ["THESIS_AD_CACHE"] = tempfile.mkdtemp(prefix="thesis_ad_test_cache_")
+    atexit.register(shutil.rmtree, os.environ["THESIS_AD_CACHE"], ignore_errors=True)
 
 import numpy as np
 import pytest

@@ -116,6 +116,7 @@ def test_predict_takes_any_number_type_and_refuses_what_is_no_batch(name, fitted
     batch = next(fitted(name).prepare(test_set).batches(2))[1]
     scores = fitted(name).predict(batch)[0]
     assert (fitted(name).predict(batch.double())[0] == scores).all() and (fitted(name).predict(batch.numpy())[0] == scores).all()
+    assert (fitted(name).predict(batch.flip(3).numpy()[..., ::-1])[0] == scores).all()          # negative strides
     for wrong in (batch[:0], batch[0], batch[:, :1]):
         with pytest.raises(UserError, match=r"\[B, 3, H, W\]"): fitted(name).predict(wrong)
     with pytest.raises(UserError, match="floating-point numbers in 0 … 1, not uint8"): fitted(name).predict((255 * batch).byte())

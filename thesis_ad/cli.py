@@ -240,7 +240,7 @@ def main(arguments=None):
         print(f"thesis-ad: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"thesis-ad: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        print(f"thesis-ad: {_one_line(f'{error.strerror or error}' + (f': {error.filename}' if error.filename else ''))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt: sys.exit(130)
     except Exception as error:

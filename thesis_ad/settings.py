@@ -112,7 +112,7 @@ class Profile:
     autoencoder_epochs: int = 25
     dfr_cells: tuple = (64, 64)         # map size of DFR: image // cells is the pooling stride
     dfr_cells_fine: tuple = (85, 85)    # the finer of the two map sizes compared
-    dfr_steps: int = 400                # steps on cached feature rows
+    dfr_steps: int = 800                # steps on cached feature rows
     dfr_training: str = "rows"          # "rows" (cached feature rows) or "maps" (whole maps, as the thesis trains)
     dfr_epochs: int = 150               # epochs when training on whole maps
     dfr_level: bool = True              # the border measured by OK cells as far from the sides; False: the thesis's crop
@@ -122,7 +122,7 @@ class Profile:
     dfr_attention_level: bool = False
     cae_l1_epochs: int = 12
     vae_epochs: int = 12
-    featcae_steps: int = 500
+    featcae_steps: int = 1000
     stfpm_steps: int = 75
     efficientad_steps: int = 150
     efficientad_width: int = 32

@@ -31,13 +31,13 @@ def _palette_png(figure, path):
     figure.savefig(canvas, dpi=100, format="png")
     Image.open(canvas).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)
 
-def _show(figure, path):
-    "In a notebook, show the file that was written instead of drawing the figure once more."
+def _show(figure, path, caption):
+    "In a notebook, show the file that was written, above its caption, instead of drawing the figure once more."
     shell = sys.modules.get("IPython")
     if shell is None or shell.get_ipython() is None: return
-    from IPython.display import Image as Picture, display
+    from IPython.display import Image as Picture, Markdown, display
     plt.close(figure)
-    display(Picture(filename=path))
+    display(Picture(filename=path), Markdown(f"*{caption}*"))
 
 @dataclass
 class Results:
@@ -59,7 +59,7 @@ class Results:
         "Write a matplotlib figure and its provenance; `caption` says what to see."
         path = self.folder / f"{name}.png"
         with atomic_write(path) as part: _palette_png(figure, part)
-        _show(figure, path)
+        _show(figure, path, caption)
         datasets = self.profile.datasets if datasets is None else datasets
         write_json(path.with_suffix(".json"), {"caption": caption} | self.provenance(datasets))
 
@@ -162,19 +162,20 @@ def outline(ax, mask, colour=NOK_COLOUR):
     "Draw the border of a mask, if there is one."
     if mask is not None and mask.any(): ax.contour(mask, levels=[0.5], colors=[colour], linewidths=0.9)
 
-def plot_maps(images, masks, maps, scores=None, width=1.6, titles=None):
-    "Figure: a row of pictures under their `titles` and, below, a row for each method in `maps` (name -> list of anomaly maps), black at the row's median."
+def plot_maps(images, masks, maps, scores=None, width=1.6, titles=None, title=None):
+    "Figure `title`: a row of pictures under their `titles` and, below, a row for each method in `maps` (name -> list of anomaly maps), black at the row's median."
     figure, axes = plt.subplots(1 + len(maps), len(images), figsize=(width * len(images), width * (1 + len(maps))), squeeze=False, layout="constrained")
-    for ax, image, mask, title in zip(axes[0], images, masks, titles or [""] * len(images)):
-        ax.imshow(image); outline(ax, mask); ax.set_title(title, fontsize=7, pad=2)
+    for ax, image, mask, kind in zip(axes[0], images, masks, titles or [""] * len(images)):
+        ax.imshow(image); outline(ax, mask); ax.set_title(kind, fontsize=7, pad=2)
     for row, (name, heats) in zip(axes[1:], maps.items()):
         low, high = np.quantile(np.concatenate([heat.ravel() for heat in heats]), (0.5, 0.999))
         for i, (ax, heat, mask) in enumerate(zip(row, heats, masks)):
             shown = ax.imshow(heat, cmap="inferno", vmin=low, vmax=high); outline(ax, mask, "w")
             if scores is not None: ax.set_title(f"{scores[name][i]:.3g}", fontsize=7, pad=2)
         row[0].set_ylabel(name, fontsize=8)
-        figure.colorbar(shown, ax=row, aspect=12, pad=0.01).set_ticks([low, high], labels=["median", "99.9 %"], fontsize=6)
+        figure.colorbar(shown, ax=row, aspect=12, pad=0.01).set_ticks([low, high], labels=["median", "99.9th\npercentile"], fontsize=6)
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
+    if title: figure.suptitle(title, fontsize=9)
     return figure
 
 # %% ../../nbs/62_evaluation.figures.ipynb #c7d4d5ee

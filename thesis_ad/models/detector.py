@@ -37,7 +37,7 @@ def checked(predict):
     @functools.wraps(predict)
     def look_first(self, images):
         check_fitted(self)
-        images = torch.as_tensor(images)
+        images = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)     # a flipped array has negative strides
         if not images.is_floating_point(): raise UserError(f"pixels are floating-point numbers in 0 … 1, not {str(images.dtype).removeprefix('torch.')}")
         return predict(self, check_pixels(images.float()))
     return look_first

@@ -250,7 +250,7 @@ class DFR(Detector):
     standardise: bool = True        # each channel by mean and standard deviation of the training rows
     augment: bool = True            # vary training pictures
     training: str = "rows"          # "rows" from a cache, or "maps": whole pictures, as the thesis trains
-    steps: int = 500                # rows: training steps …
+    steps: int = 800                # rows: training steps …
     rows_per_step: int = 2048
     row_limit: int = 200_000        # … and rows in the cache
     passes: int = 2                 # rows: augmented passes over the pictures, if `augment`

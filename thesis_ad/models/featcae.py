@@ -42,7 +42,7 @@ class FeatCAE(FeatureDetector):
     window: int = 3                 # cells a side of the average, without padding
     latent: int = 50
     standardise: bool = True        # each channel by mean and standard deviation of the training rows
-    steps: int = 500                # of training …
+    steps: int = 1000               # of training …
     rows_per_step: int = 2048
     row_limit: int = 200_000        # … and rows in the cache
     passes: int = 2                 # augmented passes over the pictures, if `augment`

@@ -93,7 +93,7 @@ def train_student(network, loss, batches, steps, held_out, learning_rate=1e-3, n
 @dataclass(kw_only=True)
 class StudentDetector(FeatureDetector):
     "A detector whose student learns from stages of a frozen backbone."
-    steps: int = 75                 # training steps …
+    steps: int = 300                # training steps …
     batch: int = 4                  # … and pictures a step
     learning_rate: float = 2e-3     # of Adam, at its highest
 
