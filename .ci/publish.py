@@ -13,6 +13,7 @@ import nbformat
 import pandas as pd
 from PIL import Image
 
+from thesis_ad.evaluation.figures import percent
 from thesis_ad.settings import get_profile
 
 root = Path(__file__).resolve().parents[1]
@@ -45,7 +46,7 @@ def central_result(metrics):
 
 def table_of(rows, values):
     "A line a method in the order of `values`: `value [low, high]` on each dataset, in percent."
-    text = rows.assign(text=[f"{100 * v:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for v, a, b in zip(rows.value, rows.ci_low, rows.ci_high)])
+    text = rows.assign(text=[percent(*row) for row in zip(rows.value, rows.ci_low, rows.ci_high)])
     table = text.pivot(index="method", columns="dataset", values="text").loc[values.index, values.columns]
     lines = ["| method, by the mean of its row | " + " | ".join(f"{name} ({kind})" for name, kind in SETS.items()) + " |", "|---" * (1 + len(SETS)) + "|"]
     return "\n".join(lines + ["| " + " | ".join((f"`{name}`", *row)) + " |" for name, row in zip(table.index, table.to_numpy())])
@@ -63,7 +64,7 @@ def points(value, low, high): return f"{100 * value:+.1f} [{100 * low:+.1f}, {10
 def highest():
     "The best single detector of each dataset, beside the one that the calibration split would have chosen."
     best = pd.read_csv(tables / "best_detectors.csv").set_index("dataset")
-    named = ", ".join(f"`{best.best_on_test[name]}` {100 * best.its_image_auroc[name]:.1f} on {name} (calibration would have chosen `{best.best_on_calibration[name]}`, {100 * best.its_test_image_auroc[name]:.1f})" for name in SETS)
+    named = ", ".join(f"`{best.best_on_test[name]}` {percent(best.its_image_auroc[name])} on {name} (calibration would have chosen `{best.best_on_calibration[name]}`, {percent(best.its_test_image_auroc[name])})" for name in SETS)
     return f"Highest single detectors on this test split, flattered by having been picked there: {named}."
 
 
@@ -84,7 +85,7 @@ def at_chance(rows, values):
 def on_elpv():
     "What is left on ELPV without its nearly all-bad blocks."
     left = pd.read_csv(tables / "elpv_without_bad_blocks_all.csv").set_index("method")
-    reads = lambda name: "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * left.loc[name, ["without nearly all-bad blocks", "ci_low", "ci_high"]]))
+    reads = lambda name: percent(*left.loc[name, ["without nearly all-bad blocks", "ci_low", "ci_high"]])
     above = ", ".join(f"`{name}`" for name in left.index if left.ci_low[name] > 0.5) or "none"
     return (f"Most NOK cells of ELPV lie in a few nearly all-bad blocks. Without these, {left['NOK kept'].iloc[0]} NOK cells are left: `dfr` reads {reads('dfr')}, `autoencoder` {reads('autoencoder')}; "
             f"above 50 beyond the interval: {above} ([all detectors](figures/demo/tables/elpv_without_bad_blocks_all.csv)).")
@@ -96,7 +97,7 @@ def on_schedules():
     long = pd.read_csv(root / "benchmarks" / "schedules.csv").query("dataset == @name and factor == 4").set_index("method")
     steps = {method: next(getattr(demo, field) for field in (f"{method}_steps", f"{method}_epochs") if hasattr(demo, field)) for method in long.index}
     gains = ", ".join(f"{points(*row[['difference', 'low', 'high']])} points for `{method}`" for method, row in long.iterrows() if row.steps_or_epochs == 4 * steps[method] and row.low > 0)
-    return f"Trained detectors have short schedules in this profile, so the order is that of the profile: four times the steps bring {gains} on {name} ([what was measured](benchmarks/schedules.csv))."
+    return f"Trained detectors have short schedules in this profile, so the order is that of the profile: four times the steps bring {gains or 'nothing that can be told'} on {name} ([what was measured](benchmarks/schedules.csv))."
 
 
 for target in sorted((root / "nbs" / "evaluation").glob("*.ipynb")):
