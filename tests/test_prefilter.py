@@ -11,6 +11,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from thesis_ad.data import prefilter
+from thesis_ad.data.datasets import _recipe
+from thesis_ad.data.manifest import read_manifest
 from thesis_ad.data.prefilter import BLUR_RADIUS, DEFECTS, RECIPES, ZOOMS, Part, parse_name, recipe_table, render, render_dataset
 from thesis_ad.files import read_image, read_mask
 from thesis_ad.settings import UserError
@@ -109,8 +111,27 @@ def test_sizes_of_the_sets():
     assert full[0][full[0].label == 0].group.nunique() == 450 and full[0][full[0].label == 1].group.nunique() == 35
     assert tables["prefilter_a"].groupby("split").size().to_dict() == {"train": 100, "calibration": 60, "test": 144}
     assert set(recipe_table(RECIPES["prefilter_a"].first(3)).path) < set(tables["prefilter_a"].path), "a small set is no subset"
-    shared = tables["prefilter_a"].drop_duplicates("group").set_index("group").part_seed
-    assert shared.equals(tables["prefilter_b"].drop_duplicates("group").set_index("group").part_seed), "A and B show different parts"
+
+
+def shared(one, other):
+    "The columns in which two tables of a recipe have a value in common, of those that identify a part, a capture or a file."
+    stamps = lambda table: set(table.path.map(parse_name).str[1])
+    return [name for name in ("path", "group", "part_seed") if set(one[name]) & set(other[name])] + ["time stamp"] * bool(stamps(one) & stamps(other))
+
+
+def test_a_and_b_show_different_parts():
+    a, b = ([recipe_table(RECIPES[name]) for name in (f"prefilter_{which}", f"prefilter_{which}_full")] for which in "ab")
+    for one in a:
+        for other in b: assert shared(one, other) == []
+    same_seed = recipe_table(dataclasses.replace(RECIPES["prefilter_b"], seed=RECIPES["prefilter_a"].seed))
+    assert shared(a[0], same_seed) == ["group", "part_seed", "time stamp"], "a part that both sets show is not noticed"
+    traits = [prefilter._traits(int(table.part_seed[0])) for table in (a[0], b[0])]
+    assert traits[0].scale != traits[1].scale and not np.array_equal(traits[0].texture, traits[1].texture)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_manifest_holds_the_recipe(name):
+    assert _recipe(read_manifest(name)) == RECIPES[name]
 
 
 @pytest.mark.parametrize("kind", DEFECTS)
@@ -201,3 +222,4 @@ def test_bad_arguments_are_named():
     with pytest.raises(UserError, match="orientation"): render(Part(1), 7, 0)
     with pytest.raises(UserError, match="defect"): render(Part(1, "dent"), 0, 0)
     with pytest.raises(UserError, match="32 pixels"): render(Part(1), 0, 0, size=8)
+    with pytest.raises(UserError, match="0 to 999"): dataclasses.replace(TINY, seed=1000)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ZOOMS', 'ORIENTATIONS', 'DEFECTS', 'RIBS', 'MESH', 'BOSS', 'CEILING', 'BARS', 'TILE', 'BLUR_RADIUS', 'FINEST',
-           'ROLES', 'RECIPES', 'RENDERER', 'Part', 'render', 'parse_name', 'Recipe', 'recipe_table', 'render_dataset']
+           'ROLES', 'NUMBERS', 'RECIPES', 'RENDERER', 'Part', 'render', 'parse_name', 'Recipe', 'recipe_table',
+           'render_dataset']
 
 # %% ../../nbs/12_data.prefilter.ipynb #a30f371d
 import dataclasses, functools, json, math
@@ -354,6 +355,7 @@ def render(part, orientation, zoom, size=256, defects=True):
 
 # %% ../../nbs/12_data.prefilter.ipynb #a722dcda
 ROLES = {("train", "ok"): 1, ("calibration", "ok"): 5001, ("calibration", "nok"): 6001, ("test", "ok"): 7001, ("test", "nok"): 8001}
+NUMBERS = 10_000     # part numbers of a seed
 
 def _stamp(number, orientation):
     "Time stamp of a capture: one every 41 s, in the order of part numbers."
@@ -369,7 +371,7 @@ def parse_name(path):
 # %% ../../nbs/12_data.prefilter.ipynb #09accfa0
 @dataclass(frozen=True)
 class Recipe:
-    "What a rendered data set depends on: zooms, size in pixels, seed, numbers of parts, views of a part."
+    "What a rendered dataset depends on: zooms, size in pixels, seed (0 to 999), numbers of parts, views of a part."
     name: str = "prefilter_a"
     zooms: tuple = (0, 1)
     size: int = 256
@@ -384,18 +386,21 @@ class Recipe:
     test_views: int = 3
     nok_views: int = 0          # views of NOK parts where they differ from those of OK parts; 0: the same
 
+    def __post_init__(self):
+        if self.seed not in range(1000): raise UserError(f"the seed of a rendered dataset is 0 to 999, not {self.seed}")
+
     def first(self, parts):
         "The recipe with at most `parts` parts of each split and label: a subset of this one."
         counts = {f.name: min(getattr(self, f.name), parts) for f in dataclasses.fields(self) if f.name.endswith("_parts")}
         return dataclasses.replace(self, **counts)
 
 # %% ../../nbs/12_data.prefilter.ipynb #b7911262
-def _full(name, zooms):
-    return Recipe(name, zooms, size=512, train_parts=380, calibration_ok_parts=35, calibration_nok_parts=10,
+def _full(name, zooms, seed):
+    return Recipe(name, zooms, size=512, seed=seed, train_parts=380, calibration_ok_parts=35, calibration_nok_parts=10,
                   test_ok_parts=35, test_nok_parts=25, calibration_views=5, test_views=5, nok_views=7)
 
-RECIPES = {"prefilter_a": Recipe("prefilter_a", (0, 1)), "prefilter_b": Recipe("prefilter_b", (3, 4, 5)),
-           "prefilter_a_full": _full("prefilter_a_full", (0, 1)), "prefilter_b_full": _full("prefilter_b_full", (3, 4, 5))}
+RECIPES = {"prefilter_a": Recipe("prefilter_a", (0, 1), seed=0), "prefilter_b": Recipe("prefilter_b", (3, 4, 5), seed=1),
+           "prefilter_a_full": _full("prefilter_a_full", (0, 1), seed=0), "prefilter_b_full": _full("prefilter_b_full", (3, 4, 5), seed=1)}
 
 # %% ../../nbs/12_data.prefilter.ipynb #fabc394d
 def _orientations(recipe, split, label, index):
@@ -413,7 +418,7 @@ def recipe_table(recipe):
     rows = []
     for (split, label), first in ROLES.items():
         for index in range(getattr(recipe, f"{split}_parts" if split == "train" else f"{split}_{label}_parts")):
-            number = first + index
+            number = NUMBERS * recipe.seed + first + index
             part_seed = int(rng("prefilter part", recipe.seed, split, label, index).integers(2**31))
             defect = DEFECTS[index % 3] if label == "nok" else "good"
             for orientation in _orientations(recipe, split, label, index):
