@@ -1,5 +1,7 @@
 """PatchCore here beside an independent one, anomalib's `PatchcoreModel`, on the same weights and the very same input pixels.
 
+The images are development data: the calibration split of elpv_mono, and the labelled test images of a folder such as cookies.
+
 anomalib wants an environment of its own (pip install anomalib==2.7.0), so the work has three parts that hand over in the folder WORK:
 
     python benchmarks/anomalib_agreement.py --dump WORK --data cookies                        # ours: pixels, weights, banks, scores, maps
@@ -44,7 +46,7 @@ def dump(folder, options):
     from thesis_ad.features.backbones import load_model
     from thesis_ad.models.detector import create
     data = open_dataset(options.data)
-    ok, nok = some(data.test.ok(), options.ok), some(data.test.nok(), options.nok)
+    ok, nok = some(data.development.ok(), options.ok), some(data.development.nok(), options.nok)
     settings = {"lengths": "raw", "cap": 0, "ratio": options.ratio, "score": "paper", "neighbours": 9, "sigma": 4.0, "size": (options.size,) * 2, "device": "cpu"}
     first = create("patchcore", **settings)
     train, raw = some(data.train, options.train), [(images, i) for images in (ok, nok) for i in range(len(images))]

@@ -31,7 +31,7 @@ SIZES = ((256, 256), (1024, 1024), (2000, 1334), (4000, 2668))      # (height, w
 
 
 def enlarged(images, size, folder):
-    "An `ImageSet` of the first `PICTURES` pictures at `size`, as files in `folder`."
+    "An `ImageSet` of the first `PICTURES` images at `size`, as files in `folder`."
     images = images.take(range(PICTURES))
     for i in range(PICTURES): Image.fromarray(np.ascontiguousarray(resize(images.picture(i), size))).save(folder / f"{i}.png")
     return ImageSet(images.table.assign(path=[f"{i}.png" for i in range(PICTURES)], height=size[0], width=size[1], sha256=[sha256(folder / f"{i}.png") for i in range(PICTURES)]), folder)
@@ -68,7 +68,7 @@ def main():
                 for size in SIZES:
                     queue, pictures = context.Queue(), Path(folder) / f"{size[0]}"
                     pictures.mkdir()
-                    process = context.Process(target=predict, args=(bundle, enlarged(data.test, size, pictures), queue))
+                    process = context.Process(target=predict, args=(bundle, enlarged(data.calibration, size, pictures), queue))
                     process.start()
                     seconds, peak = queue.get()
                     process.join()

@@ -179,7 +179,8 @@ def duplicates(splits, likeness):
 @functools.cache
 def _opened(name):
     data = open_dataset(name, size=64, parts=2, workers=1)
-    return {split: [images.picture(i) for i in range(len(images))] for split in SPLITS for images in [getattr(data, split)]}
+    splits = zip(SPLITS, (data.train, data.calibration, data.open_test()), strict=True)
+    return {split: [images.picture(i) for i in range(len(images))] for split, images in splits}
 
 
 def opened(name):

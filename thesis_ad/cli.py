@@ -149,7 +149,7 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
     pin_threads(threads)
     detector, opened = load_bundle(bundle, device), _open(data)
     check_writable(out)
-    scores, metrics, defects = evaluate(detector, opened.test, opened.name, progress="scoring")
+    scores, metrics, defects = evaluate(detector, opened.open_test(), opened.name, progress="scoring")
     for name, table in (("scores", scores), ("metrics", metrics), ("per_defect", defects)): write_csv(table, out / f"{name}.csv")
     _report_skipped(opened)
     _print_table(metrics[["metric", "value", "ci_low", "ci_high", "n_ok", "n_nok"]])

@@ -133,7 +133,7 @@ def reproduce(profile_name="demo", only=None, workers=None, force=False, overrid
     runs, folder, workers = root / "runs" / profile.name, root / "figures" / profile.name, workers or os.cpu_count() or 1
     for name in profile.datasets:
         data = dataset_for(name, profile)
-        say(f"{name}: {len(data.train)} train, {len(data.calibration)} calibration, {len(data.test)} test{' (rendered)' if data.rendered else ''}")
+        say(f"{name}: {len(data.train)} train, {len(data.calibration)} calibration, {(data.table.split == 'test').sum()} test{' (rendered)' if data.rendered else ''}")
     keys = {stem: notebook_key(root / "nbs" / "evaluation" / f"{stem}.ipynb", profile) for stem in stems}
     due = [stem for stem in stems if force or not is_current(runs / f"{stem}.json", keys[stem], folder, stem)]
     say(f"{len(due)} of {len(stems)} notebooks to run")

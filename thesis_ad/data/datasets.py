@@ -299,7 +299,7 @@ def inspect_files(table, root, what="pictures", quiet=False):
 # %% ../../nbs/13_data.datasets.ipynb #276db3ee
 @dataclass(frozen=True)
 class Dataset:
-    "Image sets `train`, `calibration`, `test` of one dataset, opened and checked when first asked for."
+    "Image sets `train` and `calibration` of one dataset, and the sealed `test`; opened and checked when first asked for."
     name: str
     root: Path
     table: pd.DataFrame
@@ -308,10 +308,11 @@ class Dataset:
     enhance: bool = False                                      # whether its pictures are enhanced by default
     key: str = ""                                              # hash of recipe and labels, or of the table
     skipped: list = field(default_factory=list)                # broken files, named
+    published: bool = False                                    # a dataset of the manifest, on whose test split results are reported
 
     train = cached_property(lambda self: self._open("train"))
     calibration = cached_property(lambda self: self._open("calibration"))
-    test = cached_property(lambda self: self._open("test"))
+    _sealed = cached_property(lambda self: self._open("test"))
 
     def with_train(self, count):
         "The same dataset with at most `count` training pictures, evenly spaced over its table; 0 keeps all."
@@ -328,6 +329,21 @@ class Dataset:
         self.skipped.extend(skipped)
         if rows.empty: raise UserError(f"no {split} picture of {self.root} can be read; the first: {skipped[0]}")
         return ImageSet(rows, self.root)
+
+# %% ../../nbs/13_data.datasets.ipynb #3a86a3ac
+def _refuse(data):
+    "`Dataset.test`: a `UserError` that names the ways to it."
+    raise UserError(f"the test split of {data.name} is sealed: choose settings on data.calibration, and evaluate the detector you have chosen by thesis-ad evaluate or on data.open_test()")
+
+def _open_test(data):
+    "The image set `test`, to evaluate a finished detector; nothing may be chosen by what is seen there."
+    return data._sealed
+
+def _development(data):
+    "The image set to choose settings by: the calibration split of a dataset of the manifest, the test images of any other folder, which is development data from then on."
+    return data.calibration if data.published else data._sealed
+
+Dataset.test, Dataset.open_test, Dataset.development = property(_refuse), _open_test, property(_development)
 
 # %% ../../nbs/13_data.datasets.ipynb #58e744ba
 def open_folder(folder, calibration=None):
@@ -377,11 +393,11 @@ def open_dataset(name, size=256, parts=0, calibration=None, workers=None):
     manifest = read_manifest(name)
     if not manifest.rendered:
         table, root = _table(manifest), _package_root(manifest.recipe["package"])
-        return Dataset(name, root, table, manifest.licence, False, manifest.enhance, manifest.data_hash)
+        return Dataset(name, root, table, manifest.licence, False, manifest.enhance, manifest.data_hash, published=True)
     recipe = _recipe(manifest, size, parts)
     root = cache_dir() / "data" / f"{name}-{size}-{content_key(RENDERER, recipe.seed)}"
     table = render_dataset(recipe, root, workers=workers, progress=None)[COLUMNS]
-    return Dataset(name, root, table, manifest.licence, True, manifest.enhance, hash_table(table, dataclasses.asdict(recipe)))
+    return Dataset(name, root, table, manifest.licence, True, manifest.enhance, hash_table(table, dataclasses.asdict(recipe)), published=True)
 
 # %% ../../nbs/13_data.datasets.ipynb #2404d661
 def verify(name):

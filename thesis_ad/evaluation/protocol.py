@@ -155,15 +155,16 @@ def run(task):
 def _run(task):
     "See `run`."
     bundle, data = fit_cached(task)
+    test = data.open_test()
     def make(folder):
         detector = load_bundle(bundle, "cpu")
         write_json(folder / "seconds.json", {"predict": seconds_per_picture(detector, data.calibration)})
         with kept_features():
             calibration, _ = predict_set(detector, data.calibration)
-            tables = evaluate(detector, data.test, task.dataset, task.method, task.profile.seed, task.profile.replicates)
+            tables = evaluate(detector, test, task.dataset, task.method, task.profile.seed, task.profile.replicates)
         for name, table in zip(("scores", "metrics", "defects", "calibration"), (*tables, score_table(task.dataset, task.method, data.calibration, calibration))):
             table.to_csv(folder / f"{name}.csv", index=False)
-    key = content_key(evaluation_code(), bundle.parent.name, data.test.key, task.method, task.profile.seed, task.profile.replicates)
+    key = content_key(evaluation_code(), bundle.parent.name, test.key, task.method, task.profile.seed, task.profile.replicates)
     folder = cached("evaluations", key, make)
     seconds = json.loads((bundle.parent / "seconds.json").read_text()) | json.loads((folder / "seconds.json").read_text())
     read = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"group": str}) for name in ("scores", "calibration", "metrics", "defects")}
