@@ -1,4 +1,4 @@
-"""DFR's border on pictures from which no fit learns, the test pictures left alone: image AUROC on calibration splits, by what is done about the border.
+"""DFR's border on images from which no fit learns, the test split left sealed: image AUROC on calibration splits, by what is done about the border.
 
     OMP_NUM_THREADS=1 python benchmarks/border.py elpv_mono elpv_poly prefilter_a prefilter_b -o benchmarks/border.csv
 
@@ -7,8 +7,7 @@ in all three ways. A row a dataset and seed; a row that is there is not measured
 over parts.
 
 Measured once, three seeds (border.csv): whole 0.53, crop 0.80, levelled 0.63 on elpv_mono; 0.94, 0.91, 0.95 on elpv_poly; 0.72, 0.75, 0.76
-on prefilter_a; 0.87, 0.98, 0.98 on prefilter_b. Every interval of the gain holds 0; on the solar cells it is 47 to 64
-points wide, since either split has five modules.
+on prefilter_a. Every interval of the gain includes 0; on the solar cells it is 47 to 64 points wide, since either split has five modules.
 """
 import argparse
 from pathlib import Path

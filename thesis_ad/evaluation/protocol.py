@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VARIANTS', 'SCORE_COLUMNS', 'METRIC_COLUMNS', 'Task', 'base_method', 'settings_for', 'code_hash', 'evaluation_code',
            'fit_code', 'dataset_for', 'fit_cached', 'Evaluation', 'score_table', 'evaluate', 'seconds_per_picture',
-           'run', 'tasks_for', 'run_all', 'stack']
+           'run', 'on_calibration', 'tasks_for', 'run_all', 'stack']
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #9a85f76d
 import dataclasses, functools, json, re, time, warnings
@@ -169,6 +169,16 @@ def _run(task):
     seconds = json.loads((bundle.parent / "seconds.json").read_text()) | json.loads((folder / "seconds.json").read_text())
     read = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"group": str}) for name in ("scores", "calibration", "metrics", "defects")}
     return Evaluation(task.dataset, task.method, read["metrics"].backbone[0], task.profile.seed, **read, seconds=seconds, bundle=bundle)
+
+# %% ../../nbs/61_evaluation.protocol.ipynb #5c115065
+def on_calibration(task):
+    "(SCORE_COLUMNS of the calibration images, seconds of the fit) of a task; the test split stays sealed."
+    pin_threads(1)
+    try:
+        bundle, data = fit_cached(task)
+        with kept_features(): scores, _ = predict_set(load_bundle(bundle, "cpu"), data.calibration)
+        return score_table(task.dataset, task.method, data.calibration, scores), json.loads((bundle.parent / "seconds.json").read_text())["fit"]
+    finally: return_memory()
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #de9893ce
 def tasks_for(profile, names, datasets=None):
