@@ -14,7 +14,6 @@ import pandas as pd
 from PIL import Image
 
 from thesis_ad.evaluation.figures import percent
-from thesis_ad.settings import get_profile
 
 root = Path(__file__).resolve().parents[1]
 tables = root / "figures" / "demo" / "tables"
@@ -53,9 +52,9 @@ def table_of(rows, values):
 
 
 def sentences_on(rows, values):
-    "What the table says: the highest and the one to choose, fusion, chance, ELPV without its bad blocks, and the short schedules."
+    "What the table says: the highest and the one to choose, fusion, chance, and ELPV without its bad blocks."
     return "\n\n".join("\n".join(textwrap.wrap(text, 140, break_on_hyphens=False)) for text in (
-        " ".join((highest(), on_fusion(), at_chance(rows, values))), on_elpv(), on_schedules()))
+        " ".join((highest(), on_fusion(), at_chance(rows, values))), on_elpv()))
 
 
 def points(value, low, high): return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
@@ -89,15 +88,6 @@ def on_elpv():
     above = ", ".join(f"`{name}`" for name in left.index if left.ci_low[name] > 0.5) or "none"
     return (f"Most NOK cells of ELPV lie in a few nearly all-bad blocks. Without these, {left['NOK kept'].iloc[0]} NOK cells are left: `dfr` reads {reads('dfr')}, `autoencoder` {reads('autoencoder')}; "
             f"above 50 beyond the interval: {above} ([all detectors](figures/demo/tables/elpv_without_bad_blocks_all.csv)).")
-
-
-def on_schedules():
-    "What four times the steps bring to the trained detectors of the profile, where that is measured."
-    demo, name = get_profile("demo"), "prefilter_b"
-    long = pd.read_csv(root / "benchmarks" / "schedules.csv").query("dataset == @name and factor == 4").set_index("method")
-    steps = {method: next(getattr(demo, field) for field in (f"{method}_steps", f"{method}_epochs") if hasattr(demo, field)) for method in long.index}
-    gains = ", ".join(f"{points(*row[['difference', 'low', 'high']])} points for `{method}`" for method, row in long.iterrows() if row.steps_or_epochs == 4 * steps[method] and row.low > 0)
-    return f"Trained detectors have short schedules in this profile, so the order is that of the profile: four times the steps bring {gains or 'nothing that can be told'} on {name} ([what was measured](benchmarks/schedules.csv))."
 
 
 for target in sorted((root / "nbs" / "evaluation").glob("*.ipynb")):

@@ -4,6 +4,9 @@ The number of training images of the profile `demo` is chosen by this table, so 
 the table; settings are those of `demo`, so steps of training stay and epochs mean fewer steps with fewer images. Fits are kept in the cache folder.
 
     python benchmarks/training_pictures.py --out benchmarks/training_pictures.csv
+
+Measured once, one seed, gaussian and patchcore (training_pictures.csv): from 25 images to all, gaussian stays within 0.771-0.800 on elpv_mono and
+0.862-0.881 on prefilter_b, patchcore within 0.808-0.835 and 0.870-0.929. Each 95 % interval includes the values at the other three counts.
 """
 import argparse
 from pathlib import Path
