@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
     root.mkdir()
     for name in ("a", "b", "c"): write(root / f"{name}.png", seed=name)
     look = datasets._inspect
-    monkeypatch.setattr(datasets, "_inspect", lambda path: read.append(path.name) or look(path))
+    monkeypatch.setattr(datasets, "_inspect", lambda path, *rest: read.append(path.name) or look(path, *rest))
     return root, read
 
 
@@ -120,7 +120,7 @@ def test_decoded_pictures_are_shared_and_bounded(folder, monkeypatch):
     root, _ = folder
     table, _ = inspect_files(pd.DataFrame({"path": ["a.png", "b.png", "c.png"], "mask": ""}), root, quiet=True)
     reads, read = [], datasets.read_image
-    monkeypatch.setattr(datasets, "read_image", lambda path: reads.append(path.name) or read(path))
+    monkeypatch.setattr(datasets, "read_image", lambda path, *rest: reads.append(path.name) or read(path, *rest))
     monkeypatch.setattr(datasets, "_pictures", datasets._Pictures())
     images = ImageSet(table, root, size=(10, 15))
     first = [images.picture(i) for i in range(3)]

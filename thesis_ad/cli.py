@@ -8,7 +8,7 @@ __all__ = ['app', 'data_app', 'Out', 'Settings', 'Device', 'Seed', 'Threads', 'C
            'evaluate', 'calibrate', 'inspect', 'reproduce', 'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
-import json, os, platform, shutil, sys
+import json, os, platform, shutil, sys, warnings
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,14 +105,16 @@ def data_verify(name: Annotated[Optional[str], typer.Argument(help="A dataset of
     for one in [name] if name else manifest_names(): print(f"{one}: {verify(one)}")
 
 # %% ../nbs/90_cli.ipynb #52c76c94
-def _open(data, calibration=None):
+def _open(data, detector, calibration=None):
+    "The dataset, its files read as the detector reads them."
     from thesis_ad.data.datasets import open_dataset
-    return open_dataset(str(data), calibration=calibration)
+    return open_dataset(str(data), calibration=calibration).read(detector.reading)
 
 def _pictures(n): return f"{n} picture{'' if n == 1 else 's'}"
 def _one_line(text): return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 def _report_skipped(data):
+    for note in data.notes: print(f"note: {_one_line(note)}", file=sys.stderr)
     for line in data.skipped: print(f"skipped {_one_line(line)}", file=sys.stderr)
     if data.skipped: print(f"{_pictures(len(data.skipped))} skipped", file=sys.stderr)
 
@@ -125,7 +127,7 @@ def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad m
     pin_threads(threads)
     settings = {"seed": seed, **parse_settings(set)}
     detector = create(method, **{"device": device} | settings)
-    opened = _open(data, calibration)
+    opened = _open(data, detector, calibration)
     check_place(out)
     if "enhance" not in settings: detector.enhance = opened.enhance
     detector.fit(opened.train, opened.calibration)
@@ -147,7 +149,8 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
     from thesis_ad.evaluation.protocol import evaluate
     from thesis_ad.models.detector import load_bundle
     pin_threads(threads)
-    detector, opened = load_bundle(bundle, device), _open(data)
+    detector = load_bundle(bundle, device)
+    opened = _open(data, detector)
     check_writable(out)
     scores, metrics, defects = evaluate(detector, opened.open_test(), opened.name, progress="scoring")
     for name, table in (("scores", scores), ("metrics", metrics), ("per_defect", defects)): write_csv(table, out / f"{name}.csv")
@@ -179,7 +182,8 @@ def calibrate(bundle: Annotated[Path, typer.Argument(help="A bundle written by f
     from thesis_ad.decision.threshold import calibrate, calibration_pictures, describe
     from thesis_ad.models.detector import load_bundle, update_bundle
     pin_threads(threads)
-    detector, opened = load_bundle(bundle, device), _open(data, calibration)
+    detector = load_bundle(bundle, device)
+    opened = _open(data, detector, calibration)
     calibrate(detector, calibration_pictures(opened), method, per, pixel, progress="scoring", alpha=alpha, confidence=confidence, among=among, k=k, q=q)
     update_bundle(bundle, threshold=detector.threshold, sigmoid=detector.sigmoid)
     _report_skipped(opened)
@@ -235,7 +239,10 @@ NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")     
 
 def main(arguments=None):
     "Entry point of `thesis-ad`."
-    try: app(arguments, standalone_mode=True)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions: warnings.simplefilter("ignore")                 # what a library says to its callers is no word to a user
+            app(arguments, standalone_mode=True)
     except UserError as error:
         print(f"thesis-ad: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -280,7 +280,7 @@ def calibration_pictures(data):
         if not len(data.calibration): raise UserError(f"{data.root} has no calibration pictures")
         return data.calibration
     parts = [data.train, data.calibration]
-    return ImageSet(pd.concat([part.table for part in parts if len(part)], ignore_index=True), data.root)
+    return ImageSet(pd.concat([part.table for part in parts if len(part)], ignore_index=True), data.root, reading=data.train.reading)
 
 # %% ../../nbs/50_decision.threshold.ipynb #56c3729e
 PER = ("picture", "part")

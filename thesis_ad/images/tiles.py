@@ -61,7 +61,7 @@ def tiled(images, tile, overlap=0.25):
         rows += [(i, top, left) for top in tops for left in lefts]
     picture, top, left = np.array(rows, int).reshape(-1, 3).T
     table = images.table.iloc[picture].reset_index(drop=True).assign(picture=picture, top=top, left=left)
-    return TiledSet(table, images.root, images.size, images.transform, images.seed, images.arrays, tile=tuple(tile))
+    return TiledSet(table, images.root, images.size, images.transform, images.seed, images.arrays, images.reading, tile=tuple(tile))
 
 # %% ../../nbs/22_images.tiles.ipynb #8934eeb8
 class Blend:

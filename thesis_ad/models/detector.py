@@ -21,7 +21,7 @@ from tqdm import tqdm
 import thesis_ad
 from ..features.backbones import kept_features
 from ..features.patches import check_pixels
-from ..files import atomic_folder, atomic_write, check_writable, resize, sha256
+from ..files import Reading, atomic_folder, atomic_write, check_writable, resize, sha256
 from ..images.augmentation import Augment, Compose
 from ..images.enhancement import Enhance
 from ..images.tiles import Blend, canvas_size, tiled
@@ -55,6 +55,9 @@ class Preparation:
     enhance: bool = False           # CLAHE, gamma, unsharp mask, of all images but for …
     enhance_share: float = 1.0      # … training images, of which this fraction is enhanced (thesis: 0.15)
     augment: bool = False           # vary training images, before they are enhanced
+    white: float = 0.0              # the value that is white in files of more than 8 bits; 0: as the training files suggest
+    page: int = 1                   # which image of a file that holds several
+    max_pixels: int = 200_000_000   # files with more are refused
     seed: int = 0
     device: str = field(default="auto", metadata={"setting": False})    # where it runs, not what it is
 
@@ -67,6 +70,7 @@ class Preparation:
         if not 0 <= self.enhance_share <= 1: raise UserError(f"enhance_share is a fraction of the training images in 0 … 1, not {self.enhance_share}")
         if not 0 <= self.overlap < 1: raise UserError(f"overlap is at least 0 and below 1, not {self.overlap}")
         self.input_size = tuple(self.size)          # what `predict` is given; `fit` may change its shape
+        self.reading = Reading(self.white, self.page, self.max_pixels)      # how files are read; `fit` adds what is white
 
     def transform(self, training=False):
         "What happens to an image once it is resized, or None: augmentation in training, then enhancement."
@@ -74,8 +78,16 @@ class Preparation:
         if self.enhance: steps.append(Enhance(share=self.enhance_share if training else 1.0))
         return Compose(*steps) if steps else None
 
+    def read(self, images):
+        "The image set, its files read as those that this detector has learned from."
+        if not self.reading.white and images.white:
+            first = images.paths[(images.table.white > 0).to_numpy()][0]
+            raise UserError(f"{first} has more than 8 bits and the training images have not, so it is unknown which value is white; fit with a white (--set white=65535)")
+        return images.view(reading=self.reading)
+
     def prepare(self, images, training=False):
-        "The image set as this detector wants to see it: resized, enhanced, augmented in training, cut into tiles."
+        "The image set as this detector wants to see it: read, resized, enhanced, augmented in training, cut into tiles."
+        images = self.read(images)
         size = (tuple(self.canvas) if any(self.canvas) else None) if self.canvas else self.input_size
         prepared = images.view(size=size, transform=self.transform(training), seed=self.seed)
         return tiled(prepared, self.input_size, self.overlap) if self.canvas else prepared
@@ -108,11 +120,13 @@ class Detector(Preparation):
         if not len(train): raise UserError("there is no training picture to fit on")
         if (train.labels == 1).any(): raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK pictures only")
         self.data_key, self.trained_on = train.key, picture_numbers(train)
+        self.reading = dataclasses.replace(self.reading, white=self.white or train.white)
         if self.native_aspect: self.input_size = native_size(self.size, [train.shape(i) for i in range(len(train))])
         try:
             with kept_features():
                 self._fit(self.prepare(train, training=True), None if calibration is None or not len(calibration) else self.prepare(calibration))
                 first, _ = self.predict(self.prepare(train)[0][None])
+            if self.reading.white: self.facts["white"] = self.reading.white
             if not np.isfinite(first).all():
                 raise UserError(f"{self.method} has diverged: it gives no finite score for {train.paths[0]}, which it has learned from; try a smaller learning_rate")
         except BaseException:
@@ -312,6 +326,7 @@ def load_bundle(path, device="auto"):
     detector.facts, detector.data_key, detector.threshold, detector.sigmoid = (facts[name] for name in ("facts", "data", "threshold", "sigmoid"))
     tensors = load(blob)
     detector.trained_on, detector.input_size = tensors.pop("trained_on").numpy(), tuple(facts["input_size"])
+    detector.reading = dataclasses.replace(detector.reading, white=detector.facts.get("white", detector.white))
     detector.restore(tensors)
     backbone = facts["backbone"]
     if backbone and detector.weight_hash != backbone["weight_hash"]:
