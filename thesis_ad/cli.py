@@ -8,7 +8,7 @@ __all__ = ['app', 'data_app', 'Out', 'Settings', 'Device', 'Seed', 'Threads', 'C
            'evaluate', 'calibrate', 'inspect', 'reproduce', 'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
-import json, os, platform, shutil, sys, warnings
+import contextlib, json, os, platform, shutil, sys, warnings
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -234,15 +234,31 @@ def _json_or_text(value):
     try: return json.loads(value)
     except ValueError: return value.split(",") if "," in value else value
 
+# %% ../nbs/90_cli.ipynb #0a7c31f2
+@contextlib.contextmanager
+def _only_our_words(arguments):
+    "No warning of a library reaches the user: Python's are ignored, and what C libraries write to file descriptor 2 goes nowhere while `sys.stderr` goes on."
+    reads_images = arguments[:1] and arguments[0] in ("fit", "evaluate", "calibrate", "inspect", "data")        # the others start processes of their own
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        if not sys.warnoptions: warnings.simplefilter("ignore")
+        if reads_images and sys.stderr is sys.__stderr__ and not os.environ.get("THESIS_AD_DEBUG"):
+            sys.stderr.flush()
+            stack.callback(setattr, sys, "stderr", sys.stderr)
+            sys.stderr = stack.enter_context(open(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace"))
+            saved = os.dup(2)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, 2)
+            with open(os.devnull, "w") as nowhere: os.dup2(nowhere.fileno(), 2)
+        yield
+
+
 # %% ../nbs/90_cli.ipynb #d409903f
 NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")         # as torch says it, by device
 
 def main(arguments=None):
     "Entry point of `thesis-ad`."
     try:
-        with warnings.catch_warnings():
-            if not sys.warnoptions: warnings.simplefilter("ignore")                 # what a library says to its callers is no word to a user
-            app(arguments, standalone_mode=True)
+        with _only_our_words(arguments or sys.argv[1:]): app(arguments, standalone_mode=True)
     except UserError as error:
         print(f"thesis-ad: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(2)

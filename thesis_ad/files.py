@@ -95,9 +95,10 @@ def _load(source, reading):
         if pixels > reading.max_pixels: raise UserError(f"{image.width} × {image.height} are more than {reading.max_pixels:,} pixels; max_pixels={pixels} would allow them")
         raw = image.tile[0].args if image.tile else ""
         deep = image.mode in ("RGB", "RGBA", "LA") and ";16" in str(raw if isinstance(raw, str) else raw[0])
-        if image.format == "TIFF": image.load_end = lambda: None     # it would turn the pixels and write EXIF
+        turn = _turn(image)                                         # of a TIFF before it is decoded, of a PNG perhaps only afterwards
+        if image.format == "TIFF": image.load_end = lambda: None    # it would turn the pixels and write EXIF
         if not deep: image.load()
-        return _File(image, _colours(source, reading.page) if deep else None, _turn(image), pages)
+        return _File(image, _colours(source, reading.page) if deep else None, turn or _turn(image), pages)
 
 def _colours(source, page):
     "uint16 [H, W, 3 or 4]: RGB or RGBA of a file of 16-bit colours."
