@@ -61,6 +61,12 @@ class StreamingPCA(StreamingCovariance):
         if not values.sum() > 0: raise UserError("all feature vectors are equal, so there is no variance to keep")
         return values.cumsum() / values.sum()
 
+    def components(self, count):
+        "(variances float64 [count], axes float64 [C, count]): the first `count` eigenvalues and eigenvectors of the covariance of standardised rows (of raw ones without `standardise`)."
+        scale = np.maximum(self.scale, 1e-3 * self.scale.mean()) if self.standardise else np.ones(len(self.mean))
+        values, vectors = np.linalg.eigh(self.covariance / np.outer(scale, scale))
+        return values[::-1][:count], np.ascontiguousarray(vectors[:, ::-1][:, :count])
+
     def latent_size(self, variance=0.90):
         "The smallest number of components that keeps at least `variance`, in (0, 1], of the variance."
         if not 0 < variance <= 1: raise UserError(f"the share of variance to keep lies in (0, 1], and is not {variance}")

@@ -10,14 +10,13 @@ __all__ = ['window_matrix', 'ssim_map', 'reconstruction_loss', 'ChannelAttention
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
-from .detector import Detector, register, watched
-from ..settings import UserError, computes_bf16, resolve_device, rng, torch_seed, updates_at_once
+from .detector import Detector, looks, register
+from .training import Trained, image_batches, train_network
+from ..settings import UserError, resolve_device, torch_seed
 
 # %% ../../nbs/41_models.autoencoder.ipynb #87ee3371
 def window_matrix(n, sigma=1.5, taps=11):
@@ -120,28 +119,26 @@ def mean_of_largest(maps, top):
 # %% ../../nbs/41_models.autoencoder.ipynb #0c181cf9
 def _check(d):
     "Refuse settings that no training could use."
-    d.within(1, math.inf, "width", "epochs", "batch", "top")
-    d.within(0, math.inf, "weight_decay")
+    d.within(1, math.inf, "width", "top")
     d.within(0, 1, "mse_share")
-    if not d.learning_rate > 0: raise UserError(f"{d.method}: learning_rate is above 0, not {d.learning_rate}")
     if d.skip not in (0, 2, 4, 8): raise UserError(f"{d.method}: skip must be 0 (none) or a stride of the encoder (2, 4, 8), not {d.skip}")
 
 # %% ../../nbs/41_models.autoencoder.ipynb #b2144f8e
 @register("autoencoder", "convolutional autoencoder with attention (CBAM) in the decoder, MSE + SSIM: the thesis's baseline")
 @dataclass(kw_only=True)
-class Autoencoder(Detector):
+class Autoencoder(Trained, Detector):
+    "Convolutional autoencoder; anomaly map: squared error of each pixel, image score: mean of the largest of them."
     size: tuple = (128, 128)
     augment: bool = True
     width: int = 16                 # channels after the first convolution; doubled at each halving
-    epochs: int = 25
-    batch: int = 16
-    learning_rate: float = 1e-3     # of AdamW
+    steps: int = 2000
+    batch: int = 8                  # the thesis: 16, for 25 epochs at a constant rate
+    optimiser: str = "adamw"
     weight_decay: float = 1e-5
     mse_share: float = 0.15         # of the loss; the rest is 1 − SSIM
     top: int = 1500                 # largest pixel errors in the image score, counted at 512 × 512, scaled by area
     attention: bool = True          # CBAM in the decoder
     skip: int = 8                   # stride at which encoder and decoder are joined: 2, 4, 8; 0 for nowhere
-    bf16: bool = True               # train in bfloat16 where the device computes in it
 
     def __post_init__(self):
         super().__post_init__()
@@ -178,36 +175,18 @@ def _loss(d, x):
     with torch.autocast(device.type, torch.bfloat16, enabled=d.facts["precision"] == "bfloat16"): y = d.network(x)
     return d.loss(x, y)
 
-def _train_epoch(d, optimiser, images, epoch):
-    "One shuffled pass; the mean loss of its pictures."
-    d.network.train()
-    order, total = images.shuffled(rng("autoencoder", d.seed, epoch)), 0.0
-    for _, x in images.batches(d.batch, epoch=epoch, order=order):
-        optimiser.zero_grad()
-        loss = _loss(d, x)
-        loss.backward()
-        optimiser.step()
-        total += loss.item() * len(x)
-    return total / len(images)
-
 def _mean_loss(d, images):
-    "Mean loss of held-out pictures, without learning from them."
-    d.network.eval()
-    with torch.no_grad(): return sum(_loss(d, x).item() * len(x) for _, x in images.batches(d.batch)) / len(images)
+    "Mean loss of held-out images."
+    return sum(_loss(d, x).item() * len(x) for _, x in images.batches(d.batch)) / len(images)
 
 # %% ../../nbs/41_models.autoencoder.ipynb #8f62b560
-def _fit(d, train, calibration):
-    "Train detector `d` and keep its losses by epoch in `facts`."
-    d.network = _build(d)
-    precision = "bfloat16" if d.bf16 and computes_bf16(resolve_device(d.device)) else "float32"
-    d.facts = {"precision": precision, "loss_train": [], "loss_ok": [], "loss_nok": []}
-    optimiser = torch.optim.AdamW(d.network.parameters(), lr=d.learning_rate, weight_decay=d.weight_decay, fused=updates_at_once(resolve_device(d.device)))
-    held_out = watched(calibration)
-    for epoch in tqdm(range(d.epochs), desc=d.method, unit="epoch", leave=False, disable=None):
-        d.facts["loss_train"].append(_train_epoch(d, optimiser, train, epoch))
-        if not all(p.isfinite().all() for p in d.network.state_dict().values()) or not np.isfinite(d.facts["loss_train"][-1]):
-            raise UserError(f"{d.method} diverged in epoch {epoch + 1}: its loss is no longer a number; try a learning_rate below {d.learning_rate:g}")
-        for name, images in held_out.items(): d.facts[name].append(_mean_loss(d, images))
+def _fit(d, train_set, calibration):
+    "Train detector `d` and keep its losses in `facts`."
+    d.network, d.facts = _build(d), {"precision": d.precision()}
+    learn, held = d.split(train_set)
+    watch = {name: (lambda images=images: _mean_loss(d, images)) for name, images in looks(d, held, calibration).items()}
+    curve = train_network(d.network, lambda batch, step: _loss(d, batch[1]), image_batches(learn, d.batch, d.seed), d, d.budget(learn), watch, d.batch)
+    d.facts |= {"loss_ok": [], "loss_nok": []} | curve
 
 # %% ../../nbs/41_models.autoencoder.ipynb #77a94954
 def _predict(d, images):

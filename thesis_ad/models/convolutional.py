@@ -17,7 +17,7 @@ from torch import nn
 from ..features.patches import SIGMA_LIMIT, smooth_map
 from .autoencoder import Autoencoder, ConvAutoencoder, _filled
 from .detector import register
-from ..settings import UserError, torch_seed
+from ..settings import UserError
 
 # %% ../../nbs/47_models.convolutional.ipynb #1a132467
 def huber(x, y, beta=0.02):
@@ -90,8 +90,3 @@ class VariationalAutoencoder(Autoencoder):
     def new_network(self): return VariationalNetwork(self.width, self.latent)
     def loss(self, x, drawn): return F.mse_loss(drawn[0], x) + self.kl_weight * kl_divergence(*drawn[1:]).mean() / x[0].numel()
     def errors(self, x, drawn): return smooth_map(((drawn[0] - x) ** 2).mean(1), x.shape[-2:], self.blur)
-
-    def _fit(self, train, calibration):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed("vae", self.seed))
-            super()._fit(train, calibration)

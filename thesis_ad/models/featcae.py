@@ -15,10 +15,12 @@ import torch.nn.functional as F
 
 from ..features.aggregation import upsample
 from ..features.patches import check_pixels
-from .detector import register, watched
-from .dfr import FeatureAutoencoder, border, collect_rows, fit_scale, folded_of, folded_residual, image_scores, row_batches, rows_pca, train_network
-from .patchcore import FeatureDetector
-from ..settings import UserError, computes_bf16, resolve_device, torch_seed
+from .detector import looks, register
+from .border import border, image_scores
+from .dfr import collect_rows, folded, new_network, prepared_network, residual, rows_pca, train_on_rows
+from .features import FeatureDetector
+from .training import DECIDES, Trained
+from ..settings import one_of
 
 # %% ../../nbs/48_models.featcae.ipynb #9c40418a
 def neighbourhoods(maps, window=3):
@@ -36,26 +38,24 @@ def three_sigma(errors, k=3.0):
 # %% ../../nbs/48_models.featcae.ipynb #f64d8825
 @register("featcae", "autoencoder of two averaged backbone stages (layer2, layer3), latent size 50")
 @dataclass(kw_only=True)
-class FeatCAE(FeatureDetector):
+class FeatCAE(Trained, FeatureDetector):
     "Anomaly map: how badly 50 numbers rebuild the two stages at each cell. Image score: mean of the largest cells."
     augment: bool = True
     window: int = 3                 # cells a side of the average, without padding
     latent: int = 50
     standardise: bool = True        # each channel by mean and standard deviation of the training rows
-    steps: int = 1000               # of training …
-    rows_per_step: int = 2048
-    row_limit: int = 200_000        # … and rows in the cache
-    passes: int = 2                 # augmented passes over the pictures, if `augment`
-    learning_rate: float = 1e-3
-    bf16: bool = True               # 16-bit products where the processor has them
+    start: str = "pca"              # or "random"
+    rows_per_step: int = 1024       # cells an update
+    row_limit: int = 200_000        # rows in the cache
+    passes: int = 2                 # augmented passes over the images, if `augment`
     crop: bool = False              # leave 20 of 170 cells at each side out of the image score, as the thesis's DFR does
     top: int = 20                   # cells averaged into the image score
 
     def __post_init__(self):
         super().__post_init__()
-        self.within(1, math.inf, "latent", "steps", "row_limit", "passes", "top", "window")
+        self.within(1, math.inf, "latent", "row_limit", "passes", "top", "window")
         self.within(2, math.inf, "rows_per_step")               # batch normalisation wants two
-        if not self.learning_rate > 0: raise UserError(f"featcae: learning_rate must be above 0, not {self.learning_rate}")
+        one_of(self.start, ("pca", "random"), "start of featcae")
 
     def features(self, images): return neighbourhoods(self.network(check_pixels(images), self.used_stages), self.window)
     def cells(self, images): return self.features(images).permute(0, 2, 3, 1)
@@ -63,34 +63,24 @@ class FeatCAE(FeatureDetector):
     def predict(self, images): return _predict(self, images)
     def tensors(self): return self.autoencoder.state_dict()
     def restore(self, tensors):
-        _build(self, len(tensors["mean"]))
+        self.autoencoder, self.folded = new_network(self, len(tensors["mean"]), self.latent), None
         self.autoencoder.load_state_dict(tensors)
-
-# %% ../../nbs/48_models.featcae.ipynb #94a03275
-def _build(d, channels):
-    "An untrained network on the detector's device; its weights depend on the seed alone."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed("featcae", "weights", d.seed))
-        d.autoencoder, d.folded = FeatureAutoencoder(channels, d.latent).to(resolve_device(d.device)).eval(), None
-
-def _low(d): return d.bf16 and computes_bf16(resolve_device(d.device))
 
 # %% ../../nbs/48_models.featcae.ipynb #abf870fc
 def _fit(d, train, calibration):
-    "Rows, scale, training, and the training pictures' own errors."
-    rows = collect_rows(d.cells, train, d.row_limit, d.passes if d.augment else 1, d.seed)
-    pca = rows_pca(rows)
-    _build(d, rows.shape[1])
-    if d.standardise: fit_scale(d.autoencoder, pca.mean, pca.scale)
+    "Rows, start, training, and the training images' own errors."
+    learn, held = d.split(train)
+    rows = collect_rows(d.cells, learn, d.row_limit, d.passes if d.augment else 1, d.seed)
+    pca = rows_pca(rows, d.standardise)
     d.facts = {"channels": rows.shape[1], "explained": float(pca.explained[min(d.latent, rows.shape[1]) - 1]), "rows": len(rows),
-               "stages": d.used_stages, "precision": "bfloat16" if _low(d) else "float32", "loss_ok": [], "loss_nok": []}
-    held_out = {name: collect_rows(d.cells, images, 2048, seed=d.seed) for name, images in watched(calibration).items()}
-    batches = row_batches(rows, d.steps, d.rows_per_step, d.seed)
-    d.facts |= train_network(d.autoencoder, batches, d.steps, max(1, d.steps // 25), held_out, d.learning_rate, _low(d), name="featcae")
-    d.facts |= three_sigma(np.concatenate([d.predict(batch)[0] for _, batch in d.as_judged(train).batches(8, progress="training pictures")]))
+               "stages": d.used_stages, "precision": d.precision(), "loss_ok": [], "loss_nok": []}
+    d.autoencoder, d.folded = prepared_network(d, pca, d.latent, rows), None
+    watch = {name: collect_rows(d.cells, images, 8192 if name == DECIDES else 2048, seed=d.seed) for name, images in looks(d, held, calibration, 200).items()}
+    d.facts |= train_on_rows(d, d.autoencoder, rows, watch, math.prod(d.cells(train[0][None]).shape[1:3]))
+    d.facts |= three_sigma(np.concatenate([d.predict(batch)[0] for _, batch in d.as_judged(train).batches(8, progress="training images")]))
 
 def _predict(d, images):
-    "Image scores float64 [B] and anomaly maps float32 [B, H, W] of pictures [B, 3, H, W], one picture at a time."
-    network = folded_of(d, d.autoencoder, _low(d))
-    with torch.inference_mode(): heat = torch.cat([folded_residual(network, d.cells(x)).cpu() for x in images.split(1)])
+    "Image scores float64 [B] and anomaly maps float32 [B, H, W] of images [B, 3, H, W], one image at a time."
+    if d.folded is None: d.folded = folded(d.autoencoder)
+    with torch.inference_mode(): heat = torch.cat([residual(d.folded, d.cells(x)).cpu() for x in images.split(1)])
     return image_scores(heat, border(heat.shape[-2:]) if d.crop else (0, 0), d.top), upsample(heat, images.shape[-2:]).numpy()

@@ -14,7 +14,7 @@ import torch
 from ..features.patches import check_pixels
 from ..features.search import WAYS, NearestNeighbours
 from .detector import register
-from .patchcore import FeatureDetector
+from .features import FeatureDetector
 from ..settings import one_of, resolve_device
 
 # %% ../../nbs/45_models.global_knn.ipynb #b82d97d9
