@@ -67,7 +67,7 @@ def measure(name, data, shown, images, profile):
         detector.fit(data.train, data.calibration)
         fit = time.process_time() - start
     predict = 1e3 * seconds_per_picture(detector, data.calibration if len(data.calibration) else images, clock=time.process_time)
-    with kept_features(): metrics = evaluate(detector, images, shown, name, profile.seed, profile.replicates)[1]
+    with kept_features(): metrics = evaluate(detector, images, shown, name, profile.replicates)[1]
     metrics = metrics.set_index("metric")
     row = {"dataset": shown, "method": name, "backbone": metrics.backbone.iloc[0], "size": "x".join(map(str, detector.input_size))}
     for metric in METRICS:

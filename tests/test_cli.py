@@ -45,7 +45,7 @@ def test_fit_and_evaluate(bundle, mvtec_folder, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "dent" in result.stdout and "image_auroc" in result.stdout
     scores, metrics, defects = (pd.read_csv(tmp_path / "e" / f"{name}.csv") for name in ("scores", "metrics", "per_defect"))
-    assert list(scores) == "dataset,method,image,group,defect,label,score".split(",")
+    assert list(scores) == "dataset,method,seed,image,group,defect,label,score".split(",")
     assert list(metrics) == "dataset,method,backbone,metric,value,ci_low,ci_high,n_ok,n_nok,seed".split(",")
     assert list(defects) == "dataset,method,defect,metric,value,ci_low,ci_high,n".split(",")
     assert metrics.metric.tolist() == "image_auroc pixel_auroc aupro_0.30 aupro_0.05 image_ap image_f1max".split()

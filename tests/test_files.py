@@ -16,7 +16,7 @@ from test_threshold import refused, thesis_ad
 
 from thesis_ad.data.datasets import open_dataset
 from thesis_ad.files import Reading, image_facts, read_image
-from thesis_ad.models.detector import create, load_bundle, predict_set
+from thesis_ad.models.detector import load_bundle, predict_set
 from thesis_ad.settings import UserError, rng
 
 

@@ -1,21 +1,24 @@
 """A smoke reproduction through papermill, from the command line: results contract, resume, and what makes a run current."""
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from thesis_ad.evaluation import protocol
-from thesis_ad.reproduce import compared, run_notebook
-from thesis_ad.settings import repository_root
+from thesis_ad.evaluation.figures import read_table
+from thesis_ad.evaluation.metrics import auroc_interval, over_seeds, paired_difference
+from thesis_ad.reproduce import beside_published, run_notebook
+from thesis_ad.settings import cache_dir, get_profile, repository_root
 
 ROOT = repository_root()
 FIGURES = ROOT / "figures" / "smoke"
@@ -30,49 +33,59 @@ def run(*arguments):
     return result.stdout
 
 
-def tables(): return {name: (FIGURES / "tables" / f"{name}.csv").read_bytes() for name in ("metrics", "scores", "scores_calibration")}
+def tables(): return {name: (FIGURES / "tables" / f"{name}.csv").read_bytes() for name in ("metrics", "summary", "scores", "scores_calibration")}
 
 
 @pytest.fixture(scope="module")
 def first():
-    "A run that is killed on its way, then run to its end."
-    process = subprocess.Popen(command("--force"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ, start_new_session=True)
-    time.sleep(20)
+    "What is said by a run that was killed in the middle of a fit and run again to its end, and the tables."
+    process = subprocess.Popen(command("--force"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ, start_new_session=True)
+    for line in process.stdout:
+        if line.startswith("2 of "): break                       # a fit is finished, the next one is under way
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    run()
-    return tables()
+    return SimpleNamespace(said=run(), tables=tables())
+
+
+def test_a_log_has_a_line_for_every_fit_and_notebook(first):
+    fits, notebooks = (re.findall(pattern, first.said, re.MULTILINE) for pattern in (r"^\d+ of (\d+): (\w+) on prefilter_a, seed 0; .* so far, about .* left$", r"^\d+ of (\d+): (\w+) in .* so far, about .* left$"))
+    assert len(fits) == int(fits[0][0]) and {"dfr", "dfr_fine", "patchcore"} <= {name for _, name in fits}
+    assert sorted(name for _, name in notebooks) == sorted(path.stem for path in (ROOT / "nbs/evaluation").glob("*.ipynb"))
+    assert "published" not in first.said, "images of 128 pixels are not those of the published results"
+
+
+def test_a_killed_run_leaves_nothing_half_written(first):
+    left = [path for folder in (cache_dir(), FIGURES, ROOT / "runs/smoke") for path in folder.rglob(".*.part*")]
+    assert not left
 
 
 def test_a_second_run_has_nothing_to_do(first):
-    assert "0 of" in run() and tables() == first
+    assert "0 of" in run() and tables() == first.tables
 
 
 def test_a_changed_figure_is_made_again(first):
-    picture = next(FIGURES.glob("loss_curves.png"))
+    picture = next(FIGURES.glob("resolution_prefilter_a.png"))
     before = picture.read_bytes()
     picture.write_bytes(before[:100])
-    said = run()
-    assert "1 of" in said and "image AUROCs are those that were there before" in said
-    assert picture.read_bytes() == before, "the same inputs gave another picture"
+    assert "1 of" in run() and picture.read_bytes() == before, "the same inputs gave another picture"
 
 
-def test_what_moved_is_said():
-    was = pd.DataFrame({"dataset": "a", "method": ["bank", "net", "net"], "metric": ["image_auroc", "image_auroc", "pixel_auroc"], "seed": 0, "value": [0.75, 0.6, 0.1]})
-    assert compared(was, was) == "all 2 image AUROCs are those that were there before"
-    moved = compared(was, was.assign(value=[0.75, 0.58, 0.9]))
-    assert moved.startswith("1 of 2 image AUROCs") and "net on a the most (-2.00)" in moved, moved
-    assert "no image AUROC" in compared(was, was.assign(dataset="b")), "nothing to hold against each other"
+def test_what_lies_outside_the_published_intervals_is_named():
+    published = pd.DataFrame({"dataset": "a", "method": ["bank", "net", "bank"], "metric": ["image_auroc", "image_auroc", "pixel_auroc"], "mean": [0.75, 0.6, np.nan], "ci_low": [0.7, 0.5, np.nan], "ci_high": [0.8, 0.7, np.nan]})
+    assert beside_published(published, published) == ["image_auroc: all 2 inside the published intervals"]
+    said = beside_published(published.assign(mean=[0.75, 0.48, 0.9]), published)
+    assert said == ["image_auroc: 1 of 2 inside the published intervals; outside: net on a 48.0 [50.0, 70.0]"]
+    assert beside_published(published.assign(dataset="b"), published) == ["nothing published to compare with"]
 
 
 def test_tables_keep_the_contract(first):
-    metrics, scores = (pd.read_csv(FIGURES / "tables" / f"{name}.csv", keep_default_na=False, na_values=[""]) for name in ("metrics", "scores"))
+    metrics, scores = (read_table(FIGURES / "tables" / f"{name}.csv") for name in ("metrics", "scores"))
     assert list(metrics) == "dataset,method,backbone,metric,value,ci_low,ci_high,n_ok,n_nok,seed".split(",")
-    assert list(scores) == "dataset,method,image,group,defect,label,score".split(",")
+    assert list(scores) == "dataset,method,seed,image,group,defect,label,score".split(",")
     assert not metrics.duplicated(["dataset", "method", "metric", "seed"]).any()
     assert {"autoencoder", "autoencoder_plain", "dfr"} <= set(metrics.method)
-    for (dataset, method), rows in scores.groupby(["dataset", "method"]):
-        value = metrics.query("dataset == @dataset and method == @method and metric == 'image_auroc'").value.item()
+    for (dataset, method, seed), rows in scores.groupby(["dataset", "method", "seed"]):
+        value = metrics.query("dataset == @dataset and method == @method and seed == @seed and metric == 'image_auroc'").value.item()
         assert abs(value - roc_auc_score(rows.label, rows.score)) < 1e-9, f"{method} on {dataset}: metrics.csv and scores.csv disagree"
     bounded = metrics.dropna(subset=["ci_low"])
     assert ((bounded.ci_low <= bounded.value) & (bounded.value <= bounded.ci_high)).all()
@@ -152,11 +165,36 @@ def test_a_kernel_that_dies_in_a_cell_is_not_started_again(kernels_that_die, tmp
     assert starts.read_text() == "x" and not list((tmp_path / "runs").iterdir())
 
 
-def test_the_largest_dataset_is_fitted_first(monkeypatch):
-    pictures, seen = {"small": 3, "large": 9, "middle": 5}, []
-    monkeypatch.setattr(protocol, "dataset_for", lambda name, profile: SimpleNamespace(table=range(pictures[name])))
-    monkeypatch.setattr(protocol, "run", lambda task: seen.append((task.dataset, task.method)) or task)
-    tasks = [protocol.Task(dataset, method, None) for dataset in pictures for method in ("dfr", "padim")]
+def test_the_first_seed_comes_first_and_then_the_largest_dataset(monkeypatch):
+    images, seen, profile = {"small": 3, "large": 9, "middle": 5}, [], get_profile("smoke", seeds=[4, 1], datasets=["small", "large", "middle"])
+    monkeypatch.setattr(protocol, "dataset_for", lambda name, profile: SimpleNamespace(table=range(images[name]), enhance=False))
+    def run(task):
+        seen.append((task.seed, task.dataset, task.method))
+        return SimpleNamespace(key=(task.dataset, task.method, task.seed))
+    monkeypatch.setattr(protocol, "run", run)
+    tasks = protocol.tasks_for(profile, ["padim", "global_knn"])
     found = protocol.run_all(tasks)
-    assert seen == [(dataset, method) for dataset in ("large", "middle", "small") for method in ("dfr", "padim")]
-    assert list(found) == [(task.dataset, task.method) for task in tasks]
+    assert seen == [(4, dataset, method) for dataset in ("large", "middle", "small") for method in ("padim", "global_knn")] + [(1, dataset, "padim") for dataset in ("large", "middle", "small")]
+    assert list(found) == [(task.dataset, task.method, task.seed) for task in tasks]
+
+
+def test_several_seeds_become_rows_and_one_summary(mvtec_folder):
+    "Two seeds of PaDiM, whose channels are drawn, beside a method that no seed changes; another run finds all of it in the cache."
+    profile = get_profile("smoke", datasets=[str(mvtec_folder)], seeds=[0, 1], size=[64, 64], replicates=50)
+    def tables():
+        found = protocol.run_all(protocol.tasks_for(profile, ["padim", "global_knn"]))
+        return [protocol.stack(found, what) for what in ("metrics", "scores")], found
+    (metrics, scores), found = tables()
+    assert [key[1:] for key in found] == [("padim", 0), ("global_knn", 0), ("padim", 1)]
+    padim = metrics[(metrics.method == "padim") & (metrics.metric == "image_auroc")]
+    assert padim.seed.tolist() == [0, 1] and not np.array_equal(*protocol.seed_scores(found, str(mvtec_folder), "padim"))
+    summary = protocol.summarise(metrics).set_index(["method", "metric"]).loc[("padim", "image_auroc")]
+    rows = [some for _, some in scores[scores.method == "padim"].groupby("seed")]
+    aurocs, ends = [roc_auc_score(some.label, some.score) for some in rows], [auroc_interval(some.label, some.score, some.group) for some in rows]
+    assert np.allclose(summary[["mean", "sd_seeds"]].astype(float), [np.mean(aurocs), np.std(aurocs, ddof=1)]) and summary.seeds == 2
+    low, high = over_seeds(np.mean(aurocs), *np.mean(ends, axis=0), aurocs)
+    assert np.allclose([summary.ci_low, summary.ci_high], [max(low, 0), min(high, 1)])
+    again = tables()[0]
+    assert all(one.equals(other) for one, other in zip((metrics, scores), again))
+    value, low, high = paired_difference(rows[0].label, protocol.seed_scores(found, str(mvtec_folder), "padim"), protocol.seed_scores(found, str(mvtec_folder), "global_knn"), rows[0].group)
+    assert low <= value <= high

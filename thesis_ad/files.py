@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'TURNS', 'Reading', 'read_image', 'ImageFacts', 'image_facts', 'read_mask', 'resize', 'resize_mask',
-           'sha256', 'content_key', 'atomic_write', 'atomic_folder', 'check_writable', 'folder_bytes', 'write_json',
-           'cached']
+           'sha256', 'content_key', 'hidden_name', 'atomic_write', 'atomic_folder', 'sweep', 'check_writable',
+           'folder_bytes', 'write_json', 'cached']
 
 # %% ../nbs/01_files.ipynb #0e627cbd
-import contextlib, hashlib, io, json, math, os, re, shutil, tempfile, uuid
+import contextlib, hashlib, io, json, math, os, re, shutil, socket, tempfile, uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -227,12 +227,16 @@ def content_key(*parts):
     return sha256(json.dumps(parts, sort_keys=True, default=repr).encode())[:16]
 
 # %% ../nbs/01_files.ipynb #2afc3cfb
+def hidden_name(path, kind, suffix=""):
+    "A hidden name beside `path` that says which process of which machine writes there."
+    return path.with_name(f".{path.name}.{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex[:8]}.{kind}{suffix}")
+
 @contextlib.contextmanager
 def atomic_write(path):
     "Yields a temporary path beside `path`; it becomes `path` when the block ends well, and is removed when it does not."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+    part = hidden_name(path, "part", path.suffix)
     try:
         yield part
         with open(part, "rb+") as file: os.fsync(file.fileno())
@@ -248,7 +252,7 @@ def atomic_folder(path):
     "As `atomic_write`, for a folder: a finished folder replaces `path` in one step."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{kind}") for kind in ("part", "old"))
+    part, old = hidden_name(path, "part"), hidden_name(path, "old")
     try:
         part.mkdir()
         yield part
@@ -260,6 +264,29 @@ def atomic_folder(path):
         raise
     finally:
         for left in (part, old): shutil.rmtree(left, ignore_errors=True)
+
+# %% ../nbs/01_files.ipynb #933155dd
+_LEFT = re.compile(r"^\..+\.(?P<host>[^+/]+)\+(?P<pid>\d+)\+[0-9a-f]{8}\.(?:part|old)(?:\.\w+)?$")
+
+def _runs(pid):
+    "Whether a process of that number exists on this machine."
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    except OSError: pass                        # it exists and belongs to somebody else
+    return True
+
+def sweep(folder):
+    "Remove what killed processes of this machine left half-written below `folder`; the number of files and folders removed."
+    removed = 0
+    for base, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            left = _LEFT.match(name)
+            if not left or left["host"] != socket.gethostname() or _runs(int(left["pid"])): continue
+            path = os.path.join(base, name)
+            if name in folders: folders.remove(name); shutil.rmtree(path, ignore_errors=True)
+            else: Path(path).unlink(missing_ok=True)
+            removed += 1
+    return removed
 
 # %% ../nbs/01_files.ipynb #dbc952a0
 def check_writable(folder):

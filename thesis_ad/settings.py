@@ -101,7 +101,7 @@ class Profile:
     "How large a run is. Every field can be overridden by name."
     name: str = "demo"
     datasets: tuple = ("prefilter_a", "prefilter_b", "elpv_mono")
-    seed: int = 0
+    seeds: tuple = (0,)                 # a detector whose result depends on its seed is fitted once with each
     parts: int = 0                      # rendered data: the first so many parts of each split and label; 0 keeps all
     train_pictures: int = 75            # learn from at most so many pictures of a dataset, evenly spaced; 0 keeps all
     render: int = 256                   # edge of a rendered image in pixels
@@ -130,6 +130,11 @@ class Profile:
     variance: float = 0.90              # PCA variance that the latent size keeps
     replicates: int = 1000              # bootstrap replicates of an interval
 
+    @property
+    def seed(self):
+        "The first seed: that of every figure that shows one fit."
+        return self.seeds[0]
+
 # %% ../nbs/00_settings.ipynb #d3e3f037
 PROFILES = {
     "smoke": Profile(
@@ -137,6 +142,7 @@ PROFILES = {
         autoencoder_width=8, autoencoder_epochs=2, dfr_cells=(32, 32), dfr_cells_fine=(42, 42), dfr_steps=30, dfr_attention_cells=(16, 16),
         dfr_attention_epochs=1, cae_l1_epochs=2, vae_epochs=2, featcae_steps=60, stfpm_steps=10, efficientad_steps=20, efficientad_width=8, replicates=100),
     "demo": Profile(),
+    "paper": Profile(name="paper", seeds=(0, 1, 2, 3, 4), train_pictures=0),
     "thesis": Profile(
         name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), train_pictures=0, render=512, backbone="tf_efficientnet_b6.ns_jft_in1k",
         size=(512, 512), autoencoder_size=(512, 512), autoencoder_width=32, dfr_cells=(128, 128), dfr_cells_fine=(170, 170),
@@ -144,6 +150,15 @@ PROFILES = {
 }
 
 # %% ../nbs/00_settings.ipynb #5109ec6a
+def _items(key, value, default):
+    "A tuple with items of the type of `default`'s first item, from a list, a tuple or a single item."
+    kind, items = type(default[0]), tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    try: found = tuple(kind(item) for item in items)
+    except (TypeError, ValueError): found = ()
+    if not found or any(kind is int and isinstance(item, float) and item != int(item) for item in items):
+        raise UserError(f"profile field '{key}' wants values of type {kind.__name__}, not {value!r}")
+    return found
+
 def get_profile(name="demo", **overrides):
     "The profile of that name with `overrides` applied; lists become tuples, unknown names and fields are refused."
     base = PROFILES[one_of(name, PROFILES, "profile")]
@@ -151,11 +166,13 @@ def get_profile(name="demo", **overrides):
     for key, value in overrides.items():
         one_of(key, fields, "profile field")
         kind = type(getattr(base, key))
-        if kind is tuple: value = (value,) if isinstance(value, str) else tuple(value)
         if kind is bool and not isinstance(value, bool): raise UserError(f"profile field '{key}' is True or False, not {value!r}")
-        try: overrides[key] = kind(value)
+        try: overrides[key] = _items(key, value, getattr(base, key)) if kind is tuple else kind(value)
+        except UserError: raise
         except (TypeError, ValueError): raise UserError(f"profile field '{key}' wants {kind.__name__}, not {value!r}") from None
-    return dataclasses.replace(base, **overrides)
+    profile = dataclasses.replace(base, **overrides)
+    if len(set(profile.seeds)) < len(profile.seeds): raise UserError(f"the seeds of a profile differ from one another, not {profile.seeds}")
+    return profile
 
 # %% ../nbs/00_settings.ipynb #958a345d
 OK_COLOUR, NOK_COLOUR = "#0072B2", "#D55E00"

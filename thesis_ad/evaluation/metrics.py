@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METRICS', 'image_auroc', 'average_precision', 'BestF1', 'best_f1', 'Pixels', 'sort_pixels', 'Curves', 'roc_pro',
            'area_to_limit', 'pixel_auroc', 'aupro', 'auroc_interval', 'replicate_weights', 'expanded_percentiles',
-           'bootstrap', 'weighted_auroc', 'paired_difference', 'DeLong', 'delong', 'holm', 'compare',
-           'pixel_replicates', 'evaluate_scores', 'per_defect']
+           'bootstrap', 'seed_variance', 'over_seeds', 'weighted_auroc', 'paired_difference', 'DeLong', 'delong',
+           'holm', 'compare', 'pixel_replicates', 'evaluate_scores', 'per_defect']
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #f3e29163
 from typing import NamedTuple
@@ -253,6 +253,25 @@ def bootstrap(statistic, labels, groups, n=1000, seed=0):
     value = float(statistic(np.ones((1, len(labels))))[0])
     return expanded_percentiles(value, statistic(replicate_weights(labels, groups, n, seed)), _fewest_groups(labels, groups))
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #b7982c51
+def _rows(labels, scores, groups=None):
+    "Checked labels [N], scores [S, N] (one row a training seed) and group numbers [N]."
+    checked = [_checked(labels, row, groups) for row in np.atleast_2d(np.asarray(scores, np.float64))]
+    return checked[0][0], np.stack([row for _, row, _ in checked]), checked[0][2]
+
+def seed_variance(*values):
+    "(variance, degrees of freedom) of a sum or difference of means over training seeds, from one array [S] a method: Σ s²/S; (0, ∞) where no method has two seeds."
+    terms = [(np.var(v, ddof=1) / len(v), len(v) - 1) for v in map(np.ravel, values) if len(v) > 1]
+    variance = float(sum(term for term, _ in terms))
+    return (variance, variance**2 / sum(term**2 / n for term, n in terms)) if variance > 0 else (0.0, np.inf)
+
+def over_seeds(value, low, high, *values, level=0.95):
+    "(low, high) of a mean over training seeds, or of a difference of such means, for new parts and new seeds; `low` and `high`: for new parts alone, `values`: one array [S] a method."
+    variance, freedom = seed_variance(*values)
+    if not variance: return float(low), float(high)
+    half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
+    return float(value - np.hypot(value - low, half)), float(value + np.hypot(high - value, half))
+
 # %% ../../nbs/60_evaluation.metrics.ipynb #d468c150
 def weighted_auroc(labels, scores, weights):
     "AUROC of each row of image weights [..., N]; ties count one half."
@@ -263,14 +282,18 @@ def weighted_auroc(labels, scores, weights):
     return (nok * (np.cumsum(ok, -1) - ok / 2)).sum(-1) / (ok.sum(-1) * nok.sum(-1))
 
 def paired_difference(labels, a, b, groups=None, seed=0, replicates=1000, level=0.95):
-    "(AUROC of scores a − AUROC of scores b, low, high) on the same images; the interval resamples groups."
-    labels, a, groups = _checked(labels, a, groups)
-    b = _checked(labels, b)[1]
-    def difference(weights): return weighted_auroc(labels, a, weights) - weighted_auroc(labels, b, weights)
-    weights = replicate_weights(labels, groups, replicates, seed)
-    value = image_auroc(labels, a) - image_auroc(labels, b)
-    n_groups = _fewest_groups(labels, groups)
-    return value, *(expanded_percentiles(value, difference(weights), n_groups, level) if n_groups > 1 else (-1.0, 1.0))
+    """(AUROC of scores a − AUROC of scores b, low, high) on the same images [N]; the interval resamples groups.
+
+    Scores [S, N] are those of S training seeds: the difference is that of the means over seeds, and the interval covers new seeds, too."""
+    labels, a, groups = _rows(labels, a, groups)
+    b = _rows(labels, b)[1]
+    def mean(rows, weights): return sum(weighted_auroc(labels, row, weights) for row in rows) / len(rows)
+    weights, n_groups = replicate_weights(labels, groups, replicates, seed), _fewest_groups(labels, groups)
+    each = [np.array([image_auroc(labels, row) for row in rows]) for rows in (a, b)]
+    value = float(each[0].mean() - each[1].mean())
+    if n_groups < 2: return value, -1.0, 1.0
+    low, high = over_seeds(value, *expanded_percentiles(value, mean(a, weights) - mean(b, weights), n_groups, level), *each, level=level)
+    return value, max(low, -1.0), min(high, 1.0)
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #827ba1dc
 class DeLong(NamedTuple):
@@ -280,20 +303,26 @@ class DeLong(NamedTuple):
     p: float
 
 def delong(labels, a, b, groups=None):
-    "DeLong's test of AUROC(a) − AUROC(b) on the same images, over groups if given. p is NaN where a class is missing, has one group, or all placements differ alike."
-    labels, a, numbers = _checked(labels, a, groups)
-    pairs, counts = zip(_placements(labels, a), _placements(labels, _checked(labels, b)[1])), np.bincount(labels, minlength=2)
+    """DeLong's test of AUROC(a) − AUROC(b) on the same images, over groups if given. p is NaN where a class is missing, has one group, or all placements differ alike.
+
+    Scores [S, N] of S training seeds: of the means over seeds, whose variance between seeds is added."""
+    labels, a, numbers = _rows(labels, a, groups)
+    b, counts = _rows(labels, b)[1], np.bincount(labels, minlength=2)
     if not counts.all(): return DeLong(*[float("nan")] * 3)
-    d = [first - second for first, second in pairs]                                       # of NOK, of OK images
+    placed = [[sum(side) / len(rows) for side in zip(*(_placements(labels, row) for row in rows))] for rows in (a, b)]
+    d = [first - second for first, second in zip(*placed)]                                # of NOK, of OK images
     sums = [np.bincount(numbers[labels == c], v - v.mean(), numbers.max() + 1) / len(v) for v, c in zip(d, (1, 0))]
     sizes = [len(np.unique(numbers[labels == c])) for c in (1, 0)]
     difference, G = float(d[0].mean()), numbers.max() + 1
     if min(sizes) < 2: return DeLong(difference, float("nan"), float("nan"))
     together = 2 * G / (G - 1) * float(sums[0] @ sums[1])                                 # groups that hold both labels
     variance = sum(g / (g - 1) * (t**2).sum() for g, t in zip(sizes, sums)) + (together / 2 if together < 0 else together)
-    error = float(np.sqrt(max(variance, 0.0)))
+    drawn, freedom = seed_variance(*([image_auroc(labels, row) for row in rows] for rows in (a, b)))
+    variance = max(variance, 0.0)
+    error = float(np.sqrt(variance + drawn))
     if error < 1e-12: return DeLong(difference, 0.0, 1.0 if abs(difference) < 1e-12 else float("nan"))
-    tail = stats.norm.sf if groups is None else stats.t(min(sizes) - 1).sf
+    inverse = (0.0 if groups is None else variance**2 / (min(sizes) - 1)) + drawn**2 / freedom                           # Satterthwaite's
+    tail = stats.t((variance + drawn) ** 2 / inverse).sf if inverse else stats.norm.sf
     return DeLong(difference, error, float(2 * tail(abs(difference) / error)))
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #76837c7c
@@ -307,7 +336,7 @@ def holm(p):
     return adjusted
 
 def compare(labels, scores, groups=None, seed=0, replicates=1000):
-    "Every pair of the methods in `scores` (name -> [N]) on the same images: rows `a,b,difference,ci_low,ci_high,p,p_holm` (AUROC of a − b)."
+    "Every pair of the methods in `scores` (name -> [N], or [S, N] of S training seeds) on the same images: rows `a,b,difference,ci_low,ci_high,p,p_holm` (AUROC of a − b)."
     pairs = [(a, b) for i, a in enumerate(scores) for b in list(scores)[i + 1:]]
     rows = [(a, b, *paired_difference(labels, scores[a], scores[b], groups, seed, replicates), delong(labels, scores[a], scores[b], groups).p) for a, b in pairs]
     table = pd.DataFrame(rows, columns=["a", "b", "difference", "ci_low", "ci_high", "p"])

@@ -13,6 +13,7 @@ import dataclasses, functools, importlib, json, math, pkgutil
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -102,6 +103,8 @@ class Preparation:
 @dataclass(kw_only=True)
 class Detector(Preparation):
     "A method that learns what OK looks like. Subclasses define `_fit`, `predict`, `tensors` and `restore`."
+    seeded: ClassVar[bool] = True       # whether a fit draws anything from the seed, apart from how images are prepared
+
     def __init_subclass__(cls):
         if "predict" in vars(cls): cls.predict = checked(cls.predict)
 

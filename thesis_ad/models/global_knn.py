@@ -25,6 +25,7 @@ class GlobalKNN(FeatureDetector):
     neighbours: int = 1
     search: str = "auto"            # see features.search
     default_strides = (4, 8, 16)
+    seeded = False                  # every training image is kept
 
     def __post_init__(self):
         super().__post_init__()
