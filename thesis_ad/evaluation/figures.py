@@ -84,7 +84,7 @@ def write_csv(table, path):
 
 def read_table(path):
     "A CSV of numbers and names; only an empty field is a missing value."
-    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"group": str}, float_precision="round_trip")
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"group": str})
 
 def merge_parts(folder):
     "Merge the notebooks' parts below `<folder>/tables/parts` into the common tables, and sum up over seeds; two notebooks must agree on a shared row."

@@ -180,7 +180,7 @@ def _run(task):
             table.to_csv(folder / f"{name}.csv", index=False)
     folder = cached("evaluations", content_key(evaluation_code(), bundle.parent.name, test.key, task.method, timed, task.profile.replicates), make)
     seconds = json.loads((bundle.parent / "seconds.json").read_text()) | json.loads((folder / "seconds.json").read_text())
-    read = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"group": str}, float_precision="round_trip") for name in TABLES}
+    read = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"group": str}) for name in TABLES}
     return Evaluation(task.dataset, task.method, read["metrics"].backbone[0], task.seed, **read, seconds=seconds, bundle=bundle)
 
 TABLES = ("scores", "metrics", "defects", "calibration")
