@@ -321,6 +321,7 @@ def decide(detector, scores):
 
 def describe(facts):
     "A threshold's facts in sentences for a person."
+    if "n" not in facts: return f"NOK where the image score is above {facts['value']:.6g} ({facts['how']})."
     n = f"{facts['n']} OK {'parts' if facts['per'] == 'part' else 'pictures'}"
     text = (f"NOK where the image score is above {facts['value']:.6g} ({facts['how']}, from {n}). If {facts['assumes']}, {100 * facts['expected']:.2g} % of OK "
             f"{facts['per']}s are expected to be called NOK; the true rate lies between {100 * facts['low']:.2g} and {100 * facts['high']:.2g} % with 95 % probability.")
