@@ -3,7 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
-PAGES := README.md CHANGELOG.md CONTRIBUTING.md LICENSE LICENSE-TEXT CITATION.cff data_manifest nbs $(wildcard figures/demo)
+PAGES := README.md CHANGELOG.md CONTRIBUTING.md LICENSE LICENSE-TEXT CITATION.cff data_manifest nbs $(wildcard figures/paper)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -51,7 +51,7 @@ export: install ## notebooks to library, then notebooks cleaned
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 
-publish: install ## put the outputs of the last demo run into nbs/evaluation
+publish: install ## put the outputs of the last run of profile paper into nbs/evaluation and README.md
 	$(BIN)/python .ci/publish.py
 	$(BIN)/nbdev_clean --fname nbs
 	$(BIN)/nbdev_clean --fname nbs/evaluation

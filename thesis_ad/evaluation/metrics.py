@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METRICS', 'image_auroc', 'average_precision', 'BestF1', 'best_f1', 'Pixels', 'sort_pixels', 'Curves', 'roc_pro',
            'area_to_limit', 'pixel_auroc', 'aupro', 'auroc_interval', 'replicate_weights', 'expanded_percentiles',
-           'bootstrap', 'seed_variance', 'over_seeds', 'weighted_auroc', 'paired_difference', 'DeLong', 'delong',
-           'holm', 'compare', 'pixel_replicates', 'evaluate_scores', 'per_defect']
+           'bootstrap', 'seed_variance', 'over_seeds', 'mean_auroc', 'weighted_auroc', 'paired_difference', 'DeLong',
+           'delong', 'holm', 'compare', 'pixel_replicates', 'evaluate_scores', 'per_defect']
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #f3e29163
 from typing import NamedTuple
@@ -271,6 +271,13 @@ def over_seeds(value, low, high, *values, level=0.95):
     if not variance: return float(low), float(high)
     half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
     return float(value - np.hypot(value - low, half)), float(value + np.hypot(high - value, half))
+
+def mean_auroc(labels, scores, groups=None):
+    "(mean, low, high) of the image AUROC over training seeds, scores [S, N], for new groups and new seeds; of one fit for scores [N]."
+    labels, scores, groups = _rows(labels, scores, groups)
+    values, ends = (np.array([statistic(labels, row, *more) for row in scores]) for statistic, more in ((image_auroc, ()), (auroc_interval, (groups,))))
+    low, high = over_seeds(values.mean(), *ends.mean(0), values)
+    return float(values.mean()), max(low, 0.0), min(high, 1.0)
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #d468c150
 def weighted_auroc(labels, scores, weights):
