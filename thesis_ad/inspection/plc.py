@@ -165,7 +165,7 @@ def unacknowledged(line):
 # %% ../../nbs/72_inspection.plc.ipynb #58fde71d
 class Plc(_Tcp):
     "A controller behind TCP: a byte a decision, with `sequence` two more; `confirm`: sent, acknowledged or answered."
-    def __init__(self, host, port=PORT, confirm="acknowledged", sequence=False, heartbeat=None, bound=0.05,
+    def __init__(self, host, port=PORT, confirm="acknowledged", sequence=False, heartbeat=None, bound=0.04,
                  connect_timeout=0.05):
         self.confirm = one_of(confirm, CONFIRMATIONS, "confirmation of a delivery")
         self.address, self.connect_timeout, self.numbered = (host, port), connect_timeout, sequence
@@ -251,7 +251,7 @@ RESULTS = {FAIL: 1, PASS: 2}        # register values; 0 is a register that nobo
 
 class ModbusPlc(Link):
     "A controller behind Modbus TCP: registers `address` (result), + 1 (number of the decision), + 2 (heartbeat)."
-    def __init__(self, host, port=502, address=0, device=1, connect_timeout=0.05, bound=0.05, heartbeat=None):
+    def __init__(self, host, port=502, address=0, device=1, connect_timeout=0.05, bound=0.04, heartbeat=None):
         try: from pymodbus.client import ModbusTcpClient
         except ImportError: raise UserError("Modbus needs the package pymodbus; install thesis_ad[serve]") from None
         self._client = lambda: ModbusTcpClient(host, port=port, timeout=connect_timeout, retries=0)
