@@ -369,11 +369,14 @@ def picture_set(paths):
     return ImageSet(table), skipped
 
 # %% ../../nbs/50_decision.threshold.ipynb #769d92a8
-def inspect(detector, images, out=None, progress=None):
-    "Table `path,score,decision,confidence,overlay` of an `ImageSet`; with `out`, a folder, overlays and decisions.csv are written there."
+def inspect(detector, images, out=None, progress=None, each=None):
+    """Table `path,score,decision,confidence,overlay` of an `ImageSet`; with `out`, a folder, overlays and decisions.csv are written there.
+
+    each: called as each(images, i, score, map) for every image, in order."""
     rows = []
     for i, (score, heat) in enumerate(predict_each(detector, images, progress=progress)):
         decision, confidence = decide(detector, score)
+        if each: each(images, i, score, heat)
         name = ""
         if out is not None and heat is not None:
             name = f"{i:05d}_{Path(images.paths[i]).stem}.png"

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ARRAYS', 'ENTRY', 'COLOURS', 'STYLE', 'REGION_HEAD', 'Region', 'find_regions', 'Inspection', 'bundle_hash',
-           'part_decision', 'check_decides', 'unread', 'inspection', 'judge_each', 'judge', 'overlay', 'to_json', 'png',
-           'fact_rows', 'trace_rows', 'region_rows', 'views', 'report_html', 'report_pdf', 'signed', 'write_report']
+           'part_decision', 'check_decides', 'unread', 'inspection', 'judge_each', 'one_image', 'judge', 'overlay',
+           'to_json', 'png', 'fact_rows', 'trace_rows', 'region_rows', 'views', 'report_html', 'signed', 'Report',
+           'write_report', 'Filing']
 
 # %% ../../nbs/70_inspection.report.ipynb #3dae1440
-import base64, html, math, re, warnings
+import base64, html, io, math, re, warnings
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 
 from ..data.datasets import from_arrays
 from ..decision.threshold import decide, describe, mark
-from ..files import atomic_write, read_image, sha256, write_json
+from ..files import atomic_write, image_facts, read_image, sha256, write_json
 from ..models.detector import predict_each
 from ..settings import NOK_COLOUR, OK_COLOUR, UserError
 
@@ -66,6 +67,9 @@ class Inspection:
     confidence: float | None = None                         # probability of NOK
     basis: str = ""                                         # what the threshold rests on, in words
     mm_per_pixel: float | None = None
+    height: int = 0                                         # of the image file in pixels
+    width: int = 0
+    marked: int | None = None                               # area of the mask in pixels, None without a mask
     regions: tuple = ()
     pixel: dict | None = field(default=None, repr=False)    # the pixel threshold and what is typical
     image: np.ndarray | None = field(default=None, repr=False)      # uint8 [H, W, 3]
@@ -97,15 +101,16 @@ def _now(): return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 def inspection(detector, images, i, score, heat, mm_per_pixel=None, **facts):
     "The `Inspection` of image `i` of a raw `ImageSet` with its score and map; `facts`: part_id, operator, bundle."
     decision, confidence = decide(detector, score)
-    pixel = detector.threshold.get("pixel")
+    pixel, (height, width) = detector.threshold.get("pixel"), images.shape(i)
     mask, regions = (None, ()) if heat is None or pixel is None else find_regions(heat, pixel["value"], mm_per_pixel)
     facts = {"name": Path(images.paths[i]).name, "sha256": images.table.sha256.iloc[i]} | facts
     return Inspection(
         decision=("OK", "NOK")[int(decision)], status="inspected", time=_now(), detector=detector.method,
         score=score, threshold=detector.threshold["value"],
         confidence=None if confidence is None else float(confidence),
-        basis=describe(detector.threshold), mm_per_pixel=mm_per_pixel, regions=regions, pixel=pixel,
-        image=images.picture(i), heat=heat, mask=mask, **facts)
+        basis=describe(detector.threshold), mm_per_pixel=mm_per_pixel, height=height, width=width, regions=regions,
+        marked=None if mask is None else int(mask.sum()), pixel=pixel, image=detector.read(images).picture(i),
+        heat=heat, mask=mask, **facts)
 
 def judge_each(detector, images, progress=None, **facts):
     "Yield the `Inspection` of each image of a raw `ImageSet`, in order."
@@ -113,17 +118,26 @@ def judge_each(detector, images, progress=None, **facts):
     for i, (score, heat) in enumerate(predict_each(detector, images, progress=progress)):
         yield inspection(detector, images, i, score, heat, **facts)
 
+# %% ../../nbs/70_inspection.report.ipynb #b406821e
+def one_image(image, detector):
+    "An `ImageSet` of one image, encoded bytes or uint8 [H, W, 3], read as the detector reads its files."
+    if not isinstance(image, bytes): return from_arrays([image])
+    images = from_arrays([read_image(image, detector.reading)])
+    white = image_facts(image, detector.reading).white
+    return images.view(table=images.table.assign(sha256=sha256(image), white=white))
+
 def judge(detector, image, name="", **facts):
     "The `Inspection` of a path, encoded bytes or uint8 [H, W, 3]. `facts`: part_id, operator, bundle, mm_per_pixel."
     check_decides(detector)
-    name = name or (Path(image).name if isinstance(image, (str, Path)) else "")
+    is_path = isinstance(image, (str, Path))
+    name = name or (Path(image).name if is_path else "")
+    seen = {"name": name} | {key: value for key, value in facts.items() if value is not None}
     try:
-        data = Path(image).read_bytes() if isinstance(image, (str, Path)) else image
-        if isinstance(data, bytes): facts |= {"sha256": sha256(data)}
-        images = from_arrays([read_image(data) if isinstance(data, bytes) else data])
-        return next(judge_each(detector, images, name=name, **facts))
-    except UserError as error: return unread(str(error), name=name, **facts)
-    except OSError as error: return unread(f"{name} cannot be read ({error.strerror})", name=name, **facts)
+        data = Path(image).read_bytes() if is_path else image
+        if isinstance(data, bytes): seen["sha256"] = sha256(data)
+        return next(judge_each(detector, one_image(data, detector), **seen))
+    except UserError as error: return unread(str(error), **seen)
+    except OSError as error: return unread(f"{name} cannot be read ({error.strerror})", **seen)
 
 # %% ../../nbs/70_inspection.report.ipynb #f63d4e99
 ARRAYS = ("image", "heat", "mask", "pixel")
@@ -190,9 +204,8 @@ def _minute(time): return f"{time[:19].replace('T', ' ')} UTC"
 
 def _area(one):
     "The marked area of an inspection as text."
-    pixels = int(one.mask.sum())
-    text = f"{pixels:,} pixels, {100 * pixels / one.mask.size:.2g} %"
-    return text if one.mm_per_pixel is None else f"{text}, {pixels * one.mm_per_pixel ** 2:,.2f} mm²"
+    text = f"{one.marked:,} pixels, {100 * one.marked / (one.height * one.width):.2g} %"
+    return text if one.mm_per_pixel is None else f"{text}, {one.marked * one.mm_per_pixel ** 2:,.2f} mm²"
 
 def fact_rows(one):
     "Rows (name, value) of an `Inspection` as text."
@@ -200,7 +213,7 @@ def fact_rows(one):
     if one.decision == "unread": rows.append(("reason", one.status))
     if one.score is not None: rows += [("image score", f"{one.score:.6g}"), ("threshold", f"{one.threshold:.6g}")]
     if one.confidence is not None: rows.append(("probability of NOK", f"{one.confidence:.3f}"))
-    if one.mask is not None: rows.append(("marked area", _area(one)))
+    if one.marked is not None: rows.append(("marked area", _area(one)))
     return rows
 
 def trace_rows(one):
@@ -252,7 +265,7 @@ def _block(one):
     regions = _table(region_rows(one), REGION_HEAD, "numbers") if one.regions else ""
     more = len(one.regions) - len(region_rows(one))
     if more: regions += f"<p class=more>and {more} smaller regions</p>"
-    if one.mask is not None and not one.regions: regions = "<p class=more>No pixel is marked.</p>"
+    if one.marked == 0: regions = "<p class=more>No pixel is marked.</p>"
     name, colour = html.escape(one.name or "image"), COLOURS[one.decision]
     return (f'<section><h2><b style="background:{colour}">{one.decision}</b>{name}</h2>'
             f"<div class=views>{shown}</div><div class=columns><div>{_table(fact_rows(one))}</div>"
@@ -262,13 +275,16 @@ def _block(one):
 # %% ../../nbs/70_inspection.report.ipynb #c3bea87f
 def report_html(inspections):
     "One self-contained, printable HTML page about the inspections of one part (at least one)."
-    first, decision = inspections[0], part_decision(one.decision for one in inspections)
-    part, blocks = html.escape(first.part_id or first.name), "".join(map(_block, inspections))
+    return _page(inspections[0], part_decision(one.decision for one in inspections), map(_block, inspections))
+
+def _page(first, decision, blocks):
+    "The HTML of a part: its first `Inspection`, its decision and the HTML of each image."
+    part = html.escape(first.part_id or first.name)
     facts = [(name, value) for name, value in (("operator", first.operator), ("threshold", first.basis)) if value]
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f"<title>{part}: {decision}</title><style>{STYLE}</style>"
             f"<header><div><h1>Inspection report</h1><div class=part>{part}</div></div>"
-            f'<b style="background:{COLOURS[decision]}">{decision}</b></header>{blocks}<footer>{_table(facts)}'
+            f'<b style="background:{COLOURS[decision]}">{decision}</b></header>{"".join(blocks)}<footer>{_table(facts)}'
             f"<div class=sign><div>checked by</div><div>date</div><div>signature</div></div></footer></html>\n")
 
 # %% ../../nbs/70_inspection.report.ipynb #795283fe
@@ -296,25 +312,74 @@ def _pdf_page(one):
     _rows_on(figure, [("_" * 28,) * 3, ("checked by", "date", "signature")], (0.08, 0.38, 0.68), 0.06)
     return figure
 
-def report_pdf(inspections, file):
-    "Write inspections as a PDF, a page each, whole or not at all."
-    from matplotlib.backends.backend_pdf import PdfPages
-    with atomic_write(file) as part, PdfPages(part) as pages, warnings.catch_warnings():
-        warnings.simplefilter("ignore")             # of characters that the font does not have
-        for one in inspections: pages.savefig(_pdf_page(one))
-
-# %% ../../nbs/70_inspection.report.ipynb #a5485475
+# %% ../../nbs/70_inspection.report.ipynb #0612e520
 def signed(one, ledger):
     "The `Inspection` with the entry that a `Ledger` (chapter 71) kept of it."
     return replace(one, entry=ledger.append(one.part_id or one.name, one.bundle, one.sha256, one.score, one.threshold,
                                             one.decision, one.status, one.operator))
 
+class Report:
+    "The report of one part in `folder`, an `Inspection` at a time; `close` writes it."
+    def __init__(self, folder, pdf=False):
+        from matplotlib.backends.backend_pdf import PdfPages
+        self.folder, self.first, self.blocks, self.records, self._pdf = Path(folder), None, [], [], io.BytesIO()
+        self.pages = PdfPages(self._pdf) if pdf else None
+
+    def add(self, one):
+        self.first = self.first or replace(one, image=None, heat=None, mask=None)
+        self.blocks.append(_block(one)); self.records.append(to_json(one))
+        if self.pages is None: return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")             # of characters that the font does not have
+            self.pages.savefig(_pdf_page(one))
+
+    def close(self):
+        "Write JSON, HTML and PDF, each whole or not at all; the path of the HTML page."
+        first, decision = self.first, part_decision(record["decision"] for record in self.records)
+        name = re.sub(r"[^\w.-]+", "_", first.part_id or Path(first.name).stem)[:80]
+        file = self.folder / f"{name}_{re.sub('[^0-9T]', '', first.time[:26])}.html"
+        write_json(file.with_suffix(".json"), {"decision": decision, "inspections": self.records})
+        with atomic_write(file) as part: part.write_text(_page(first, decision, self.blocks), encoding="utf-8")
+        if self.pages is None: return file
+        self.pages.close()
+        with atomic_write(file.with_suffix(".pdf")) as part: part.write_bytes(self._pdf.getvalue())
+        return file
+
+# %% ../../nbs/70_inspection.report.ipynb #3342af0f
 def write_report(inspections, folder, pdf=False):
-    "Write inspections of one part as JSON, HTML and if asked PDF into `folder`; the path of the HTML page."
-    first, decision = inspections[0], part_decision(one.decision for one in inspections)
-    name = re.sub(r"[^\w.-]+", "_", first.part_id or Path(first.name).stem)[:80]
-    file = Path(folder) / f"{name}_{re.sub('[^0-9T]', '', first.time[:26])}.html"
-    write_json(file.with_suffix(".json"), {"decision": decision, "inspections": [to_json(one) for one in inspections]})
-    with atomic_write(file) as part: part.write_text(report_html(inspections), encoding="utf-8")
-    if pdf: report_pdf(inspections, file.with_suffix(".pdf"))
-    return file
+    "Write the report of inspections of one part into `folder`; the path of the HTML page."
+    report = Report(folder, pdf)
+    for one in inspections: report.add(one)
+    return report.close()
+
+# %% ../../nbs/70_inspection.report.ipynb #b4155df1
+class Filing:
+    "Signs and reports the inspections of a run. `facts`: part_id, operator, bundle, mm_per_pixel."
+    def __init__(self, detector, ledger=None, folder=None, pdf=False, mm_per_pixel=None, **facts):
+        check_decides(detector)
+        find_regions(np.zeros((1, 1), np.float32), 0, mm_per_pixel)         # a wrong scale is refused first
+        self.detector, self.ledger, self.folder, self.pdf = detector, ledger, folder, pdf
+        self.mm_per_pixel, self.facts, self.report, self.decisions = mm_per_pixel, facts, None, []
+
+    def judged(self, images, i, score, heat):
+        "File image `i` of a raw `ImageSet` with its score and map."
+        self.add(inspection(self.detector, images, i, score, heat, self.mm_per_pixel, **self.facts))
+
+    def unread(self, path, reason):
+        "File that an image cannot be judged."
+        path = Path(path)
+        self.add(unread(reason, name=path.name, sha256=sha256(path) if path.is_file() else "", **self.facts))
+
+    def add(self, one):
+        if not one.part_id: one = replace(one, part_id=Path(one.name).stem)
+        if self.ledger: one = signed(one, self.ledger)
+        self.decisions.append(one.decision)
+        if self.folder is None: return
+        self.report = self.report or Report(self.folder, self.pdf)
+        self.report.add(one)
+        if not self.facts.get("part_id"): self.close()
+
+    def close(self):
+        "Write the report of the part."
+        if self.report: self.report.close()
+        self.report = None
