@@ -188,7 +188,7 @@ def watched(calibration, count=6):
     sets = {} if calibration is None else {"loss_ok": calibration.ok(), "loss_nok": calibration.nok()}
     return {name: images.evenly(count) for name, images in sets.items() if len(images)}
 
-def looks(detector, held, calibration, count=24):
+def looks(detector, held, calibration, count=12):
     "What a training watches, as `ImageSet`s by name: at most `count` held-out images (or None), prepared as test images are, and those of `watched`."
     return ({} if held is None else {DECIDES: detector.as_judged(held).evenly(count)}) | watched(calibration)
 

@@ -106,9 +106,10 @@ def _as_identity(layer, W, bias, mean, variance, rest):
     convolution, norm, n = layer[0], layer[1], len(W)
     convolution.weight[:n] = 0
     convolution.weight[:n, :W.shape[1], 0, 0], convolution.bias[:n] = W, bias
-    other = rest @ convolution.weight[n:, :, 0, 0].T + convolution.bias[n:]
-    norm.running_mean[:] = torch.cat([mean, other.mean(0)])
-    norm.running_var[:] = torch.cat([variance, other.var(0)])
+    norm.running_mean[:n], norm.running_var[:n] = mean, variance
+    if n < convolution.out_channels:
+        other = rest @ convolution.weight[n:, :, 0, 0].T + convolution.bias[n:]
+        norm.running_mean[n:], norm.running_var[n:] = other.mean(0), other.var(0)
     norm.weight[:n], norm.bias[:n] = (variance + norm.eps).sqrt(), mean
 
 @torch.no_grad()

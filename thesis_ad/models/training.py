@@ -46,7 +46,7 @@ class Trained:
     learning_rate: float = 1e-3     # at its highest
     weight_decay: float = 0.0
     schedule: str = "plateau"       # plateau, cosine or constant
-    patience: int = 10              # looks at the held-out loss without a gain before it counts as no longer falling; 0: never
+    patience: int = 5               # looks at the held-out loss without a gain before it counts as no longer falling; 0: never
     held_out: float = 0.1           # fraction of the training images, by whole parts, on which that loss is taken; 0: none
     bf16: bool = False              # train in bfloat16 where the device has instructions for it
 
@@ -104,7 +104,7 @@ def image_batches(images, size, seed=0):
 
 # %% ../../nbs/37_models.training.ipynb #77821159
 GAIN = 0.005        # relative fall of the held-out loss that counts as an improvement
-LOOKS = 40          # looks in a full budget
+LOOKS = 20          # looks in a full budget
 DECIDES = "loss_held_out"
 
 @dataclass
