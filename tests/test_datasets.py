@@ -163,7 +163,7 @@ def test_only_what_is_enhanced_for_judging_is_fixed():
 @pytest.mark.parametrize("count, kept", [(1, 1), (100, 100), (232, 232), (1000, 232), (0, 232)])
 def test_fewer_training_pictures_leave_calibration_and_test_as_they_are(count, kept):
     data = open_dataset("elpv_mono")
-    fewer = data.with_train(count)
+    fewer = data.at_most(train=count)
     rows = {split: (data.table[data.table.split == split], fewer.table[fewer.table.split == split]) for split in ("train", "calibration", "test")}
     for split in ("calibration", "test"):
         before, after = rows[split]

@@ -69,7 +69,7 @@ def test_a_source_that_opens_it_is_found(code):
 
 def test_the_guard_refuses_in_one_sentence_and_names_the_way(mvtec_folder):
     data = open_dataset(mvtec_folder)
-    for one in (data, data.with_train(3), pickle.loads(pickle.dumps(data))):
+    for one in (data, data.at_most(train=3), pickle.loads(pickle.dumps(data))):
         with pytest.raises(UserError, match=r"^the test split of part is sealed: .*data\.calibration.*data\.open_test\(\)$"): one.test
         assert len(one.open_test()) == 12
     assert data.development is data.open_test(), "a folder that is named for it is development data"

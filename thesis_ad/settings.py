@@ -103,28 +103,34 @@ class Profile:
     datasets: tuple = ("prefilter_a", "prefilter_b", "elpv_mono")
     seeds: tuple = (0,)                 # a detector whose result depends on its seed is fitted once with each
     parts: int = 0                      # rendered data: the first so many parts of each split and label; 0 keeps all
-    train_pictures: int = 75            # learn from at most so many pictures of a dataset, evenly spaced; 0 keeps all
+    train_pictures: int = 75            # learn from at most so many images of a dataset, evenly spaced; 0 keeps all
+    judged_pictures: int = 120          # calibrate and test on at most so many images each, evenly spaced; 0 keeps all
     render: int = 256                   # edge of a rendered image in pixels
     backbone: str = "tf_efficientnet_lite0"
     size: tuple = (256, 256)            # input of feature detectors
     autoencoder_size: tuple = (128, 128)
     autoencoder_width: int = 16         # channels after the first convolution
-    autoencoder_epochs: int = 25
+    schedule: str = "plateau"           # of every trained detector: plateau, cosine or constant
+    held_out: float = 0.1               # fraction of the training images, by whole parts, that decides when training ends
+    start: str = "pca"                  # of networks that reconstruct features
+    enhance_share: float = 1.0          # fraction of the training images that is enhanced where a dataset is enhanced
+    autoencoder_steps: int = 120        # updates at most, of the two baselines, cae_l1 and vae
+    autoencoder_epochs: int = 0         # passes over the training images in place of them, if above 0
+    autoencoder_batch: int = 8
     dfr_cells: tuple = (64, 64)         # map size of DFR: image // cells is the pooling stride
     dfr_cells_fine: tuple = (85, 85)    # the finer of the two map sizes compared
-    dfr_steps: int = 800                # steps on cached feature rows
+    dfr_steps: int = 200                # updates at most
+    dfr_epochs: int = 0
     dfr_training: str = "rows"          # "rows" (cached feature rows) or "maps" (whole maps, as the thesis trains)
-    dfr_epochs: int = 150               # epochs when training on whole maps
     dfr_level: bool = True              # the border measured by OK cells as far from the sides; False: the thesis's crop
     dfr_attention_training: str = "maps"    # its kernels see neighbours
     dfr_attention_cells: tuple = (32, 32)
-    dfr_attention_epochs: int = 2
+    dfr_attention_steps: int = 20
     dfr_attention_level: bool = False
-    cae_l1_epochs: int = 12
-    vae_epochs: int = 12
-    featcae_steps: int = 1000
-    stfpm_steps: int = 75
-    efficientad_steps: int = 150
+    featcae_steps: int = 200
+    stfpm_steps: int = 50
+    efficientad_steps: int = 80
+    efficientad_held_out: float = 0.2   # its levels and quantiles come from these images, too
     efficientad_width: int = 32
     efficientad_teacher: str = "backbone"   # auto: the published one where it is at hand
     variance: float = 0.90              # PCA variance that the latent size keeps
@@ -138,15 +144,20 @@ class Profile:
 # %% ../nbs/00_settings.ipynb #d3e3f037
 PROFILES = {
     "smoke": Profile(
-        name="smoke", datasets=("prefilter_a",), parts=3, render=128, size=(128, 128), autoencoder_size=(64, 64),
-        autoencoder_width=8, autoencoder_epochs=2, dfr_cells=(32, 32), dfr_cells_fine=(42, 42), dfr_steps=30, dfr_attention_cells=(16, 16),
-        dfr_attention_epochs=1, cae_l1_epochs=2, vae_epochs=2, featcae_steps=60, stfpm_steps=10, efficientad_steps=20, efficientad_width=8, replicates=100),
+        name="smoke", datasets=("prefilter_a",), parts=3, render=128, size=(128, 128), autoencoder_size=(64, 64), autoencoder_width=8,
+        autoencoder_steps=10, dfr_cells=(32, 32), dfr_cells_fine=(42, 42), dfr_steps=30, dfr_attention_cells=(16, 16),
+        dfr_attention_steps=4, featcae_steps=40, stfpm_steps=8, efficientad_steps=16, efficientad_width=8, replicates=100),
     "demo": Profile(),
-    "paper": Profile(name="paper", seeds=(0, 1, 2, 3, 4), train_pictures=0),
+    "paper": Profile(
+        name="paper", seeds=(0, 1, 2, 3, 4), train_pictures=0, judged_pictures=0, autoencoder_steps=400, dfr_steps=600,
+        dfr_attention_steps=60, featcae_steps=1000, stfpm_steps=150, efficientad_steps=250),
     "thesis": Profile(
-        name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), train_pictures=0, render=512, backbone="tf_efficientnet_b6.ns_jft_in1k",
-        size=(512, 512), autoencoder_size=(512, 512), autoencoder_width=32, dfr_cells=(128, 128), dfr_cells_fine=(170, 170),
-        dfr_training="maps", dfr_level=False, dfr_attention_cells=(128, 128), dfr_attention_epochs=150, cae_l1_epochs=25, vae_epochs=25, featcae_steps=5000, stfpm_steps=10_000, efficientad_steps=70_000, efficientad_width=128, efficientad_teacher="auto"),
+        name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), train_pictures=0, judged_pictures=0, render=512,
+        backbone="tf_efficientnet_b6.ns_jft_in1k", size=(512, 512), schedule="constant", held_out=0.0, start="random", enhance_share=0.15,
+        autoencoder_size=(512, 512), autoencoder_width=32, autoencoder_epochs=25, autoencoder_batch=16,
+        dfr_cells=(128, 128), dfr_cells_fine=(170, 170), dfr_training="maps", dfr_epochs=150, dfr_level=False,
+        dfr_attention_cells=(128, 128), featcae_steps=5000, stfpm_steps=10_000, efficientad_steps=70_000,
+        efficientad_width=128, efficientad_teacher="auto"),
 }
 
 # %% ../nbs/00_settings.ipynb #5109ec6a

@@ -339,12 +339,12 @@ class Dataset:
     calibration = cached_property(lambda self: self._open("calibration"))
     _sealed = cached_property(lambda self: self._open("test"))
 
-    def with_train(self, count):
-        "The same dataset with at most `count` training pictures, evenly spaced over its table; 0 keeps all."
-        train = np.flatnonzero(self.table.split == "train")
-        if not 0 < count < len(train): return self
-        kept = train[evenly_spaced(len(train), count)]
-        return dataclasses.replace(self, table=self.table.drop(index=np.setdiff1d(train, kept)).reset_index(drop=True), skipped=[], notes=[])
+    def at_most(self, **counts):
+        "The same dataset with at most so many images of each split named (train=75), evenly spaced over its table; 0 keeps all."
+        dropped = [np.flatnonzero(self.table.split == split) for split in counts]
+        dropped = [np.delete(rows, evenly_spaced(len(rows), count)) for rows, count in zip(dropped, counts.values()) if 0 < count < len(rows)]
+        if not dropped: return self
+        return dataclasses.replace(self, table=self.table.drop(index=np.concatenate(dropped)).reset_index(drop=True), skipped=[], notes=[])
 
     def read(self, reading):
         "The same dataset, its files read as a `Reading` says."

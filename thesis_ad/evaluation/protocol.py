@@ -90,7 +90,8 @@ def fit_code(method):
 @functools.lru_cache(maxsize=16)
 def dataset_for(name, profile):
     "The dataset of that name at the profile's size, with as many training pictures as the profile learns from."
-    return open_dataset(name, size=profile.render, parts=profile.parts).with_train(profile.train_pictures)
+    data = open_dataset(name, size=profile.render, parts=profile.parts)
+    return data.at_most(train=profile.train_pictures, calibration=profile.judged_pictures, test=profile.judged_pictures)
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #024a4ae2
 def fit_cached(task):
