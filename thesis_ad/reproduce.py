@@ -23,7 +23,7 @@ ALL = "every registered detector"
 NOTEBOOKS = {                                 # stem: methods it needs on every dataset of the profile
     "10_data_and_enhancement": (),
     "20_latent_size": ("dfr",),
-    "30_baseline_vs_dfr": ("dfr", "autoencoder", "autoencoder_plain"),
+    "30_baseline_vs_dfr": ("dfr", "pca", "autoencoder", "autoencoder_plain"),
     "40_map_resolution": ("dfr", "dfr_fine"),
     "45_borders": (),
     "50_detectors": ALL,
@@ -31,7 +31,7 @@ NOTEBOOKS = {                                 # stem: methods it needs on every 
     "70_fusion": ("patchcore", "padim", "dfr", "global_knn"),
     "80_several_views": ("dfr", "patchcore"),
 }
-LONG = ("45_borders", "70_fusion", "50_detectors", "30_baseline_vs_dfr", "20_latent_size")      # started first, the longest before the others
+LONG = ("70_fusion", "50_detectors", "30_baseline_vs_dfr", "45_borders", "20_latent_size")      # started first, the longest before the others
 
 # %% ../nbs/80_reproduce.ipynb #9da7a912
 def notebook_key(path, profile):

@@ -187,12 +187,12 @@ def plot_maps(images, masks, maps, scores=None, width=1.6, titles=None, title=No
 
 # %% ../../nbs/62_evaluation.figures.ipynb #c7d4d5ee
 def plot_losses(ax, facts, title=""):
-    "Training loss and the losses logged on OK and NOK of the calibration split."
+    "Training loss, the loss on held-out OK parts, and the losses logged on OK and NOK of the calibration split."
     steps = facts.get("steps") or range(1, len(facts["loss_train"]) + 1)
     ax.plot(steps, facts["loss_train"], color="0.5", label="train")
-    for key, colour, name in (("loss_ok", OK_COLOUR, "calibration OK"), ("loss_nok", NOK_COLOUR, "calibration NOK")):
+    for key, colour, name in (("loss_held_out", "k", "held-out OK"), ("loss_ok", OK_COLOUR, "calibration OK"), ("loss_nok", NOK_COLOUR, "calibration NOK")):
         if facts.get(key): ax.plot(steps, facts[key], color=colour, label=name)
-    ax.set(xlabel="step" if facts.get("steps") else "epoch", ylabel="loss", title=title)
+    ax.set(xlabel="update" if facts.get("steps") else "epoch", ylabel="loss", title=title)
     ax.legend(fontsize=7)
 
 # %% ../../nbs/62_evaluation.figures.ipynb #cc234e6e
