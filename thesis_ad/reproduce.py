@@ -126,7 +126,7 @@ def beside_published(summary, published):
     return sentences or ["nothing published to compare with"]
 
 def _comparable(profile):
-    "Whether a profile evaluates the images of the published results, at their size and with their backbone."
+    "Whether a profile evaluates images of the published results, at their size and with their backbone."
     published = get_profile("paper")
     return all(getattr(profile, name) == getattr(published, name) for name in ("parts", "render", "backbone", "size"))
 
