@@ -7,7 +7,7 @@ __all__ = ['app', 'data_app', 'Out', 'Settings', 'Device', 'Seed', 'Threads', 'C
            'ReportFolder', 'Pdf', 'PartId', 'Operator', 'Scale', 'KeyFiles', 'ledger_app', 'LedgerArgument',
            'TokenFile', 'NO_MEMORY', 'parse_settings', 'main_options', 'methods', 'info', 'clean', 'data_list',
            'data_make', 'data_verify', 'fit', 'evaluate', 'calibrate', 'inspect', 'ledger_verify', 'ledger_export',
-           'serve', 'reproduce', 'main']
+           'serve', 'stream', 'dashboard', 'reproduce', 'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
 import contextlib, json, os, platform, shutil, sys, warnings
@@ -20,7 +20,7 @@ import typer
 
 import thesis_ad
 from .files import check_writable, folder_bytes
-from .settings import PROFILES, UserError, cache_dir, pin_threads
+from .settings import PROFILES, UserError, cache_dir, one_of, pin_threads
 
 # %% ../nbs/90_cli.ipynb #b55cb138
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -309,6 +309,49 @@ def serve(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit."
     station = server.Station(bundle, folder, book, token, device, runtime, wait=wait)
     if not token: print("no token is set (THESIS_AD_TOKEN), so /calibrate and /reload are refused", file=sys.stderr)
     server.serve(station, host, port, threads)
+
+# %% ../nbs/90_cli.ipynb #e44d3135
+@app.command()
+def stream(sources: Annotated[list[str], typer.Argument(help="A webcam's number, an RTSP address, a video file or a folder; several are several views of a part.")],
+           api: Annotated[str, typer.Option(help="The server, started by: thesis-ad serve.")] = "http://127.0.0.1:8000",
+           every: Annotated[int, typer.Option(min=1, help="Inspect every n-th frame; each one with a trigger or a folder.")] = 5,
+           views: Annotated[int, typer.Option(min=1, help="Frames of each source that make one part.")] = 1,
+           rule: Annotated[str, typer.Option(help="Part from views: max (NOK if any view is) or mean.")] = "max",
+           trigger: Annotated[Optional[str], typer.Option(help="Inspect when file:PATH appears or a line arrives at tcp:PORT; either holds the part id.")] = None,
+           existing: Annotated[bool, typer.Option("--existing", help="Inspect the files that a folder holds already, too.")] = False,
+           operator: Annotated[str, typer.Option(help="Who is responsible; written into the ledger.")] = "",
+           count: Annotated[int, typer.Option(min=0, help="Stop after so many decisions; 0: never.")] = 0):
+    "Send frames to a server as they come and print its decisions; what was not inspected is `unread`, never OK."
+    import queue
+    camera = _served("camera")
+    one_of(rule, camera.PART_RULES, "rule for the views of a part")
+    found, away = queue.SimpleQueue(), lambda reason: print(f"waiting: {reason}", file=sys.stderr, flush=True)
+    client = camera.Client(api, maps=False, operator=operator)
+    starter = camera.open_trigger(trigger) if trigger else None
+    opened = [camera.open_source(source, existing) for source in sources]
+    running = camera.Stream(opened, client, every, views, rule, starter, found.put, away).start()
+    told = 0
+    try:
+        while (not running.join(0.05) or not found.empty()) and not 0 < count <= told:
+            while not found.empty() and not 0 < count <= told:
+                print(_verdict_line(found.get()), flush=True)
+                told += 1
+    finally: running.close()
+
+def _verdict_line(one):
+    "A `Verdict` for a person, on one line."
+    score = f"{one.facts['score']:<13.7g}" if "score" in one.facts else f"{'-':13}"
+    return f"{one.decision:8}{score}{_one_line(one.part_id)}" + (f"  ({_one_line(one.reason)})" if one.reason else "")
+
+# %% ../nbs/90_cli.ipynb #6dc47403
+@app.command()
+def dashboard(bundle: Annotated[Path, typer.Argument(help="The bundle that the server was started with; teaching replaces it.")],
+              api: Annotated[str, typer.Option(help="The server, started by: thesis-ad serve.")] = "http://127.0.0.1:8000",
+              host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+              port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8501,
+              token_file: TokenFile = None):
+    "Show decisions, teach parts and verify the ledger in a browser."
+    raise typer.Exit(_served("dashboard").run(api, bundle, host, port, _token(token_file)))
 
 # %% ../nbs/90_cli.ipynb #96d9f535
 @app.command()
