@@ -9,8 +9,8 @@ import argparse, time
 import numpy as np
 import torch
 
-from thesis_ad.models.dfr import FeatureAutoencoder, folded, folded_residual, residual
-from thesis_ad.settings import computes_bf16, pin_threads
+from thesis_ad.models.dfr import FeatureAutoencoder, folded, residual
+from thesis_ad.settings import pin_threads
 
 
 def seconds(call):
@@ -27,16 +27,13 @@ def main():
     torch.manual_seed(0)
     network = FeatureAutoencoder(given.channels, given.latent).eval()
     cells = torch.randn(given.cells, given.channels).half()
-    low = computes_bf16(torch.device("cpu"))
-    exact, rounded = folded(network), folded(network, bf16=low)
-    def in_parts(way): return torch.cat([way(part) for part in cells.split(1024)])
-    ways = {"at once": lambda: residual(network, cells, bf16=low), "in parts": lambda: in_parts(lambda part: residual(network, part, bf16=low)),
-            "in parts, folded": lambda: in_parts(lambda part: folded_residual(rounded, part)),
-            "the same, float32": lambda: in_parts(lambda part: folded_residual(exact, part))}
+    shorter = folded(network)
+    def in_parts(which): return torch.cat([residual(which, part) for part in cells.split(1024)])
+    ways = {"at once": lambda: residual(network, cells), "in parts": lambda: in_parts(network), "in parts, folded": lambda: in_parts(shorter)}
     with torch.inference_mode():
         found = {name: way() for name, way in ways.items()}
         times = np.array([[seconds(way) for way in ways.values()] for _ in range(given.rounds + 1)][1:])
-    print(f"{given.cells} cells, {given.channels} channels, latent size {given.latent}, bfloat16 {'on' if low else 'not in this processor'}")
+    print(f"{given.cells} cells, {given.channels} channels, latent size {given.latent}")
     for name, column in zip(ways, times.T):
         gap = float(((found[name] - found["at once"]).abs() / found["at once"]).max())
         print(f"{name:17} {1000 * np.median(column):7.1f} ms   {np.median(column / times[:, 0]):.2f} of the first   residuals differ by at most {gap:.1e}")

@@ -42,7 +42,7 @@ def main():
     print(f"1 thread | torch {torch.__version__}, Python {platform.python_version()} | {torch.backends.cpu.get_cpu_capability()}")
     print(f"{data.name}: {len(train)} training images, development data {len(ok)} OK and {len(nok)} NOK, {args.seeds} seeds")
     ways = {f"rows, {args.steps} steps": dict(training="rows", steps=args.steps),
-            f"rows, {args.steps} steps, float32": dict(training="rows", steps=args.steps, bf16=False),
+            f"rows, {args.steps} steps, bfloat16 where there are instructions for it": dict(training="rows", steps=args.steps, bf16=True),
             f"maps, {args.epochs} epochs": dict(training="maps", epochs=args.epochs)}
     if args.choices:
         ways = {f"{'standardised' if standardise else 'raw'}, {'augmented' if augment else 'as they are'}": dict(steps=args.steps, standardise=standardise, augment=augment)

@@ -29,7 +29,7 @@ def main():
     options = parser.parse_args()
     rows = []
     for count in options.counts:
-        profile = get_profile("demo", train_pictures=count)
+        profile = get_profile("demo", train_pictures=count, judged_pictures=0)
         tasks = tasks_for(profile, options.methods, options.datasets)
         for task, (one, seconds) in zip(tasks, joblib.Parallel(n_jobs=options.workers)(joblib.delayed(on_calibration)(task) for task in tasks)):
             low, high = auroc_interval(one.label, one.score, one.group)
