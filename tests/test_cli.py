@@ -184,9 +184,18 @@ def test_a_nok_picture_in_train_is_refused(mvtec_folder, tmp_path):
     refused(thesis_ad("fit", "dfr", mvtec_folder, "-o", tmp_path / "b"), "train/dent/000.png", "OK")
 
 
-def test_a_mask_of_another_size_is_refused(bundle, mvtec_folder, tmp_path):
-    Image.fromarray(np.full((10, 10), 255, np.uint8)).save(mvtec_folder / "ground_truth/dent/002_mask.png")
-    refused(thesis_ad("evaluate", bundle, mvtec_folder, "-o", tmp_path / "e"), "002_mask.png", "10×10")
+def test_a_bad_mask_is_left_out_and_named_before_the_work(bundle, mvtec_folder, tmp_path):
+    "One of another size, one broken: the images stay, without a mask; masks that mark nothing or everything are named."
+    masks = mvtec_folder / "ground_truth/dent"
+    Image.fromarray(np.full((10, 10), 255, np.uint8)).save(masks / "002_mask.png")
+    (masks / "003_mask.png").write_bytes((masks / "003_mask.png").read_bytes()[:60])
+    for name, value in (("004", 0), ("005", 255)): Image.fromarray(np.full((72, 96), value, np.uint8)).save(masks / f"{name}_mask.png")
+    result = thesis_ad("evaluate", bundle, mvtec_folder, "-o", tmp_path / "e")
+    assert result.returncode == 0, result.stderr
+    for words in ("002_mask.png: is 10×10", "003_mask.png: cannot be read", "2 masks left out", "004_mask.png marks nothing", "005_mask.png marks 100%"): assert words in result.stderr, result.stderr
+    assert "layout mvtec: train" in result.stdout and len(pd.read_csv(tmp_path / "e/scores.csv")) == 12
+    metrics = pd.read_csv(tmp_path / "e/metrics.csv").set_index("metric")
+    assert metrics.n_nok["pixel_auroc"] == 3 and metrics.n_nok["image_auroc"] == 6
 
 
 def test_an_empty_split_is_refused(bundle, mvtec_folder, tmp_path):

@@ -22,7 +22,7 @@ import pandas as pd
 from scipy import optimize, special, stats
 
 from ..data.datasets import ImageSet, inspect_files, picture_files
-from ..data.manifest import COLUMNS, SPLITS
+from ..data.manifest import COLUMNS
 from ..files import atomic_write
 from ..models.detector import picture_numbers, predict_each
 from ..settings import NOK_COLOUR, UserError, one_of
@@ -275,8 +275,7 @@ def unseen(detector, images):
 # %% ../../nbs/50_decision.threshold.ipynb #d81ab468
 def calibration_pictures(data):
     "The pictures of a `Dataset` that may set a threshold: its calibration split, or every picture of a flat folder."
-    flat = set(data.table.split) <= {"train", "calibration"} and not any((data.root / split).is_dir() for split in SPLITS)
-    if not flat or (data.root / "splits.csv").exists():
+    if not data.pool:
         if not len(data.calibration): raise UserError(f"{data.root} has no calibration pictures")
         return data.calibration
     parts = [data.train, data.calibration]
