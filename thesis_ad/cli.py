@@ -114,7 +114,7 @@ def data_verify(name: Annotated[Optional[str], typer.Argument(help="A dataset of
 def _open(data, detector, calibration=None, **said):
     "The dataset, its files read as the detector reads them; `said`: ok, nok, masks and layout of a folder."
     from thesis_ad.data.datasets import open_dataset
-    opened = open_dataset(str(data), calibration=calibration, **{name: value or () for name, value in said.items()}).read(detector.reading)
+    opened = open_dataset(str(data), calibration=calibration, **{name: value for name, value in said.items() if value}).read(detector.reading)
     print(_one_line(opened.summary))
     return opened
 
@@ -136,8 +136,8 @@ def _report_folder(data):
     for line in data.without_mask: print(f"mask left out: {_one_line(line)}", file=sys.stderr)
     if data.without_mask: print(f"{len(data.without_mask)} mask{'s' * (len(data.without_mask) > 1)} left out; the images count as NOK without a mask", file=sys.stderr)
     lost, same = (data.folder.lost, twins(data)) if data.folder else ((), ())
-    _warn([f"{len(same)} image{'s are' if len(same) > 1 else ' is'} in two splits, byte by byte the same: {same[0][0]} and {same[0][1]}"] * bool(same)
-          + [f"{len(lost)} mask{'s belong' if len(lost) > 1 else ' belongs'} to no image: {lost[0]}"] * bool(lost) + data.warnings)
+    _warn([f"{len(same)} image{'s are' if len(same) > 1 else ' is'} in two splits, byte by byte the same: {one} and {other}" for one, other in same[:1]]
+          + [f"{len(lost)} mask{'s belong' if len(lost) > 1 else ' belongs'} to no image: {mask}" for mask in lost[:1]] + data.warnings)
 
 @app.command()
 def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad methods).")],
@@ -176,7 +176,7 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
     opened = _open(data, detector, ok=ok, nok=nok, masks=masks, layout=layout)
     check_writable(out)
     learned = sorted({*opened.open_test().paths} - {*unseen(detector, opened.open_test())[0].paths})
-    _warn([f"{len(learned)} test image{'s are' if len(learned) > 1 else ' is'} byte by byte what this bundle was fitted on, so their scores say nothing about new parts: {learned[0]}"] if learned else [])
+    _warn([f"{len(learned)} test image{'s are' if len(learned) > 1 else ' is'} byte by byte what this bundle was fitted on, so their scores say nothing about new parts: {path}" for path in learned[:1]])
     _report_folder(opened)
     scores, metrics, defects = evaluate(detector, opened.open_test(), opened.name, progress="scoring")
     for name, table in (("scores", scores), ("metrics", metrics), ("per_defect", defects)): write_csv(table, out / f"{name}.csv")
