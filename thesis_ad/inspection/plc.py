@@ -7,7 +7,7 @@ __all__ = ['PASS', 'FAIL', 'BEAT', 'PORT', 'PAUSES', 'CONFIRMATIONS', 'MODES', '
            'unacknowledged', 'Plc', 'SimulatedController', 'ModbusPlc', 'MqttResults']
 
 # %% ../../nbs/72_inspection.plc.ipynb #6d7da8df
-import contextlib, json, socket, struct, threading, time
+import contextlib, json, logging, socket, struct, threading, time
 from dataclasses import dataclass
 
 from ..settings import UserError, one_of
@@ -248,6 +248,7 @@ SimulatedController._serve = _serve
 
 # %% ../../nbs/72_inspection.plc.ipynb #e6cf5bcf
 RESULTS = {FAIL: 1, PASS: 2}        # register values; 0 is a register that nobody has written
+logging.getLogger("pymodbus").addHandler(logging.NullHandler())      # it need not print what a `Delivery` says
 
 class ModbusPlc(Link):
     "A controller behind Modbus TCP: registers `address` (result), + 1 (number of the decision), + 2 (heartbeat)."
@@ -295,7 +296,7 @@ class MqttResults:
         self.client.loop_start()
 
     def publish(self, result):
-        "Hand over a JSON-able dictionary; False if it was dropped as the queue is full. It raises nothing and never waits."
+        "Hand over a JSON-able dictionary; False if it is dropped (a full queue). It raises nothing and never waits."
         try: sent = self.client.publish(f"{self.topic}/results", json.dumps(result, sort_keys=True), qos=1)
         except Exception: return False
         return sent.rc in (0, 4)                        # sent, or kept until there is a connection
