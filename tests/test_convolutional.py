@@ -181,57 +181,24 @@ def test_bundle_and_company(name, fitted, tmp_path):
 
 
 @every
-def test_the_same_again_and_nok_steers_nothing(name, fitted):
-    def fit(calibration, **more):
-        detector = create(name, **QUICK[name] | more)
-        getattr(detector, "weight_hash", None)                                      # the backbone is loaded
-        torch.manual_seed(5); wanted = torch.rand(3); torch.manual_seed(5)
-        tensors = detector.fit(pictures(5), calibration).tensors()
-        assert torch.equal(torch.rand(3), wanted), "the process's generator was moved"
-        return tensors
-    reference = fitted[name].tensors()                                              # fitted with OK and NOK to look at
-    assert same(reference, fit(pictures(2, seed=1))) and same(reference, fit(None)), "calibration pictures have changed the weights"
-    assert not same(reference, fit(None, seed=1))
-
-
-@every
 def test_losses_are_logged(name, fitted):
     facts = fitted[name].facts
     assert len(facts["loss_train"]) == len(facts["loss_ok"]) == len(facts["loss_nok"]) > 0 and np.isfinite(facts["loss_nok"]).all()
 
 
 @every
-@pytest.mark.parametrize("case", ["one picture", "constant", "tiny", "long"])
-def test_edge_cases_give_numbers_or_a_sentence(name, case):
-    size = {"tiny": (8, 8), "long": (40, 136)}.get(case, QUICK[name]["size"])
-    images = ImageSet.from_arrays(np.full((2, 40, 40, 3), 128, np.uint8)) if case == "constant" else pictures(1 if case == "one picture" else 2)
-    more = {"cells": (4, 4) if case == "tiny" else (8, 8)} if name == "dfr_attention" else {}
-    try: detector = create(name, **QUICK[name] | more | {"size": size}).fit(images)
+def test_tiny_images_give_numbers_or_a_sentence(name):
+    more = {"cells": (4, 4)} if name == "dfr_attention" else {}
+    try: detector = create(name, **QUICK[name] | more | {"size": (8, 8)}).fit(pictures(2))
     except UserError as refusal:
-        assert name in ("featcae", "dfr_attention") and case == "tiny" or case == "long" and name == "dfr_attention", refusal
+        assert name in ("featcae", "dfr_attention"), refusal
         return
-    scores, maps = detector.predict(torch.cat([torch.rand(1, 3, *size), torch.zeros(1, 3, *size)]))
-    assert np.isfinite(scores).all() and np.isfinite(maps).all() and maps.shape == (2, *size)
-
-
-@every
-def test_a_picture_without_numbers_is_refused(name, fitted):
-    class Broken(ImageSet):
-        def batches(self, *args, **kwargs):
-            for indices, batch in super().batches(*args, **kwargs): yield indices, batch * torch.nan
-    images = pictures(2)
-    with pytest.raises(UserError): predict_set(fitted[name], Broken(images.table, arrays=images.arrays))
+    scores, maps = detector.predict(torch.cat([torch.rand(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)]))
+    assert np.isfinite(scores).all() and np.isfinite(maps).all() and maps.shape == (2, 8, 8)
 
 
 @pytest.mark.parametrize("name, wrong, words", [
     ("cae_l1", dict(beta=0), "beta"), ("cae_l1", dict(mse_share=0.2), "mse_share"), ("vae", dict(latent=0), "latent"), ("vae", dict(kl_weight=-1), "kl_weight"),
-    ("vae", dict(blur=-1), "blur"), ("vae", dict(attention=True), "attention"), ("vae", dict(size=(0, 8)), "size"), ("featcae", dict(latent=0), "latent"),
-    ("featcae", dict(steps=0), "steps"), ("featcae", dict(learning_rate=0), "learning_rate"), ("dfr_attention", dict(kernel=2), "odd")])
+    ("vae", dict(blur=-1), "blur"), ("vae", dict(attention=True), "attention"), ("vae", dict(size=(0, 8)), "size"), ("featcae", dict(latent=0), "latent"), ("dfr_attention", dict(kernel=2), "odd")])
 def test_settings_that_cannot_work_are_refused(name, wrong, words):
     with pytest.raises(UserError, match=words): create(name, **QUICK[name] | wrong)
-
-
-@every
-def test_before_fitting_and_divergence(name):
-    with pytest.raises(UserError, match="not.*fitted"): create(name, **QUICK[name]).predict(torch.rand(1, 3, 32, 32))
-    with pytest.raises(UserError, match="diverged"): create(name, **QUICK[name] | dict(learning_rate=1e30) | ({"epochs": 3} if name == "dfr_attention" else {})).fit(pictures(5))

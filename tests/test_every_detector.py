@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from thesis_ad.data.datasets import ImageSet
 from thesis_ad.features import backbones
 from thesis_ad.models.detector import FORMAT, METHODS, Detector, create, methods, predict_set, register, settings_of
+from thesis_ad.models.training import Trained
 from thesis_ad.settings import UserError, pin_threads, rng
 
-SMALL = {"size": (64, 96), "steps": 4, "epochs": 1, "width": 8, "cells": (16, 24), "autoencoder_width": 8, "rows_per_step": 256, "cap": 60}
+SMALL = {"size": (64, 96), "steps": 4, "width": 8, "cells": (16, 24), "autoencoder_width": 8, "rows_per_step": 256, "cap": 60}
 NAMES = sorted(methods())
 FLIPS = [name for name in NAMES if name in ("patchcore", "gaussian")]      # no position, no trained kernel
-SEES_VECTORS = ("patchcore", "padim", "gaussian", "global_knn", "dfr", "featcae")      # nothing but the vectors of single cells, and their places
+SEES_VECTORS = ("patchcore", "padim", "gaussian", "global_knn", "pca", "dfr", "featcae")      # nothing but the vectors of single cells, and their places
 
 
 def small(name, **changes):
@@ -39,8 +40,8 @@ def test_set():
 
 @pytest.fixture(scope="module")
 def fitted():
-    train, held = ImageSet.from_arrays(pictures(6)), ImageSet.from_arrays(pictures(4, "held"))
-    found = {}
+    train, found = ImageSet.from_arrays(pictures(6)), {}
+    held = ImageSet.from_arrays(np.concatenate([pictures(2, "held"), pictures(2, "held NOK", defect=True)]), labels=[0, 0, 1, 1])
     def get(name):
         if name not in found: found[name] = small(name).fit(train, held)
         return found[name]
@@ -58,7 +59,7 @@ def test_scores_maps_and_bundle(name, fitted, test_set, tmp_path):
     assert maps is None or all((a == b).all() for a, b in zip(maps, redrawn))
 
 
-@pytest.mark.parametrize("shape", [{"native_aspect": True}, {"canvas": (0, 0)}, {"canvas": (96, 288)}], ids=["native aspect", "own size in tiles", "canvas in tiles"])
+@pytest.mark.parametrize("shape", [{"native_aspect": True}, {"canvas": (0, 0)}], ids=["native aspect", "own size in tiles"])
 @pytest.mark.parametrize("name", NAMES)
 def test_long_pictures_keep_their_shape(name, shape, tmp_path):
     strips = ImageSet.from_arrays((90 + 8 * rng("strips").standard_normal((5, 70, 210, 3))).clip(0, 255).astype(np.uint8))
@@ -78,13 +79,27 @@ def test_a_constant_picture_has_a_finite_score(name, level, fitted):
     if maps is not None: assert np.isfinite(maps).all()
 
 
+def small_facts(detector): return {key: value for key, value in detector.facts.items() if not key.startswith("loss")}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_second_fit_forgets_the_first(name, fitted, test_set):
-    train, held = ImageSet.from_arrays(pictures(6)), ImageSet.from_arrays(pictures(4, "held"))
-    detector = small(name).fit(ImageSet.from_arrays(pictures(3, "another part")), held)
-    predict_set(detector, test_set)
-    scores, wanted = (predict_set(one, test_set)[0] for one in (detector.fit(train, held), fitted(name)))
-    assert (scores == wanted).all()
+def test_a_fit_depends_on_its_training_images_alone(name, fitted, test_set, tmp_path, monkeypatch):
+    "Neither on an earlier fit, nor on the calibration split that the fixture's detectors were given, nor on the process's generator; and half of a fit is none."
+    detector = small(name).fit(ImageSet.from_arrays(pictures(3, "another part")))
+    torch.manual_seed(123)
+    state = torch.random.get_rng_state()
+    detector.fit(ImageSet.from_arrays(pictures(6)))
+    assert torch.equal(state, torch.random.get_rng_state()), "the process's generator was moved"
+    ours, theirs = detector.tensors(), fitted(name).tensors()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours) and small_facts(detector) == small_facts(fitted(name))
+    assert (predict_set(detector, test_set)[0] == predict_set(fitted(name), test_set)[0]).all()
+    def interrupted(self, images): raise KeyboardInterrupt
+    monkeypatch.setattr(type(detector), "_fit", lambda self, train, calibration: None)
+    monkeypatch.setattr(type(detector), "predict", interrupted)
+    with pytest.raises(KeyboardInterrupt): detector.fit(ImageSet.from_arrays(pictures(4, "others")))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="has not been fitted yet"): detector.predict(torch.rand(1, 3, 64, 96))
+    with pytest.raises(UserError, match="has not been fitted yet"): detector.save(tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -129,19 +144,7 @@ def test_what_has_not_learned_neither_judges_nor_is_saved(name, tmp_path):
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_fit_that_was_interrupted_leaves_nothing_that_judges(name, tmp_path, monkeypatch):
-    "Also where an earlier fit had ended well: half of another model is none."
-    detector = small(name).fit(ImageSet.from_arrays(pictures(4)))
-    def interrupted(self, images): raise KeyboardInterrupt
-    monkeypatch.setattr(type(detector), "predict", interrupted)
-    with pytest.raises(KeyboardInterrupt): detector.fit(ImageSet.from_arrays(pictures(4, "others")))
-    monkeypatch.undo()
-    with pytest.raises(UserError, match="has not been fitted yet"): detector.predict(torch.rand(1, 3, 64, 96))
-    with pytest.raises(UserError, match="has not been fitted yet"): detector.save(tmp_path / "bundle")
-
-
-@pytest.mark.parametrize("name", ["efficientad", "stfpm", "featcae", "dfr"])
+@pytest.mark.parametrize("name", [name for name in NAMES if issubclass(methods()[name], Trained)])
 def test_a_fit_that_diverges_in_its_last_step_is_refused(name):
     with pytest.raises(UserError, match="diverged.*learning_rate"): small(name, steps=1, learning_rate=1e30).fit(ImageSet.from_arrays(pictures(4)))
 
@@ -173,7 +176,7 @@ def test_a_class_of_this_session_goes_before_the_exported_one():
     ("patchcore", {"size": True}, "size"), ("patchcore", {"size": [["a"]]}, "size"), ("patchcore", {"cap": "1e999"}, "cap"), ("patchcore", {"stages": "last"}, "stages"),
     ("patchcore", {"candidates": 0}, "candidates"), ("patchcore", {"projection": -1}, "projection"), ("patchcore", {"cap": -1}, "cap"), ("patchcore", {"ratio": 2}, "ratio"),
     ("padim", {"eps": 0}, "eps"), ("gaussian", {"eps": -0.1}, "eps"), ("featcae", {"rows_per_step": 1}, "rows_per_step"), ("dfr", {"rows_per_step": 1}, "rows_per_step"),
-    ("dfr", {"learning_rate": 0}, "learning_rate"), ("padim", {"channels": -1}, "channels"), ("patchcore", {"overlap": 1.5}, "overlap"), ("patchcore", {"overlap": -0.1}, "overlap"),
+    ("padim", {"channels": -1}, "channels"), ("patchcore", {"overlap": 1.5}, "overlap"), ("patchcore", {"overlap": -0.1}, "overlap"),
     ("patchcore", {"size": "64,6000000000"}, "1 to 100,000"), ("patchcore", {"canvas": 10**7}, "canvas"), ("patchcore", {"sigma": True}, "sigma"),
     ("patchcore", {"canvas": "1,2,3"}, r"not \(1, 2, 3\)"), ("vae", {"blur": 1e9}, "blur"), ("patchcore", {"sigma": "nan"}, "sigma"), ("patchcore", {"sigma": "inf"}, "sigma"),
     *((name, {"sigma": value}, "sigma lies in 0 … 1000") for name in ("patchcore", "padim", "gaussian") for value in (-1, 1e9))])
@@ -194,22 +197,13 @@ def test_a_covariance_without_an_inverse_is_refused_in_a_sentence():
     with pytest.raises(UserError, match="raise eps"): small("padim", eps=1e-30).fit(ImageSet.from_arrays(pictures(4)))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_calibration_split_moves_no_fit(name, fitted):
-    "The fixture's detectors are given a calibration split; without one the fit is the same to the bit."
-    alone = small(name).fit(ImageSet.from_arrays(pictures(6)))
-    ours, theirs = fitted(name).tensors(), alone.tensors()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert {key: value for key, value in alone.facts.items() if not key.startswith("loss")} == {key: value for key, value in fitted(name).facts.items() if not key.startswith("loss")}
-
-
 @pytest.mark.parametrize("name", ["gaussian", "efficientad"])
 def test_maps_are_scaled_by_pictures_as_they_are_judged(name, monkeypatch):
     seen, view = [], Detector.as_judged
     monkeypatch.setattr(Detector, "as_judged", lambda self, train: seen.append(view(self, train)) or seen[-1])
     detector = small(name, enhance=True).fit(ImageSet.from_arrays(pictures(6)))
-    assert len(seen) == 1 and len(seen[0]) == detector.facts["held_out"]
-    assert repr(seen[0].transform) == repr(detector.prepare(ImageSet.from_arrays(pictures(1))).transform), "held-out pictures are prepared in another way than judged ones"
+    assert seen and all(len(one) == detector.facts["held_out"] for one in seen)
+    for one in seen: assert repr(one.transform) == repr(detector.prepare(ImageSet.from_arrays(pictures(1))).transform), "held-out pictures are prepared in another way than judged ones"
 
 
 class Symmetric:
@@ -228,8 +222,8 @@ class Symmetric:
 @pytest.mark.parametrize("axis", [2, 3])
 def test_with_a_symmetric_backbone_the_map_of_a_mirrored_picture_is_the_mirrored_map(name, axis, test_set):
     train = pictures(6)
-    detector = small(name, bf16=False, augment=False)
-    if name == "dfr": detector.frozen = Symmetric()
+    detector = small(name, augment=False)
+    if name in ("pca", "dfr"): detector.frozen = Symmetric()
     else: detector.network = Symmetric()
     detector.fit(ImageSet.from_arrays(np.concatenate([train, np.flip(train, axis - 1)])))
     batch = next(detector.prepare(test_set).batches(6))[1]

@@ -18,7 +18,7 @@ from thesis_ad.files import sha256
 from thesis_ad.models.detector import bundle_facts, create, methods, predict_set
 from thesis_ad.settings import get_profile, rng
 
-TINY = {"size": (64, 64), "width": 4, "epochs": 1, "steps": 2, "warmup": 1, "cells": (8, 8), "rows": 64, "batch": 2, "batch_size": 2}
+TINY = {"size": (64, 64), "width": 4, "steps": 2, "warmup": 1, "cells": (8, 8), "rows": 64, "batch": 2, "batch_size": 2}
 
 
 def tiny(method):
