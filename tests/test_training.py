@@ -20,7 +20,7 @@ from torch import nn
 from thesis_ad import cli
 from thesis_ad.data.datasets import ImageSet
 from thesis_ad.models import training
-from thesis_ad.models.detector import Detector, create
+from thesis_ad.models.detector import Detector, checkpoint_place, create
 from thesis_ad.models.training import DECIDES, GAIN, LOOKS, SCHEDULES, Trained, cooling_length, hold_out, image_batches, rate, row_batches, train_network
 from thesis_ad.settings import UserError, rng
 
@@ -115,9 +115,10 @@ def test_a_training_ends_in_time_and_keeps_the_weights_of_its_lowest_held_out_lo
 def test_a_falling_loss_uses_the_budget_up_and_a_constant_one_is_a_plateau(schedule):
     falling, *_ = trained(toy(schedule=schedule, patience=3), 120, [0.99 ** n for n in range(60)])
     level, *_ = trained(toy(schedule=schedule, patience=3), 120, [1.0])
+    every, waited = 120 // LOOKS, 4 * (120 // LOOKS)          # the first look and three without a gain
     assert falling["updates"] == 120 and falling["stopped"] == USED_UP and falling["kept_update"] == 120
-    wanted = {"plateau": 12 + 3, "constant": 12, "cosine": 120}[schedule]          # a look every three updates: the first one and three without a gain
-    assert level["updates"] == wanted and (level["stopped"] == FLAT) == (schedule != "cosine") and level["kept_update"] == 3
+    wanted = {"plateau": waited + cooling_length(waited), "constant": waited, "cosine": 120}[schedule]
+    assert level["updates"] == wanted and (level["stopped"] == FLAT) == (schedule != "cosine") and level["kept_update"] == every
 
 
 def test_without_held_out_images_the_whole_budget_runs_and_the_last_weights_stay():
@@ -278,6 +279,13 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(tmp_path, often):
     assert again[0] == whole[0] and same(again[1], whole[1])
 
 
+def test_what_determines_a_fit_determines_where_its_checkpoint_is():
+    train, other = (ImageSet.from_arrays(np.full((2, 4, 4, 3), grey, np.uint8)) for grey in (1, 2))
+    places = [checkpoint_place(create("autoencoder", **settings), *images) for settings, *images in
+              (({}, train), ({}, other), ({}, train, other), ({}, train, train), ({"seed": 1}, train), ({"steps": 9}, train), ({"attention": False}, train))]
+    assert len(set(places)) == len(places) and checkpoint_place(create("autoencoder", device="cpu"), train, None) == places[0]
+
+
 KILLED = "import thesis_ad.models.training as t; t.CHECKPOINT_SECONDS = -1; from thesis_ad.cli import main; main()"
 
 
@@ -305,7 +313,7 @@ def test_a_fit_that_is_killed_is_continued_by_the_same_command(tmp_path, monkeyp
         return len(updates), (out / "tensors.safetensors").read_bytes(), (out / "bundle.json").read_bytes()
     (rest, *again), (every, *undisturbed) = run(tmp_path / "bundle", cache), run(tmp_path / "undisturbed", tmp_path / "other cache")
     assert 0 < done and done + rest == every == 100, "the fit began again"
-    assert again == undisturbed and not list((cache / "checkpoints").iterdir())
+    assert again == undisturbed and not found[0].exists()
 
 
 def test_one_part_leaves_nothing_to_hold_out_and_is_trained_to_the_end():

@@ -125,7 +125,7 @@ class Detector(Preparation):
         "Learn from the OK pictures of an `ImageSet`. On `calibration` a loss may be watched and logged; nothing is learned from it."
         if not len(train): raise UserError("there is no training picture to fit on")
         if (train.labels == 1).any(): raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK pictures only")
-        self.data_key, self.trained_on, self.checkpoint = train.key, picture_numbers(train), checkpoint_place(self, train)
+        self.data_key, self.trained_on, self.checkpoint = train.key, picture_numbers(train), checkpoint_place(self, train, calibration)
         self.reading = dataclasses.replace(self.reading, white=self.white or train.white)
         if self.native_aspect: self.input_size = native_size(self.size, [train.shape(i) for i in range(len(train))])
         try:
@@ -165,9 +165,10 @@ def _code():
     root = Path(thesis_ad.__file__).parent
     return content_key([sha256(path) for folder in ("data", "images", "features", "models") for path in sorted((root / folder).glob("*.py"))])
 
-def checkpoint_place(detector, train):
-    "Path without suffix for the checkpoints of a fit of `detector` on `train`, or None where there is no cache folder."
-    try: return cache_dir() / "checkpoints" / content_key(detector.method, settings_of(detector), detector.pretrained(), train.key, _code())
+def checkpoint_place(detector, train, calibration=None):
+    "Path without suffix for the checkpoints of a fit of `detector` on `train` that watches its loss on `calibration`, or None where there is no cache folder."
+    keys = [images.key for images in (train, calibration) if images is not None]
+    try: return cache_dir() / "checkpoints" / content_key(detector.method, settings_of(detector), detector.pretrained(), keys, _code())
     except UserError: return None
 
 # %% ../../nbs/39_models.detector.ipynb #efa1d57b

@@ -7,7 +7,7 @@ __all__ = ['OPTIMISERS', 'SCHEDULES', 'COOLING', 'GAIN', 'LOOKS', 'DECIDES', 'CH
            'cooling_length', 'row_batches', 'image_batches', 'Progress', 'train_network']
 
 # %% ../../nbs/37_models.training.ipynb #5113a106
-import json, logging, math, time
+import contextlib, json, logging, math, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -169,16 +169,19 @@ def _save(path, network, optimiser, best, p):
     except (OSError, UserError) as error: logging.getLogger("thesis_ad").warning("no checkpoint could be written: %s", error)
 
 def _resume(path, network, optimiser):
-    "(progress, best weights) from a checkpoint whose tensors now are those of `network` and `optimiser`; (None, {}) without one."
+    "(progress, best weights) from a checkpoint whose tensors now are those of `network` and `optimiser`; (None, {}) and no change without one."
+    shapes = lambda tensors: {name: t.shape for name, t in tensors.items()}
     try:
         with safe_open(path, "pt") as file:
             tensors, p = {name: file.get_tensor(name) for name in file.keys()}, Progress(**json.loads(file.metadata()["progress"]))
         of = lambda kind: {name.removeprefix(f"{kind}."): t for name, t in tensors.items() if name.startswith(f"{kind}.")}
         state = {}
         for name, t in of("optimiser").items(): state.setdefault(int(name.split(".")[0]), {})[name.split(".")[1]] = t
-        groups = optimiser.state_dict()["param_groups"]
+        wanted, weights = shapes(network.state_dict()), optimiser.param_groups[0]["params"]
+        of_weights = all(t.dim() == 0 or t.shape == weights[i].shape for i, one in state.items() for t in one.values())
+        if not (state and of_weights and shapes(of("network")) == wanted and shapes(of("best")) in ({}, wanted)): return None, {}
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
         network.load_state_dict(of("network"))
-        if state: optimiser.load_state_dict({"state": state, "param_groups": groups})
         return p, of("best")
     except Exception: return None, {}           # none there, damaged, or of another network: begin again
 
@@ -211,7 +214,8 @@ def train_network(network, loss, batch, d, steps, looks, images_per_step, name=N
                 saved = time.monotonic()
     if best: network.load_state_dict(best)
     network.eval()
-    if path: path.unlink(missing_ok=True)
+    if path:
+        with contextlib.suppress(OSError): path.unlink()
     return p.curve | {"updates": p.step, "images_seen": round(p.step * images_per_step), "stopped": p.stopped, "kept_update": p.kept if best else p.step}
 
 def _look(network, looks):
