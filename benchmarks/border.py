@@ -20,8 +20,8 @@ from thesis_ad.evaluation.metrics import image_auroc, paired_difference
 from thesis_ad.evaluation.protocol import settings_for
 from thesis_ad.features.backbones import kept_features
 from thesis_ad.files import atomic_write
+from thesis_ad.models.border import border, image_scores, levelled
 from thesis_ad.models.detector import create
-from thesis_ad.models.dfr import border, image_scores, levelled
 from thesis_ad.settings import get_profile, pin_threads
 
 

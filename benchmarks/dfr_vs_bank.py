@@ -15,8 +15,9 @@ from thesis_ad.data.datasets import Dataset, open_dataset
 from thesis_ad.data.manifest import elpv_table, nearly_all_bad
 from thesis_ad.evaluation.metrics import auroc_interval, image_auroc, paired_difference
 from thesis_ad.features.backbones import kept_features
+from thesis_ad.models.border import border, border_level, image_scores, levelled
 from thesis_ad.models.detector import create
-from thesis_ad.models.dfr import border, border_level, collect_rows, image_scores, levelled
+from thesis_ad.models.dfr import collect_rows
 from thesis_ad.settings import pin_threads
 
 

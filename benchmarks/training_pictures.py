@@ -1,7 +1,7 @@
 """How many OK images does a detector need? Image AUROC on the calibration split after learning from 25, 50, 100 and all training images.
 
 The number of training images of the profile `demo` is chosen by this table, so it reads no test split. Training images are spaced evenly over
-the table; settings are those of `demo`, so steps of training stay and epochs mean fewer steps with fewer images. Fits are kept in the cache folder.
+the table; settings are those of `demo`, so every count has the same budget of updates. Fits are kept in the cache folder.
 
     python benchmarks/training_pictures.py --out benchmarks/training_pictures.csv
 
