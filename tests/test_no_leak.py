@@ -90,7 +90,7 @@ def test_every_fitted_thing_is_the_same_whatever_the_test_split_holds(data):
     one, other = (pipeline(which, names) for which in data)
     assert all(any(key.startswith(f"{name}: ") for key in one) for name in names)
     for wanted in ("dfr: facts", "dfr: threshold", "dfr: sigmoid", "fusion: weights", "fusion: scales", "fusion: maps", "fusion: final", "fusion without NOK: scales"): assert wanted in one
-    assert "latent" in json.loads(one["dfr: facts"])
+    assert {"latent", "updates", "stopped", "kept_update"} <= set(json.loads(one["dfr: facts"])), "the schedule and the stop take part in the comparison"
     assert not differences(one, other), f"fitted on the test split: {', '.join(differences(one, other))}"
 
 
