@@ -110,7 +110,7 @@ def test_a_line_break_in_a_name_breaks_no_line(bundle, mvtec_folder):
     (pictures / "000.png").rename(pictures / "a\nb ü.png")
     (pictures / "c\td.png").write_bytes(b"no picture")
     result = thesis_ad("inspect", bundle, pictures)
-    assert result.returncode == 0 and len(result.stdout.splitlines()) == 6 and "a\\nb ü.png" in result.stdout, result.stdout
+    assert result.returncode == 2 and len(result.stdout.splitlines()) == 7 and "a\\nb ü.png" in result.stdout, result.stdout
     assert "c\\td.png" in result.stderr
 
 

@@ -91,12 +91,12 @@ def test_one_white_level_for_a_dataset_kept_in_the_bundle(tmp_path):
     result = thesis_ad("evaluate", bundle, root, "-o", tmp_path / "e")
     assert result.returncode == 0, result.stderr
     detector = load_bundle(bundle, "cpu")
-    test = open_dataset(str(root)).read(detector.reading).test
+    test = open_dataset(str(root)).read(detector.reading).development
     scores = dict(zip(test.paths, predict_set(detector, test)[0]))
     assert max(scores[f"test/good/{i}.tif"] for i in range(5)) < min(scores[f"test/spot/{i}.tif"] for i in range(5))
     dark = test.paths.tolist().index("test/dark/0.tif")
     assert abs(test.picture(dark).mean() - 0.4 * test.picture(dark + 1).mean()) < 3, "a photo was brightened to the level of the others"
-    assert open_dataset(str(root)).test.white == 2047, "the test split has a level of its own"
+    assert open_dataset(str(root)).development.white == 2047, "the test split has a level of its own"
     assert thesis_ad("fit", "gaussian", root, "-o", bundle, "--set", "size=64", "--set", "white=65535").returncode == 0
     assert load_bundle(bundle, "cpu").reading.white == 65535
     assert "most of the range is unused" in thesis_ad("evaluate", bundle, root, "-o", tmp_path / "e").stderr

@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 from thesis_ad.cli import main
 from thesis_ad.data.datasets import ImageSet
+from thesis_ad.decision.inspecting import inspect
 from thesis_ad.decision.threshold import (
     OkPixels,
     Sigmoid,
@@ -34,7 +35,6 @@ from thesis_ad.decision.threshold import (
     false_alarm_law,
     fit_platt,
     group_maxima,
-    inspect,
     mean_sigma,
     platt_loss,
     platt_targets,
@@ -373,16 +373,17 @@ def test_calibrate_evaluate_inspect(bundle, part, tmp_path):
 
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     result = thesis_ad("inspect", bundle, part / "test", tmp_path / "broken.png", tmp_path / "missing.jpg", "-o", tmp_path / "seen")
-    assert result.returncode == 0 and "broken.png" in result.stderr and "missing.jpg" in result.stderr and "2 pictures skipped" in result.stderr
+    assert result.returncode == 2 and "broken.png" in result.stderr and "missing.jpg" in result.stderr and "2 unread" in result.stderr
     seen = pd.read_csv(tmp_path / "seen/decisions.csv", dtype={"score": str})
-    assert len(seen) == 8 and len(list((tmp_path / "seen").glob("*.png"))) == 8
+    assert len(seen) == 10 and len(list((tmp_path / "seen").glob("*.png"))) == 8 and seen.status.tolist()[8:] == ["unread"] * 2
+    seen = seen[:8]
     for row in seen.itertuples():
         known = scores.loc[os.path.relpath(row.path, part)]
         assert row.score == known.score, f"{row.path}: inspect and evaluate give different scores"
         score = float(row.score)
-        assert row.decision == ("NOK" if score > facts["threshold"]["value"] else "OK")
+        assert row.status == ("NOK" if score > facts["threshold"]["value"] else "OK")
         assert math.isclose(row.confidence, float(Sigmoid(**facts["sigmoid"])(score)), rel_tol=1e-9)
-        assert f"{row.decision:4}{score:<13.7g}" in result.stdout
+        assert f"{row.status:10}{score:<13.7g}" in result.stdout
 
 
 def test_a_wrong_option_is_refused_before_any_picture_is_scored():
@@ -459,7 +460,7 @@ def test_a_part_is_the_maximum_of_its_pictures():
     threshold = calibrate(detector, pictures, alpha=0.2, per="part")
     assert threshold.n == 5 and threshold.value == scores.reshape(5, 3).max() and detector.threshold["left_out"] == 3
     assert decide(detector, scores)[0].sum() == 0 and decide(detector, scores)[1] is None
-    assert inspect(detector, rest).decision.tolist() == ["OK"] * 15
+    assert inspect(detector, rest).status.tolist() == ["OK"] * 15
     again = calibrate(detector, pictures, "quantile", q=0.5)
     assert again.n == 15 and again.decide(scores).sum() == 7
 

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['app', 'data_app', 'Out', 'Settings', 'Device', 'Seed', 'Threads', 'Calibration', 'OkFolders', 'NokFolders',
            'MaskFolders', 'Layout', 'CACHES', 'LedgerFile', 'ReportFolder', 'Pdf', 'PartId', 'Operator', 'Scale',
-           'KeyFiles', 'ledger_app', 'LedgerArgument', 'TokenFile', 'NO_MEMORY', 'parse_settings', 'main_options',
-           'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify', 'fit', 'evaluate', 'calibrate',
-           'inspect', 'ledger_verify', 'ledger_export', 'serve', 'stream', 'dashboard', 'reproduce', 'main']
+           'KeyFiles', 'EXIT_CODES', 'ledger_app', 'LedgerArgument', 'TokenFile', 'NO_MEMORY', 'parse_settings',
+           'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify', 'fit', 'evaluate',
+           'calibrate', 'inspect', 'ledger_verify', 'ledger_export', 'serve', 'stream', 'dashboard', 'reproduce',
+           'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
-import contextlib, json, os, platform, shutil, sys, warnings
+import contextlib, json, math, os, platform, shutil, sys, warnings
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -253,30 +254,40 @@ def _filing(detector, bundle, ledger, report, pdf, key_files, **facts):
         filing.close()
 
 # %% ../nbs/90_cli.ipynb #6f272d35
+EXIT_CODES = {"OK": 0, "NOK": 1, "undecided": 2, "unread": 2}
+
+def _print_inspected(table, notes):
+    "A row a file on stdout; counts, and what could not be read, on stderr."
+    for row in table.itertuples():
+        score, confidence = "-" if math.isnan(row.score) else f"{row.score:.7g}", "" if math.isnan(row.confidence) else f"P(NOK) = {row.confidence:.3f}"
+        print(f"{row.status:10}{score:13}{confidence:16}{_one_line(row.path)}")
+    for note in notes: print(f"note: {_one_line(note)}", file=sys.stderr)
+    counts = table.status.value_counts(sort=False)
+    print(f"{len(table)} inspected: " + ", ".join(f"{counts[status]} {status}" for status in EXIT_CODES if status in counts), file=sys.stderr)
+    if "undecided" in counts: print("no threshold is set, so nothing is decided; run: thesis-ad calibrate", file=sys.stderr)
+    for row in table[table.status == "unread"].itertuples(): print(f"unread {_one_line(row.path)}: {_one_line(row.reason)}", file=sys.stderr)
+
 @app.command()
 def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if it is to decide.")],
-            images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+            images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
             out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Write overlays and decisions.csv there.")] = None,
             ledger: LedgerFile = None, report: ReportFolder = None, pdf: Pdf = False, part_id: PartId = "",
             operator: Operator = "", mm_per_pixel: Scale = None, key_file: KeyFiles = None,
+            maps: Annotated[Optional[str], typer.Option(help="Write raw anomaly maps, too: npy, png or tiff.")] = None,
+            masks: Annotated[bool, typer.Option("--masks", help="Write masks of the pixels above the pixel threshold, too.")] = False,
+            exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever was found.")] = False,
             device: Device = "auto", threads: Threads = 1):
-    "Print raw score, decision and confidence (probability of NOK) of pictures. A broken picture is named, skipped and counted."
+    "Print status, raw score and confidence (probability of NOK) of every file asked for. Exit code: 0 all OK, 1 some NOK, 2 some without a decision."
     if out: check_writable(out)
-    from thesis_ad.decision.threshold import inspect, picture_set
+    from thesis_ad.decision.inspecting import files_to_inspect, inspect
     from thesis_ad.models.detector import load_bundle
     pin_threads(threads)
     detector = load_bundle(bundle, device)
-    pictures, skipped = picture_set(images)
-    facts = {"part_id": part_id, "operator": operator, "mm_per_pixel": mm_per_pixel}
-    with _filing(detector, bundle, ledger, report, pdf, key_file, **facts) as filing:
-        table = inspect(detector, pictures, out, progress="inspecting", each=filing and filing.judged)
-        for line in skipped if filing else (): filing.unread(*line.split(": ", 1))
-    if detector.threshold is None: print("no threshold is set, so nothing is decided; run: thesis-ad calibrate", file=sys.stderr)
-    for row in table.itertuples():
-        confidence = "" if row.confidence == "" else f"P(NOK) = {row.confidence:.3f}"
-        print(f"{row.decision or '-':4}{row.score:<13.7g}{confidence:16}{_one_line(row.path)}")
-    for line in skipped: print(f"skipped {_one_line(line)}", file=sys.stderr)
-    if skipped: print(f"{_pictures(len(skipped))} skipped", file=sys.stderr)
+    files, notes = files_to_inspect(images)
+    with _filing(detector, bundle, ledger, report, pdf, key_file, part_id=part_id, operator=operator, mm_per_pixel=mm_per_pixel) as filing:
+        table = inspect(detector, files, out, progress="inspecting", maps=maps, masks=masks, filing=filing)
+    _print_inspected(table, notes)
+    if not exit_zero: raise typer.Exit(max(EXIT_CODES[status] for status in table.status))
 
 # %% ../nbs/90_cli.ipynb #c7a10003
 ledger_app = typer.Typer(no_args_is_help=True, help="Verify and export a ledger of decisions.")

@@ -58,7 +58,9 @@ def resolve_device(name="auto"):
     import torch
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto": name = next(kind for kind, there in present.items() if there)
-    kind = one_of(str(name).split(":")[0], present, "device")
+    kind = str(name).split(":")[0]
+    if kind == "gpu": raise UserError("a graphics card is called cuda (NVIDIA, AMD) or mps (Apple); --device auto takes what is there")
+    one_of(kind, present, "device")
     if not present[kind]: raise UserError(f"device '{name}' is not present on this machine; use --device cpu")
     return torch.device(name)
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .manifest import COLUMNS, SPLITS, check_table, hash_table, manifest_names, read_manifest, read_splits
 from .prefilter import RENDERER, Recipe, recipe_table, render_dataset
 from .layouts import MASKS, one_stem_each, read_folders, scan
-from ..files import ImageFacts, Reading, content_key, image_facts, read_image, read_mask, resize, sha256, turned, write_json
+from ..files import ImageFacts, Reading, content_key, image_facts, is_marked, read_image, read_mask, resize, sha256, turned, write_json
 from ..settings import UserError, cache_dir, rng
 
 # %% ../../nbs/13_data.datasets.ipynb #1229b58e
@@ -201,6 +201,7 @@ def _inspect(path, reading):
     "(sha256, *`ImageFacts`) of a picture, or (None, reason, …) of the same length."
     try:
         data = path.read_bytes()
+        if is_marked(data): raise UserError("it was written by thesis-ad inspect and shows no part")
         return sha256(data), *image_facts(data, reading)
     except FileNotFoundError: reason = "the file is missing"
     except OSError as error: reason = f"the file cannot be read ({error.strerror})"

@@ -7,23 +7,20 @@ __all__ = ['SOLVERS', 'THRESHOLD_RULES', 'PER', 'Sigmoid', 'platt_targets', 'pla
            'share_interval', 'reliability', 'expected_calibration_error', 'false_alarm_law', 'expected_false_alarms',
            'above', 'Threshold', 'quantile_threshold', 'conformal_threshold', 'chance_kept', 'bounded_threshold',
            'mean_sigma', 'group_maxima', 'OkPixels', 'set_threshold', 'unseen', 'calibration_pictures', 'calibrate',
-           'decide', 'describe', 'error_rates', 'overlay', 'mark', 'picture_set', 'inspect']
+           'decide', 'describe', 'error_rates', 'overlay', 'mark']
 
 # %% ../../nbs/50_decision.threshold.ipynb #f4868eb1
 import math
 from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
-from ..data.datasets import ImageSet, inspect_files, picture_files
-from ..data.manifest import COLUMNS
-from ..files import atomic_write
+from ..data.datasets import ImageSet
 from ..models.detector import picture_numbers, predict_each
 from ..settings import NOK_COLOUR, UserError, one_of
 
@@ -348,41 +345,11 @@ def overlay(image, heat, low, high):
     colours = cv2.cvtColor(cv2.applyColorMap((level * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     return (image * (1 - 0.6 * level) + colours * 0.6 * level).astype(np.uint8)
 
-def mark(image, heat, pixel=None):
-    "The overlay of a picture uint8 [H, W, 3] and its map float32 [H, W]; `pixel` is the entry of a calibrated threshold."
-    if pixel is None: return overlay(image, heat, float(np.median(heat)), float(heat.max()))
+def mark(image, heat, pixel=None, scale=None):
+    "The overlay of an image uint8 [H, W, 3] and its map float32 [H, W]. `pixel`: the entry of a calibrated threshold; without one, `scale`: the fact of a fit; without both, the map's own scale."
+    scale = scale or {"typical": float(np.median(heat)), "highest": float(heat.max() + np.median(heat)) / 2}
+    if pixel is None: return overlay(image, heat, scale["typical"], 2 * scale["highest"] - scale["typical"])
     marked = overlay(image, heat, pixel["typical"], 2 * pixel["value"] - pixel["typical"])
     borders, _ = cv2.findContours((heat > pixel["value"]).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     colour = tuple(int(NOK_COLOUR[i:i + 2], 16) for i in (1, 3, 5))
     return cv2.drawContours(np.ascontiguousarray(marked), borders, -1, colour, 1 + min(image.shape[:2]) // 400)
-
-# %% ../../nbs/50_decision.threshold.ipynb #8944e448
-def picture_set(paths):
-    "(`ImageSet`, list of `path: reason` left out) of picture files, and of all pictures in folders, in the order given."
-    files = [file for path in map(Path, paths) for file in (picture_files(path) if path.is_dir() else [path])]
-    if not files: raise UserError(f"no pictures in {', '.join(map(str, paths)) or 'an empty list'}")
-    names = [str(file) for file in files]
-    table = pd.DataFrame({"path": names, "split": "test", "label": 0, "defect": "unknown", "mask": "", "group": names}, columns=COLUMNS)
-    table, skipped = inspect_files(table, Path("."))
-    if not len(table): raise UserError(f"none of the {len(files)} pictures can be read; the first: {skipped[0]}")
-    return ImageSet(table), skipped
-
-# %% ../../nbs/50_decision.threshold.ipynb #769d92a8
-def inspect(detector, images, out=None, progress=None, each=None):
-    """Table `path,score,decision,confidence,overlay` of an `ImageSet`; with `out`, a folder, overlays and decisions.csv are written there.
-
-    each: called as each(images, i, score, map) for every image, in order."""
-    rows = []
-    for i, (score, heat) in enumerate(predict_each(detector, images, progress=progress)):
-        decision, confidence = decide(detector, score)
-        if each: each(images, i, score, heat)
-        name = ""
-        if out is not None and heat is not None:
-            name = f"{i:05d}_{Path(images.paths[i]).stem}.png"
-            picture = cv2.cvtColor(mark(images.picture(i), heat, (detector.threshold or {}).get("pixel")), cv2.COLOR_RGB2BGR)
-            with atomic_write(Path(out) / name) as part: part.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
-        rows.append((images.paths[i], score, "" if decision is None else ("OK", "NOK")[int(decision)], "" if confidence is None else float(confidence), name))
-    table = pd.DataFrame(rows, columns=["path", "score", "decision", "confidence", "overlay"])
-    if out is not None:
-        with atomic_write(Path(out) / "decisions.csv") as part: table.to_csv(part, index=False, lineterminator="\n")
-    return table
