@@ -1,4 +1,5 @@
 "`inspect`: a row for every file asked for, exit codes, maps and masks, names of any length, its own output, and overlays that mean something."
+import csv
 import os
 import shutil
 
@@ -32,7 +33,8 @@ def part(tmp_path_factory):
     return root
 
 
-def statuses(folder): return pd.read_csv(folder / "decisions.csv", keep_default_na=False, encoding_errors="surrogateescape").set_index("path").status
+def statuses(folder):
+    with open(folder / "decisions.csv", newline="", errors="surrogateescape") as file: return [row["status"] for row in csv.DictReader(file)]
 
 
 def test_exit_codes_say_the_worst_of_all_files(part, tmp_path):
@@ -46,11 +48,11 @@ def test_exit_codes_say_the_worst_of_all_files(part, tmp_path):
     shutil.copy(os.fsencode(ok), latin)
     result = thesis_ad("inspect", bundle, ok, nok, *(tmp_path / name for name in ("broken.png", "empty.png", "notes.txt", "link.png", "missing.png")), os.fsdecode(latin), "-o", tmp_path / "o")
     assert result.returncode == 2 and "8 inspected: 2 OK, 1 NOK, 5 unread" in result.stderr, result.stderr
-    assert statuses(tmp_path / "o").tolist() == ["OK", "NOK"] + ["unread"] * 5 + ["OK"], "a file asked for has no row"
+    assert statuses(tmp_path / "o") == ["OK", "NOK"] + ["unread"] * 5 + ["OK"], "a file asked for has no row"
     assert len(result.stdout.splitlines()) == 8 and result.stdout.count("unread") == 5 and "caf\\udce9.png" in result.stdout
     assert thesis_ad("inspect", bundle, tmp_path / "broken.png", "--exit-zero").returncode == 0
     result = thesis_ad("inspect", bundle, tmp_path)
-    assert "7 inspected: 4 OK, 3 unread" in result.stderr or "of" in result.stderr, result.stderr
+    assert result.returncode == 2 and "notes.txt" not in result.stdout and "1 files in" in result.stderr and "link.png" in result.stdout, result.stderr
     refused(thesis_ad("inspect", bundle, ok, tmp_path / "folder.png"), "no images in", "folder.png")
 
 

@@ -7,7 +7,7 @@ __all__ = ['CHUNK', 'OUR_NAME', 'MAPS', 'INSPECTED', 'files_to_inspect', 'score_
            'remove_earlier', 'map_bytes', 'captioned', 'shown', 'inspect']
 
 # %% ../../nbs/53_decision.inspecting.ipynb #68f10bf0
-import io, os, re
+import csv, io, os, re
 from collections import Counter
 from pathlib import Path
 
@@ -108,10 +108,11 @@ def output_name(number, file, kind=""):
 def remove_earlier(folder):
     "Remove what an earlier inspection wrote into `folder`: the files that its decisions.csv names, and that table."
     table = Path(folder) / "decisions.csv"
-    try: rows = pd.read_csv(table, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
-    except (OSError, ValueError): return
-    if not {"path", "overlay"} <= set(rows): return
-    named = {name for column in ("overlay", "map", "mask") if column in rows for name in rows[column] if OUR_NAME.fullmatch(name) and Path(name).name == name}
+    try:
+        with open(table, newline="", encoding="utf-8", errors="surrogateescape") as file: rows = list(csv.DictReader(file))
+    except (OSError, csv.Error): return
+    if not rows or not {"path", "overlay"} <= set(rows[0]): return
+    named = {name for row in rows for name in (row.get(column) or "" for column in ("overlay", "map", "mask")) if OUR_NAME.fullmatch(name) and Path(name).name == name}
     for name in named: (Path(folder) / name).unlink(missing_ok=True)
     table.unlink(missing_ok=True)
 
