@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 import thesis_ad
 from ..data.datasets import open_dataset
-from .metrics import evaluate_scores, over_seeds, per_defect
+from .metrics import PixelStream, evaluate_scores, over_seeds, per_defect
 from ..features.backbones import kept_features
 from ..files import cached, content_key, sha256, write_json
-from ..models.detector import create, load_bundle, methods, predict_set, settings_of
+from ..models.detector import create, load_bundle, methods, predict_each, predict_set, settings_of
 from ..settings import one_of, pin_threads, return_memory
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #77b109d2
@@ -141,13 +141,15 @@ def score_table(name, method, images, scores, seed=0):
 def evaluate(detector, images, name, method=None, replicates=1000, progress=None):
     "(scores, metrics, per-defect metrics) of a fitted detector on an image set with OK and NOK; every detector is resampled on the same replicates."
     method = method or detector.method
-    scores, maps = predict_set(detector, images, progress=progress)
-    masks = [images.mask(i) for i in range(len(images))]
+    stream, scores, labels, kinds = PixelStream(), np.zeros(len(images)), images.labels, images.defects
+    for i, (scores[i], heat) in enumerate(predict_each(detector, images, progress=progress)):
+        if heat is not None: stream.add(i, labels[i], kinds[i], heat, images.mask(i))
     columns = {"dataset": name, "method": method}
-    common = (images.labels, scores, images.groups)
-    metrics = evaluate_scores(*common, maps, masks, replicates=replicates)
+    common, maps = (labels, scores, images.groups), stream if stream.images else None
+    metrics = evaluate_scores(*common, maps, replicates=replicates)
     metrics = metrics.assign(**columns, backbone=getattr(detector, "backbone", None) or "none", seed=detector.seed)[METRIC_COLUMNS]
-    defects = per_defect(*common, images.defects, maps, masks, replicates=replicates).assign(**columns, seed=detector.seed)
+    defects = per_defect(*common, kinds, maps, replicates=replicates).assign(**columns, seed=detector.seed)
+    metrics.attrs["pixel_error"] = stream.error()                   # of the pixel metrics, 0 where they are exact
     return score_table(name, method, images, scores, detector.seed), metrics, defects[["dataset", "method", "seed", "defect", "metric", "value", "ci_low", "ci_high", "n"]]
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #08b323db
