@@ -183,6 +183,7 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
     for name, table in (("scores", scores), ("metrics", metrics), ("per_defect", defects)): write_csv(table, out / f"{name}.csv")
     _report_skipped(opened)
     _print_table(metrics[["metric", "value", "ci_low", "ci_high", "n_ok", "n_nok"]])
+    if metrics.attrs["pixel_error"]: print(f"\nthere are more pixels than are kept, so the pixel metrics are counted in bins; they are at most {metrics.attrs['pixel_error']:.1e} off the exact values")
     labels = {*scores.label}
     if len(labels) < 2: print(f"\n{data} has no {'NOK' if 0 in labels else 'OK'} test picture, so nothing can be told apart and most metrics are empty")
     elif metrics.set_index("metric").value.isna()["pixel_auroc"]: print("\nno map or no mask to judge it by, so the pixel metrics are empty")
