@@ -202,7 +202,7 @@ class _Settler(_Writer):
         row = self._db.execute(f"{ROWS} ORDER BY sequence DESC LIMIT 1").fetchone()
         head, (entry, wrong) = read_head(self.path, self.keys), (None, "") if row is None else check_row(row, self.keys)
         wrong = told(row[0], wrong) if wrong else told(*head_fits(head, entry))
-        if wrong: raise UserError(f"{self.path} was changed and is not continued: {wrong} (see thesis-ad ledger verify)")
+        if wrong: raise UserError(f"{self.path} was changed and is not continued: {wrong} (thesis-ad ledger verify)")
         last = {"sequence": entry.sequence if entry else 0, "hash": entry.hash if entry else START, "pending": ""}
         if head != last | {"key": self.key.id}: write_head(self.path, self.key, **last)
         return entry
@@ -294,7 +294,7 @@ def _first_bad(rows, keys):
         entry, wrong = check_row(row, keys)
         if not wrong and entry.sequence > place: return place - 1, last, place, "it is missing"
         if not wrong and entry.sequence < place: wrong = "its sequence number occurs twice"
-        if not wrong and entry.previous != (last.hash if last else START): wrong = "it does not follow the one before it"
+        if not wrong and entry.previous != (last.hash if last else START): wrong = "it does not follow the one before"
         if wrong: return place - 1, last, place, wrong
         last = entry
     return last.sequence if last else 0, last, None, ""
