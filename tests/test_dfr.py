@@ -183,8 +183,9 @@ def test_dfr_reconstructs_held_out_images_no_worse_than_pca():
     plane = create("pca", **settings, latent=network.facts["latent"]).fit(learned)
     rows = collect_rows(network.features, held, 8192)
     assert network.facts["start"] == "pca" and torch.allclose(network.network.scale, plane.scale)
-    assert min(network.facts[DECIDES]) <= float(plane.cell_residual(rows).mean()), "training has made the start worse"
-    assert np.isclose(float(network.cell_residual(rows).mean()), min(network.facts[DECIDES]), rtol=1e-3), "the kept network is not the one that was best"
+    kept, start = float(network.cell_residual(rows).mean()), float(plane.cell_residual(rows).mean())
+    assert kept <= start * 1.0001, "training has made the start worse"
+    assert np.isclose(kept, min(*network.facts[DECIDES], start), rtol=1e-3), "the kept network is not the one that was best"
 
 
 # ---- the score ----

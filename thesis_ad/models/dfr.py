@@ -142,6 +142,7 @@ def folded(network):
         if isinstance(layer, nn.Sequential): layer[0], layer[1] = fuse_conv_bn_eval(layer[0], layer[1]), nn.Identity()
     return network
 
+@torch.no_grad()
 def residual(network, cells):
     "Squared residual averaged over the channels, float32 [...], of raw features `cells` [..., C]; without gradients."
     x = standardised(cells, network.mean, network.scale)
@@ -163,7 +164,8 @@ def prepared_network(d, pca, latent, rows, **kind):
     "A `new_network` that standardises like `pca` and, if `d.start` is 'pca' and its widths allow it, starts as PCA."
     network = new_network(d, rows.shape[1], latent, **kind)
     network.mean, network.scale = (t.to(network.mean.device) for t in standardisation(pca))
-    start = d.start == "pca" and not kind and 2 * latent <= rows.shape[1]
+    plain = kind.get("kernel", 1) == 1 and not kind.get("attention") and not kind.get("skips")
+    start = d.start == "pca" and plain and 2 * latent <= rows.shape[1]
     if start:
         x = standardised(rows[::max(1, len(rows) // 16_384)], network.mean, network.scale)
         start_as_pca(network, torch.from_numpy(pca.components(latent)[1]).float().to(x.device), x)
@@ -174,7 +176,7 @@ def train_on_rows(d, network, rows, looks, cells_per_image):
     "Train on rows [n, C], `rows_per_step` of them an update; facts of the training."
     bf16 = d.precision() == "bfloat16"
     return train_network(network, lambda batch, step: mean_residual(network, batch, bf16), row_batches(rows, d.rows_per_step, d.seed), d,
-                 d.steps, {name: mean_loss(network, held) for name, held in looks.items()}, d.rows_per_step / cells_per_image)
+                         d.steps, {name: mean_loss(network, held) for name, held in looks.items()}, d.rows_per_step / cells_per_image, keep_start=d.facts["start"] == "pca")
 
 # %% ../../nbs/42_models.dfr.ipynb #8da4d24d
 def _whole(d, name, auto=False, least=1):
@@ -325,7 +327,7 @@ class DFR(Trained, FeatureReconstruction):
             raise UserError(f"{self.method}: a kernel above 1 and attention see neighbours, so they need training='maps'")
 
     @property
-    def kind(self): return {name: value for name, value in (("kernel", self.kernel), ("attention", self.attention), ("skips", self.skips)) if value not in (1, False)}
+    def kind(self): return {"kernel": self.kernel, "attention": self.attention, "skips": self.skips}
     def _fit(self, train, calibration): _fit(self, train, calibration)
     def cell_residual(self, cells):
         "Residual float32 [...] of raw features `cells` [..., C]."

@@ -186,17 +186,20 @@ def _resume(path, network, optimiser):
     except Exception: return None, {}           # none there, damaged, or of another network: begin again
 
 # %% ../../nbs/37_models.training.ipynb #49277123
-def train_network(network, loss, batch, d, steps, looks, images_per_step, name=None):
+def train_network(network, loss, batch, d, steps, looks, images_per_step, name=None, keep_start=False):
     """Train `network` by the settings of detector `d` (see `Trained`) for at most `steps` updates; a dictionary for its facts.
 
     loss: function (batch, step) → scalar;  batch: function step → batch;  looks: name → function without arguments that returns a
     loss as a float, taken in evaluation mode without gradients; `loss_held_out` among them decides when to stop and which weights are kept.
-    images_per_step: images an update sees, for the record. A loss that is no number raises `UserError`."""
+    images_per_step: images an update sees, for the record;  keep_start: the weights that `network` comes with are kept if none are better.
+    A loss that is no number raises `UserError`."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimiser = OPTIMISERS[d.optimiser](parameters, lr=d.learning_rate, weight_decay=d.weight_decay, fused=updates_at_once(parameters[0].device))
     name, path = name or d.method, d.checkpoint and Path(d.checkpoint).with_suffix(f".{name or d.method}.safetensors")
     p, best = _resume(path, network, optimiser) if path else (None, {})
     p, every, saved = p or Progress(), max(1, steps // LOOKS), time.monotonic()
+    if keep_start and DECIDES in looks and not p.step:
+        p.best, best = _look(network, {DECIDES: looks[DECIDES]})[DECIDES], _state(network)
     with torch.random.fork_rng(devices=[]), tqdm(total=steps, initial=p.step, desc=name, unit="step", leave=False, disable=None) as bar:
         while True:
             _update(network, optimiser, loss, batch, p, d, steps)
@@ -205,7 +208,7 @@ def train_network(network, loss, batch, d, steps, looks, images_per_step, name=N
             better = look and p.note(_look(network, looks))
             last = _advance(p, d, steps)
             if last and not look: better = p.note(_look(network, looks))
-            if better: best = {key: t.detach().clone() for key, t in network.state_dict().items()}
+            if better: best = _state(network)
             if look: bar.set_postfix(loss=f"{p.curve['loss_train'][-1]:.4g}")
             if last: break
             if path and time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -217,6 +220,8 @@ def train_network(network, loss, batch, d, steps, looks, images_per_step, name=N
     if path:
         with contextlib.suppress(OSError): path.unlink()
     return p.curve | {"updates": p.step, "images_seen": round(p.step * images_per_step), "stopped": p.stopped, "kept_update": p.kept if best else p.step}
+
+def _state(network): return {name: t.detach().clone() for name, t in network.state_dict().items()}
 
 def _look(network, looks):
     "The losses of a look, by name."
