@@ -255,7 +255,7 @@ def views(one):
     if one.image is None: return {}
     found = {"image": one.image}
     if one.heat is not None: found["anomaly map and regions"] = overlay(one)
-    if one.mask is not None: found["marked pixels"] = np.where(one.mask, 0, 255)[..., None].repeat(3, 2).astype(np.uint8)
+    if one.mask is not None: found["marked pixels"] = np.dstack([255 - 255 * one.mask.astype(np.uint8)] * 3)
     return found
 
 def _block(one):
