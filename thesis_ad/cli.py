@@ -6,9 +6,9 @@
 __all__ = ['app', 'data_app', 'Out', 'Settings', 'Device', 'Seed', 'Threads', 'Calibration', 'OkFolders', 'NokFolders',
            'MaskFolders', 'Layout', 'CACHES', 'LedgerFile', 'ReportFolder', 'Pdf', 'PartId', 'Operator', 'Scale',
            'KeyFiles', 'EXIT_CODES', 'ledger_app', 'LedgerArgument', 'TokenFile', 'NO_MEMORY', 'parse_settings',
-           'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify', 'fit', 'evaluate',
-           'calibrate', 'inspect', 'ledger_verify', 'ledger_export', 'serve', 'stream', 'dashboard', 'reproduce',
-           'main']
+           'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify', 'data_check', 'fit',
+           'evaluate', 'calibrate', 'inspect', 'ledger_verify', 'ledger_export', 'serve', 'stream', 'dashboard',
+           'reproduce', 'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
 import contextlib, json, math, os, platform, shutil, sys, warnings
@@ -110,6 +110,18 @@ def data_verify(name: Annotated[Optional[str], typer.Argument(help="A dataset of
     from thesis_ad.data.datasets import verify
     from thesis_ad.data.manifest import manifest_names
     for one in [name] if name else manifest_names(): print(f"{one}: {verify(one)}")
+
+# %% ../nbs/90_cli.ipynb #6c438216
+@data_app.command("check")
+def data_check(data: Annotated[str, typer.Argument(help="A folder, or a dataset of the manifest.")],
+               out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Write a contact sheet (and tables, if this is a folder).")] = None,
+               ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None):
+    "Say what each folder is taken for, what its images and masks are, and what is wrong with them. Exit code 2 if it cannot be used."
+    from thesis_ad.data.check import check_folder, write_check
+    said = {"ok": ok, "nok": nok, "masks": masks, "layout": layout}
+    check = check_folder(data, **{name: value for name, value in said.items() if value})
+    for line in check.lines(): print(_one_line(line))
+    if out: print(f"\ncontact sheet: {_one_line(str(write_check(check, out)))}")
 
 # %% ../nbs/90_cli.ipynb #52c76c94
 def _open(data, detector, calibration=None, **said):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEMORY_LIMIT', 'evenly_spaced', 'ImageSet', 'white_level', 'reading_notes', 'from_arrays', 'picture_files',
-           'with_calibration', 'inspect_files', 'inspect_masks', 'mask_warnings', 'Dataset', 'open_folder',
+           'with_calibration', 'looked_at', 'inspect_files', 'inspect_masks', 'mask_warnings', 'Dataset', 'open_folder',
            'open_dataset', 'twins', 'verify']
 
 # %% ../../nbs/13_data.datasets.ipynb #ccd77632
@@ -230,7 +230,7 @@ def _remember(key, stamps, facts, start):
     with contextlib.suppress(OSError, UserError): write_json(_note(key), noted)
 
 # %% ../../nbs/13_data.datasets.ipynb #6df3c2b1
-def _looked_at(files, key, look, what, unit, quiet=False):
+def looked_at(files, key, look, what, unit, quiet=False):
     "What `look` says of each file, from the note under `key` where the file has not changed."
     start, stamps = time.time_ns(), [_stamp(file) for file in files]
     known = _recalled(key, stamps)
@@ -243,7 +243,7 @@ def _looked_at(files, key, look, what, unit, quiet=False):
 def inspect_files(table, root, what="pictures", quiet=False, reading=Reading()):
     "`table` with sha256 and `ImageFacts` of every picture, and a list of `path: reason` for those left out."
     key = content_key(str(Path(root).resolve()), table.path.tolist(), reading, ImageFacts._fields)
-    found = _looked_at([root / path for path in table.path], key, lambda file: _inspect(file, reading), what, "image", quiet)
+    found = looked_at([root / path for path in table.path], key, lambda file: _inspect(file, reading), what, "image", quiet)
     table = table.assign(**{name: [fact[i] for fact in found] for i, name in enumerate(("sha256", *ImageFacts._fields))})
     broken = table.sha256.isna().to_numpy()
     skipped = [f"{root / path}: {reason}" for path, reason in zip(table.path[broken], table.height[broken])]
@@ -273,7 +273,7 @@ def inspect_masks(table, root, what="masks", quiet=False):
     pairs = [(row, mask) for row in table.itertuples() for mask in row.mask.split(MASKS) if mask]
     key = content_key("masks", str(Path(root).resolve()), [mask for _, mask in pairs])
     rows = []
-    for (row, mask), fact in zip(pairs, _looked_at([root / mask for _, mask in pairs], key, _inspect_mask, what, "mask", quiet) if pairs else ()):
+    for (row, mask), fact in zip(pairs, looked_at([root / mask for _, mask in pairs], key, _inspect_mask, what, "mask", quiet) if pairs else ()):
         wrong = fact[1] if fact[0] is None else "" if [*fact[1:3]] == [row.height, row.width] else _other_size(fact[1:3], (row.height, row.width), root / row.path)
         rows.append((row.path, mask, *(fact[3:] if fact[0] else (np.nan, np.nan)), wrong))
     return pd.DataFrame(rows, columns=["image", "mask", "fraction", "border", "wrong"])
