@@ -152,3 +152,34 @@ def test_only_the_image_at_fault_goes_without_a_score(part, monkeypatch):
 def test_a_graphics_card_by_its_usual_name_is_explained(part):
     result = thesis_ad("inspect", part / "bundle", part / "new/a.png", "--device", "gpu")
     refused(result, "cuda", "mps")
+
+
+def test_an_ignored_region_has_no_influence_at_all(tmp_path):
+    "A label that changes from image to image: nothing inside changes a score or a map by a bit, and a defect outside is found as before."
+    label = np.zeros((72, 96), bool)
+    label[2:14, 5:40] = True
+    Image.fromarray(label.astype(np.uint8) * 255).save(tmp_path / "label.png")
+    for folder, count, square in (("train/ok", 8, False), ("test/ok", 4, False), ("test/nok", 4, True)):
+        for i in range(count):
+            path = tmp_path / f"data/{folder}/{folder[-2:]}{i}.png"
+            write_picture(path, rng("ignored", folder, i), square)
+            image = np.array(Image.open(path))
+            image[label] = rng("label", folder, i).integers(0, 255, (label.sum(), 3))
+            Image.fromarray(image).save(path)
+    assert thesis_ad("fit", "gaussian", tmp_path / "data", "-o", tmp_path / "b", "--set", "size=64", "--ignore", tmp_path / "label.png").returncode == 0
+    detector = load_bundle(tmp_path / "b", "cpu")
+    file = tmp_path / "data/test/ok/ok0.png"
+    def judged(): return inspecting.score_each(detector, inspecting._readable(detector, [file])[0])
+    (score, heat, _), = judged()
+    image = np.array(Image.open(file))
+    image[label] = 0
+    Image.fromarray(image).save(file)
+    (again, heat_again, _), = judged()
+    assert score == again and (heat == heat_again).all() and (heat[label] == heat.min()).all()
+    result = thesis_ad("evaluate", tmp_path / "b", tmp_path / "data", "-o", tmp_path / "e")
+    assert result.returncode == 0 and pd.read_csv(tmp_path / "e/metrics.csv").set_index("metric").value["image_auroc"] == 1, result.stderr
+    write_picture(tmp_path / "wide.png", rng("wide"), shape=(72, 120))
+    result = thesis_ad("inspect", tmp_path / "b", tmp_path / "wide.png")
+    assert result.returncode == 2 and "the region to ignore is 96×72 pixels and the image 120×72" in result.stderr
+    Image.new("L", (96, 72)).save(tmp_path / "black.png")
+    refused(thesis_ad("fit", "gaussian", tmp_path / "data", "-o", tmp_path / "b", "--ignore", tmp_path / "black.png"), "neither nothing nor all")

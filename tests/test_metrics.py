@@ -422,3 +422,41 @@ def test_paired_difference_against_plain_resampling():
     value, low, high = M.paired_difference(labels, a, b, groups)
     assert abs(value - (roc_auc_score(labels, a) - roc_auc_score(labels, b))) < 1e-12 and low < value < high
     assert M.paired_difference(labels, a, a, groups) == (0.0, 0.0, 0.0), "a detector does not differ from itself"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 7), st.sampled_from([1e-6, 1.0, 1e4]), st.booleans())
+def test_counted_pixels_are_within_their_bound(seed, kept, unit, ties):
+    "From no image kept in full to nearly all; maps whose values drift far beyond those that chose the bins, and maps of few values."
+    r = np.random.default_rng(seed)
+    maps, masks = [], []
+    for i in range(8):
+        heat, mask = unit * (r.normal(size=(24, 30)) + 3.0 ** i * r.integers(0, 2)).astype(np.float32), np.zeros((24, 30), bool)
+        if i % 2: mask[4:12, 3:9 + i] = mask[20:22, 20:29] = True
+        heat[mask] += unit * r.normal(1, 1)
+        maps.append(np.round(heat / unit).astype(np.float32) * np.float32(unit) if ties else heat.astype(np.float32)); masks.append(mask if i % 2 else None)
+    stream, kinds = M.PixelStream(limit=kept * 720), np.array(["good", "a"] * 3 + ["good", "b"])
+    labels = np.array([0, 1] * 4)
+    for i in range(8): stream.add(i, labels[i], kinds[i], maps[i], masks[i])
+    assert stream.bins is not None and not stream.maps
+    exact = [M.pixel_auroc(maps, masks), *M.aupro(maps, masks)]
+    found = stream.areas(range(8), lambda: np.ones((2, 8)))
+    for value, (counted, error, drawn) in zip(exact, found.values()):
+        assert abs(value - counted) <= error + 1e-9 and np.isfinite(drawn).all()
+    assert stream.error() >= max(error for _, error, _ in found.values()) - 1e-12
+    one = [i for i in range(8) if kinds[i] != "b"]
+    exact = [M.pixel_auroc([maps[i] for i in one], [masks[i] for i in one]), *M.aupro([maps[i] for i in one], [masks[i] for i in one])]
+    for value, (counted, error, _) in zip(exact, stream.areas(one, lambda: np.ones((2, len(one)))).values()): assert abs(value - counted) <= error + 1e-9
+
+
+def test_a_stream_that_keeps_all_gives_the_same_tables_as_lists():
+    r = np.random.default_rng(3)
+    maps = [r.normal(size=(16, 20)).astype(np.float32) for _ in range(10)]
+    masks = [None] * 5 + [np.pad(np.ones((4, 3 + i), bool), ((2, 10), (5, 12 - i))) for i in range(4)] + [None]
+    labels, kinds, groups = np.repeat([0, 1], 5), np.array(["good"] * 5 + list("aabbb")), np.arange(10) // 2
+    scores, stream = np.array([heat.max() for heat in maps]), M.PixelStream()
+    for i in range(10): stream.add(i, labels[i], kinds[i], maps[i], masks[i])
+    for lists, streamed in ((M.evaluate_scores(labels, scores, groups, maps, masks, replicates=50), M.evaluate_scores(labels, scores, groups, stream, replicates=50)),
+                            (M.per_defect(labels, scores, groups, kinds, maps, masks, replicates=50), M.per_defect(labels, scores, groups, kinds, stream, replicates=50))):
+        assert lists.equals(streamed)
+    with pytest.raises(UserError, match="labelled OK"): stream.add(10, 0, "good", maps[0], maps[0] > 0)

@@ -143,7 +143,8 @@ def evaluate(detector, images, name, method=None, replicates=1000, progress=None
     method = method or detector.method
     stream, scores, labels, kinds = PixelStream(), np.zeros(len(images)), images.labels, images.defects
     for i, (scores[i], heat) in enumerate(predict_each(detector, images, progress=progress)):
-        if heat is not None: stream.add(i, labels[i], kinds[i], heat, images.mask(i))
+        mask, region = images.mask(i), detector.reading.region
+        if heat is not None: stream.add(i, labels[i], kinds[i], heat, mask if mask is None or region is None else mask & ~region.mask)
     columns = {"dataset": name, "method": method}
     common, maps = (labels, scores, images.groups), stream if stream.images else None
     metrics = evaluate_scores(*common, maps, replicates=replicates)
