@@ -20,7 +20,7 @@ from typing import Annotated, Optional
 import typer
 
 import thesis_ad
-from .files import check_writable, folder_bytes
+from .files import check_writable, folder_bytes, read_mask
 from .settings import PROFILES, UserError, cache_dir, one_of, pin_threads
 
 # %% ../nbs/90_cli.ipynb #b55cb138
@@ -156,12 +156,15 @@ def _report_folder(data):
 def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad methods).")],
         data: Annotated[str, typer.Argument(help="A dataset of the manifest or a folder.")],
         out: Out, set: Settings = None, calibration: Calibration = None, ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None,
-        layout: Layout = None, device: Device = "auto", seed: Seed = 0, threads: Threads = 1):
+        layout: Layout = None,
+        ignore: Annotated[Optional[Path], typer.Option(help="A mask as large as the images: what it marks is never judged, now and whenever the bundle is used.")] = None,
+        device: Device = "auto", seed: Seed = 0, threads: Threads = 1):
     "Fit a detector on the OK pictures of DATA and keep it as a bundle. A broken picture is named, skipped and counted."
     from thesis_ad.models.detector import check_place, create
     pin_threads(threads)
     settings = {"seed": seed, **parse_settings(set)}
     detector = create(method, **{"device": device} | settings)
+    if ignore: detector.ignore(read_mask(ignore))
     opened = _open(data, detector, calibration, ok=ok, nok=nok, masks=masks, layout=layout)
     check_place(out)
     _report_folder(opened)

@@ -56,7 +56,7 @@ class ImageSet:
     @property
     def key(self):
         "16 hex digits of files, labels, groups, size, transform and seed, and of how files are read where that is a choice."
-        chosen = (self.white, self.reading.page)
+        chosen = (self.white, self.reading.page) + (repr(self.reading.region),) * (self.reading.region is not None)
         return content_key(self.table[["path", "sha256", "label", "group", "mask"]].astype(str).values.tolist(), self.size, repr(self.transform), self.seed, *chosen * (chosen != (0, 1)))
 
     def view(self, **changes):
@@ -124,12 +124,14 @@ _pictures = _Pictures()
 def _decoded(images, i):
     "uint8 [H, W, 3] of the file of picture `i`, or of its array, at the set's size."
     path = images.table.path.iloc[i]
-    image = images.arrays[path] if images.arrays is not None else read_image(images.root / path, dataclasses.replace(images.reading, white=images.white))
+    region = images.reading.region
+    if images.arrays is not None: image = images.arrays[path] if region is None else region.paint(images.arrays[path])
+    else: image = read_image(images.root / path, dataclasses.replace(images.reading, white=images.white))
     return image if images.size is None else resize(image, images.size)
 
 def _picture(images, i, epoch=0, keep=False):
     "uint8 [H, W, 3] of picture `i` after resize and transform; `keep`: in memory, also where the transform varies."
-    key, decoded = (images.table.sha256.iloc[i], images.shape(i), images.size, images.white, images.reading.page), lambda: _decoded(images, i)
+    key, decoded = (images.table.sha256.iloc[i], images.shape(i), images.size, images.white, images.reading.page, images.reading.region), lambda: _decoded(images, i)
     if images.transform is None: return _pictures.of(key, decoded)
     drawn_by = images.seed, epoch, images.table.path.iloc[i]
     if getattr(images.transform, "fixed", False): return _pictures.of((*key, repr(images.transform)), lambda: images.transform(decoded(), rng(*drawn_by)))

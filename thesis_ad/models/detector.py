@@ -23,7 +23,7 @@ from tqdm import tqdm
 import thesis_ad
 from ..features.backbones import kept_features
 from ..features.patches import check_pixels
-from ..files import Reading, atomic_folder, atomic_write, check_writable, content_key, resize, sha256
+from ..files import Reading, Region, atomic_folder, atomic_write, check_writable, content_key, resize, sha256
 from ..images.augmentation import Augment, Compose
 from ..images.enhancement import Enhance
 from ..images.tiles import Blend, canvas_size, tiled
@@ -88,6 +88,10 @@ class Preparation:
             raise UserError(f"{first} has more than 8 bits and the training images have not, so it is unknown which value is white; fit with a white (--set white=65535)")
         return images.view(reading=self.reading)
 
+    def ignore(self, mask):
+        "Leave the region bool [H, W] unjudged, in all images that are learned from and judged; said before `fit`, and kept in the bundle."
+        self.reading = dataclasses.replace(self.reading, region=Region(mask))
+
     def prepare(self, images, training=False):
         "The image set as this detector wants to see it: read, resized, enhanced, augmented in training, cut into tiles."
         images = self.read(images)
@@ -125,8 +129,9 @@ class Detector(Preparation):
         "Learn from the OK pictures of an `ImageSet`. On `calibration` a loss may be watched and logged; nothing is learned from it."
         if not len(train): raise UserError("there is no training picture to fit on")
         if (train.labels == 1).any(): raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK pictures only")
-        self.data_key, self.trained_on, self.checkpoint = train.key, picture_numbers(train), checkpoint_place(self, train, calibration)
         self.reading = dataclasses.replace(self.reading, white=self.white or train.white)
+        train = self.read(train)
+        self.data_key, self.trained_on, self.checkpoint = train.key, picture_numbers(train), checkpoint_place(self, train, calibration)
         if self.native_aspect: self.input_size = native_size(self.size, [train.shape(i) for i in range(len(train))])
         try:
             with kept_features():
@@ -278,7 +283,12 @@ def predict_each(detector, images, batch_size=8, progress=None):
     for i, (score, heat) in enumerate(tqdm(found, total=len(images), desc=progress, leave=False, disable=None if progress else True)):
         if not np.isfinite(score):
             raise UserError(f"{detector.method} gave no finite score for {images.paths[i]}; the fit has diverged or the picture holds no numbers")
-        yield float(score), None if heat is None else resize(np.ascontiguousarray(heat, np.float32), images.shape(i))
+        heat = None if heat is None else resize(np.ascontiguousarray(heat, np.float32), images.shape(i))
+        yield float(score), heat if heat is None or detector.reading.region is None else _unjudged(heat, detector.reading.region.mask)
+
+def _unjudged(heat, mask):
+    "A map [H, W] with its lowest judged value wherever `mask` is True."
+    return np.where(mask, heat[~mask].min(), heat)
 
 def predict_set(detector, images, batch_size=8, progress=None):
     "Scores float64 [N] and a list of N maps float32 at each file's own resolution (or None) of a raw `ImageSet`."
@@ -319,6 +329,7 @@ def save_bundle(detector, path):
     check_fitted(detector)
     check_place(path)
     tensors = detector.tensors() | {"trained_on": torch.from_numpy(detector.trained_on)}
+    if detector.reading.region is not None: tensors["ignored"] = torch.from_numpy(detector.reading.region.mask)
     blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     with atomic_folder(path) as part:
         (part / "tensors.safetensors").write_bytes(blob)
@@ -357,6 +368,7 @@ def load_bundle(path, device="auto"):
     tensors = load(blob)
     detector.trained_on, detector.input_size = tensors.pop("trained_on").numpy(), tuple(facts["input_size"])
     detector.reading = dataclasses.replace(detector.reading, white=detector.facts.get("white", detector.white))
+    if "ignored" in tensors: detector.ignore(tensors.pop("ignored").numpy())
     detector.restore(tensors)
     backbone = facts["backbone"]
     if backbone and detector.weight_hash != backbone["weight_hash"]:
