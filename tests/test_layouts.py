@@ -177,6 +177,8 @@ def test_a_folder_inside_a_dataset_is_not_flat(tmp_path):
     put(tmp_path, *several("train/good"), *several("test/good", 2), *several("test/colour", 2), *several("ground_truth/colour", 2), *several("kaputt/defekt", 2))
     for inside in ("test/colour", "ground_truth/colour", "ground_truth", "kaputt/defekt"): refused(tmp_path / inside, "nothing says that its images are OK")
     assert len(read_folder(tmp_path / "train/good").table) == len(read_folder(tmp_path / "test/good").table) + 1 == 3
+    for name in ("calibration", "other"): assert not read_folder(put(tmp_path / f"new/{name}", "1.png")).table.label.any()
+    for name in ("test", "unsorted", "NOK"): refused(put(tmp_path / f"new/{name}", "1.png"), name)
     part = read_folder(tmp_path / "test")
     assert set(part.table.split) == {"test"} and part.root == tmp_path and len(masks(part)) == 2
     with pytest.raises(UserError, match="test has no train pictures"): open_dataset(tmp_path / "test").train

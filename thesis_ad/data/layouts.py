@@ -466,12 +466,13 @@ def _around(folder):
     return frozenset().union(*(_exactly(name) for name in names if name != folder.name))
 
 def _refuse_place(root):
-    "`_Unread` if a folder is, or lies in, one for NOK, masks or test of a dataset."
+    "`_Unread` if a folder is, or lies in, one for NOK, masks, test or unsorted images of a dataset."
     where = Path(os.path.abspath(root))
     for folder in (where, *where.parents[:3]):
         said = _exactly(folder.name)
-        if said & {"ok", "train"}: return
-        if said - {"other"} and (folder == where or _around(folder) & {"ok", "train", "mask"}):
+        if said & {"ok", "train", "calibration"}: return
+        neutral = folder.name.lower() in ("old", "tmp", "temp", "backup", "other", "others", "misc")
+        if said - {"other"} and not neutral and (folder == where or _around(folder) & {"ok", "train", "mask"}):
             raise _Unread(f"it is or lies in a folder named {folder.name}, so nothing says that its images are OK")
 
 # %% ../../nbs/11_data.layouts.ipynb #915b12df
