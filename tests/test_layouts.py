@@ -208,8 +208,8 @@ def test_the_user_names_the_folders(tmp_path):
     assert masks(reading) == {f"kaputt/{i:03d}.png": {f"gemalt/{i:03d}.png"} for i in range(2)}
     outside = put(tmp_path / "elsewhere", *several("x", 2))
     assert labels(read_folder(tmp_path, ok=["gut genug"], nok=[str(outside / "x")]))["elsewhere/x/000.png"] == ("test", 1)
-    for given, word in (({"ok": ["gut"]}, "gut"), ({"ok": ["kaputt"], "nok": ["kaputt"]}, "twice"), ({"masks": ["gemalt"]}, "--ok"), ({"ok": ["raw"], "layout": "flat"}, "--layout")):
-        with pytest.raises(UserError, match=word): read_folder(tmp_path, **given)
+    for options, word in (({"ok": ["gut"]}, "gut"), ({"ok": ["kaputt"], "nok": ["kaputt"]}, "twice"), ({"masks": ["gemalt"]}, "--ok"), ({"ok": ["raw"], "layout": "flat"}, "--layout")):
+        with pytest.raises(UserError, match=word): read_folder(tmp_path, **options)
 
 
 def test_named_folders_keep_their_splits_and_the_innermost_decides(tmp_path):
