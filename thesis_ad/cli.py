@@ -348,18 +348,17 @@ def serve(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit."
           host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
           port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
           folder: Annotated[Optional[Path], typer.Option(help="Where calibration.json is kept; default: BUNDLE.station.")] = None,
-          ledger: Annotated[Optional[Path], typer.Option(help="Sign each decision into this ledger.")] = None,
-          key_file: Annotated[Optional[Path], typer.Option(help="File with the ledger's key; default: the environment variable THESIS_AD_SECRET_KEY.")] = None,
+          ledger: LedgerFile = None, key_file: KeyFiles = None, mm_per_pixel: Scale = None,
           token_file: TokenFile = None,
           runtime: Annotated[str, typer.Option(help="What computes; pytorch is the only one so far.")] = "pytorch",
           wait: Annotated[bool, typer.Option("--wait", help="Start without a bundle and wait until one is taught.")] = False,
           device: Device = "cpu", threads: Threads = 1):
     "Inspect over HTTP: /predict, /calibrate, /ready, /metrics and more; /docs shows all of it."
-    from thesis_ad.inspection.ledger import Ledger, signing_key
-    server, token = _served("server"), _token(token_file)
+    from thesis_ad.inspection.ledger import Ledger
+    server, token, keys = _served("server"), _token(token_file), _keys(key_file) if ledger else []
     pin_threads(threads)
-    book = Ledger(ledger, signing_key(key_file)) if ledger else None
-    station = server.Station(bundle, folder, book, token, device, runtime, wait=wait)
+    book = Ledger(ledger, keys[0], keys[1:]) if ledger else None
+    station = server.Station(bundle, folder, book, token, device, runtime, mm_per_pixel=mm_per_pixel, wait=wait)
     if not token: print("no token is set (THESIS_AD_TOKEN), so /calibrate and /reload are refused", file=sys.stderr)
     server.serve(station, host, port, threads)
 
@@ -372,29 +371,40 @@ def stream(sources: Annotated[list[str], typer.Argument(help="A webcam's number,
            rule: Annotated[str, typer.Option(help="Part from views: max (NOK if any view is) or mean.")] = "max",
            trigger: Annotated[Optional[str], typer.Option(help="Inspect when file:PATH appears or a line arrives at tcp:PORT; either holds the part id.")] = None,
            existing: Annotated[bool, typer.Option("--existing", help="Inspect the files that a folder holds already, too.")] = False,
-           operator: Annotated[str, typer.Option(help="Who is responsible; written into the ledger.")] = "",
+           plc: Annotated[Optional[str], typer.Option(help="Tell each decision to the controller HOST or HOST:PORT, one byte, all but OK as fail.")] = None,
+          operator: Annotated[str, typer.Option(help="Who is responsible; written into the ledger.")] = "",
            count: Annotated[int, typer.Option(min=0, help="Stop after so many decisions; 0: never.")] = 0):
     "Send frames to a server as they come and print its decisions; what was not inspected is `unread`, never OK."
     import queue
     camera = _served("camera")
     one_of(rule, camera.PART_RULES, "rule for the views of a part")
     found, away = queue.SimpleQueue(), lambda reason: print(f"waiting: {reason}", file=sys.stderr, flush=True)
-    client = camera.Client(api, maps=False, operator=operator)
+    client, line = camera.Client(api, maps=False, operator=operator), _controller(plc)
     starter = camera.open_trigger(trigger) if trigger else None
     opened = [camera.open_source(source, existing) for source in sources]
-    running = camera.Stream(opened, client, every, views, rule, starter, found.put, away).start()
-    told = 0
+    def tell(verdict): found.put((verdict, line.send(verdict.decision) if line else None))
+    running, told = camera.Stream(opened, client, every, views, rule, starter, tell, away).start(), 0
     try:
         while (not running.join(0.05) or not found.empty()) and not 0 < count <= told:
             while not found.empty() and not 0 < count <= told:
-                print(_verdict_line(found.get()), flush=True)
+                print(_verdict_line(*found.get()), flush=True)
                 told += 1
-    finally: running.close()
+    finally:
+        running.close()
+        if line: line.close()
 
-def _verdict_line(one):
-    "A `Verdict` for a person, on one line."
+def _controller(place):
+    "The link to a controller HOST:PORT, or None."
+    if not place: return None
+    plc, (host, _, port) = _served("plc"), place.partition(":")
+    if not host or not (port or "1").isdigit(): raise UserError(f"a controller is HOST or HOST:PORT, not '{place}'")
+    return plc.Plc(host, int(port or plc.PORT))
+
+def _verdict_line(one, delivery):
+    "A `Verdict` and what became of its signal for a person, on one line."
     score = f"{one.facts['score']:<13.7g}" if "score" in one.facts else f"{'-':13}"
-    return f"{one.decision:8}{score}{_one_line(one.part_id)}" + (f"  ({_one_line(one.reason)})" if one.reason else "")
+    notes = [one.reason] + ([f"controller: {delivery.reason}"] if delivery and not delivery.delivered else [])
+    return f"{one.decision:8}{score}{_one_line(one.part_id)}" + "".join(f"  ({_one_line(note)})" for note in notes if note)
 
 # %% ../nbs/90_cli.ipynb #6dc47403
 @app.command()
