@@ -78,7 +78,8 @@ def evaluation_code():
 @functools.cache
 def fit_code(method):
     "A hash of the code that a fit of this method rests on."
-    folder, found, todo = Path(thesis_ad.__file__).parent / "models", {}, ["detector", methods()[base_method(method)].__module__.split(".")[-1]]
+    folder, found = Path(thesis_ad.__file__).parent / "models", {}
+    todo = ["detector", *(path.stem for path in folder.glob("*.py") if f'@register("{base_method(method)}"' in path.read_text())]
     while todo:
         name = todo.pop()
         path = folder / f"{name}.py"
