@@ -175,6 +175,7 @@ def test_clean_leaves_alone_what_is_not_its_own(tmp_path):
 
 def test_nothing_to_tell_apart_is_said(bundle, mvtec_folder, tmp_path):
     shutil.rmtree(mvtec_folder / "test/dent")
+    shutil.rmtree(mvtec_folder / "ground_truth")
     result = thesis_ad("evaluate", bundle, mvtec_folder, "-o", tmp_path / "e")
     assert result.returncode == 0 and "no NOK test picture" in result.stdout and "Empty DataFrame" not in result.stdout, result.stderr
 

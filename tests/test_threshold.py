@@ -401,7 +401,7 @@ def test_calibrate_refuses_in_one_sentence(bundle, part, tmp_path):
     refused(thesis_ad("calibrate", bundle, few), "3 OK", "2")
     refused(thesis_ad("calibrate", bundle, part / "train/ok"), "training pictures")
     for i in range(5): write_picture(tmp_path / "mixed/nok" / f"{i}.png", rng("mixed", i))
-    refused(thesis_ad("calibrate", bundle, tmp_path / "mixed"), "nok", "train/ok", "calibration/ok")
+    refused(thesis_ad("calibrate", bundle, tmp_path / "mixed"), "nok", "--ok", "--nok")
     write_picture(tmp_path / "nested/line2/NG/0.png", rng("nested"))
     refused(thesis_ad("calibrate", bundle, tmp_path / "nested"), "NG", "calibration/ok")
     refused(thesis_ad("calibrate", bundle, part, "--alpha", "0.01"), "99", "21")

@@ -195,7 +195,7 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
     _warn([f"{len(learned)} test image{'s are' if len(learned) > 1 else ' is'} byte by byte what this bundle was fitted on, so their scores say nothing about new parts: {path}" for path in learned[:1]])
     _report_folder(opened)
     scores, metrics, defects = evaluate(detector, opened.open_test(), opened.name, progress="scoring")
-    for name, table in (("scores", scores), ("metrics", metrics), ("per_defect", defects)): write_csv(table, out / f"{name}.csv")
+    for name, table in (("scores", scores), ("metrics", metrics), ("per_defect", defects.drop(columns="seed"))): write_csv(table, out / f"{name}.csv")
     _report_skipped(opened)
     _print_table(metrics[["metric", "value", "ci_low", "ci_high", "n_ok", "n_nok"]])
     if metrics.attrs["pixel_error"]: print(f"\nthere are more pixels than are kept, so the pixel metrics are counted in bins; they are at most {metrics.attrs['pixel_error']:.1e} off the exact values")
