@@ -199,15 +199,15 @@ def train_network(network, loss, batch, d, steps, looks, images_per_step, name=N
     p, best = _resume(path, network, optimiser) if path else (None, {})
     p, every, saved = p or Progress(), max(1, steps // LOOKS), time.monotonic()
     if keep_start and DECIDES in looks and not p.step:
-        p.best, best = _look(network, {DECIDES: looks[DECIDES]})[DECIDES], _state(network)
+        p.best, best = _look(network, {DECIDES: looks[DECIDES]}, d, 0)[DECIDES], _state(network)
     with torch.random.fork_rng(devices=[]), tqdm(total=steps, initial=p.step, desc=name, unit="step", leave=False, disable=None) as bar:
         while True:
             _update(network, optimiser, loss, batch, p, d, steps)
             bar.update()
             look = p.step % every == 0
-            better = look and p.note(_look(network, looks))
+            better = look and p.note(_look(network, looks, d, p.step))
             last = _advance(p, d, steps)
-            if last and not look: better = p.note(_look(network, looks))
+            if last and not look: better = p.note(_look(network, looks, d, p.step))
             if better: best = _state(network)
             if look: bar.set_postfix(loss=f"{p.curve['loss_train'][-1]:.4g}")
             if last: break
@@ -223,7 +223,9 @@ def train_network(network, loss, batch, d, steps, looks, images_per_step, name=N
 
 def _state(network): return {name: t.detach().clone() for name, t in network.state_dict().items()}
 
-def _look(network, looks):
-    "The losses of a look, by name."
+def _look(network, looks, d, step):
+    "The losses of a look, by name; a loss that is no number raises `UserError`."
     network.eval()
-    with torch.no_grad(): return {name: float(look()) for name, look in looks.items()}
+    with torch.no_grad(): found = {name: float(look()) for name, look in looks.items()}
+    if all(map(math.isfinite, found.values())): return found
+    raise UserError(f"{d.method} diverged at update {step}: a loss is no longer a number; try a learning_rate below {d.learning_rate:g}")
