@@ -403,7 +403,7 @@ def test_calibrate_refuses_in_one_sentence(bundle, part, tmp_path):
     for i in range(5): write_picture(tmp_path / "mixed/nok" / f"{i}.png", rng("mixed", i))
     refused(thesis_ad("calibrate", bundle, tmp_path / "mixed"), "nok", "--ok", "--nok")
     write_picture(tmp_path / "nested/line2/NG/0.png", rng("nested"))
-    refused(thesis_ad("calibrate", bundle, tmp_path / "nested"), "NG", "calibration/ok")
+    refused(thesis_ad("calibrate", bundle, tmp_path / "nested"), "nested/line2", "no calibration")
     refused(thesis_ad("calibrate", bundle, part, "--alpha", "0.01"), "99", "21")
     refused(thesis_ad("calibrate", bundle, part, "--method", "bounded"), "59")
     refused(thesis_ad("calibrate", bundle, part, "--pixel", "some"), "maxima")
