@@ -3,22 +3,21 @@
     python benchmarks/evaluation_memory.py --images 20 100 300
 
 Images of five megapixels (2592 x 1944, noise over a gradient, half of them with a bright square and its mask) are written into a temporary
-folder; the detector `gaussian` is fitted on ten small ones, and each number of images is evaluated in a process of its own. `peak_mib` is the
-largest resident memory of that process. Kept in full, 300 such images would take 16 GB.
+folder; the detector `gaussian` is fitted on ten small ones, and `thesis-ad evaluate` runs on each number of them in a process of its own.
+`peak_mib` is the largest resident memory of that process. Kept in full, 300 such images would take 16 GB.
 """
 import argparse
-import multiprocessing
-import re
+import os
+import subprocess
+import sys
 import tempfile
-import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from thesis_ad.data.datasets import open_dataset
-from thesis_ad.evaluation.protocol import evaluate
-from thesis_ad.models.detector import Detector, create
+from thesis_ad.models.detector import create
 from thesis_ad.settings import pin_threads, rng
 
 SHAPE = (1944, 2592)        # (height, width), five megapixels
@@ -38,14 +37,23 @@ def write_image(path, i, shape, square=False):
     cv2.imwrite(str(path), image.clip(0, 255).astype(np.uint8))
 
 
-def measure(bundle, folder, count, queue):
-    "Evaluate the first `count` test images of `folder`; (seconds of processor time, peak MiB, bound of the error of the pixel metrics) into `queue`."
-    pin_threads(1)
-    test = open_dataset(str(folder)).open_test().evenly(count)
-    start = time.process_time()
-    _, metrics, _ = evaluate(Detector.load(bundle, device="cpu"), test, "memory", replicates=100)
-    peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
-    queue.put((round(time.process_time() - start, 1), round(peak), metrics.attrs["pixel_error"]))
+def measure(bundle, root, count):
+    "`thesis-ad evaluate` on the first `count` test images of `root`; (seconds of processor time, peak MiB, what it printed)."
+    some = root.parent / f"data{count}"
+    for path in sorted(root.rglob("*.jpg")):
+        stem, split = path.stem, path.relative_to(root).parts[0]
+        if split == "test" and int(stem) >= count: continue
+        mask = root / "ground_truth" / path.parent.name / f"{stem}_mask.png"
+        for file in (path, mask) if mask.exists() else (path,):
+            target = some / file.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, target)
+    command = [sys.executable, "-m", "thesis_ad.cli", "evaluate", str(bundle), str(some), "-o", str(root.parent / f"results{count}")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    said = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status: raise SystemExit(said)
+    return round(usage.ru_utime + usage.ru_stime, 1), round(usage.ru_maxrss / 1024), said
 
 
 def main():
@@ -53,20 +61,15 @@ def main():
     parser.add_argument("--images", nargs="+", type=int, default=[20, 100, 300])
     options = parser.parse_args()
     pin_threads(1)
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "data"
         for i in range(10): write_image(root / f"train/good/{i}.jpg", i, (486, 648))
         for i in range(max(options.images)): write_image(root / f"test/{'square' if i % 2 else 'good'}/{i}.jpg", 100 + i, SHAPE, i % 2)
-        data = open_dataset(str(root))
-        bundle = create("gaussian", size=(128, 128), device="cpu").fit(data.train, data.calibration).save(Path(folder) / "bundle")
+        bundle = Path(folder) / "bundle"
+        create("gaussian", size=(128, 128), device="cpu").fit(open_dataset(str(root)).train).save(bundle)
         for count in options.images:
-            queue = context.Queue()
-            process = context.Process(target=measure, args=(bundle, root, count, queue))
-            process.start()
-            seconds, peak, error = queue.get()
-            process.join()
-            print({"images": count, "megapixels": round(count * np.prod(SHAPE) / 1e6), "seconds": seconds, "peak_mib": peak, "pixel_error": f"{error:.1e}"}, flush=True)
+            seconds, peak, said = measure(bundle, root, count)
+            print(said, {"images": count, "megapixels": round(count * np.prod(SHAPE) / 1e6), "seconds": seconds, "peak_mib": peak}, flush=True)
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ def test_one_picture_and_a_constant_one(size):
 # ---- what a person is told
 
 def test_divergence_is_a_sentence():
-    with pytest.raises(UserError, match="autoencoder diverged at update 2.*learning_rate"): Autoencoder(**TINY, learning_rate=1e30).fit(pictures(5))
+    with pytest.raises(UserError, match="autoencoder diverged at update [12].*learning_rate"): Autoencoder(**TINY, learning_rate=1e30).fit(pictures(5))
 
 
 def test_nan_in_a_picture_is_not_hidden():

@@ -129,9 +129,9 @@ def test_without_held_out_images_the_whole_budget_runs_and_the_last_weights_stay
         assert network.w.item() == seen[-1] != further.w.item() == seen[0]
 
 
-def test_a_held_out_loss_that_is_no_number_is_never_the_lowest():
-    facts, network, seen = trained(toy(patience=0), 4, [math.nan, 2.0, math.nan, 3.0])
-    assert facts["kept_update"] == 2 and network.w.item() == seen[1]
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_held_out_loss_that_is_no_number_ends_the_training_with_a_sentence(bad):
+    with pytest.raises(UserError, match="toy diverged at update 2: .*learning_rate"): trained(toy(patience=0), 4, [2.0, bad, 3.0])
 
 
 # ---- what is held out ----
