@@ -28,6 +28,7 @@ test: export OMP_NUM_THREADS = 1
 test: install ## lint, run every method chapter, run the tests
 	$(BIN)/ruff check thesis_ad tests benchmarks site .ci
 	$(BIN)/nbdev_test --path nbs --n_workers 2
+	$(BIN)/nbdev_test --path nbs/book --n_workers 2
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 reproduce: install ## bring every figure and table up to date, e.g. ARGS='--profile smoke'
@@ -50,6 +51,7 @@ bench: install ## run every measured comparison in benchmarks/
 export: install ## notebooks to library, then notebooks cleaned
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_clean --fname nbs/book
 
 publish: install ## put the outputs of the last run of profile paper into nbs/evaluation and README.md
 	$(BIN)/python .ci/publish.py

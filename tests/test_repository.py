@@ -26,6 +26,7 @@ SETTINGS = SETTINGS["DEFAULT"]
 CONDA_NAMES = {"pytorch": "torch", "opencv": "opencv-python"}    # what conda calls a package, what pip calls it
 CHAPTERS = sorted((ROOT / "nbs").glob("*.ipynb"))
 EVALUATIONS = sorted((ROOT / "nbs" / "evaluation").glob("*.ipynb"))
+BOOK = sorted((ROOT / "nbs" / "book").glob("*.ipynb"))
 MODULES = sorted((ROOT / "thesis_ad").rglob("*.py"))
 PUBLISHED = ROOT / "figures" / "paper" / "tables"
 
@@ -207,7 +208,7 @@ def test_the_library_uses_no_pickle():
 
 # What is committed
 
-@pytest.mark.parametrize("path", CHAPTERS + EVALUATIONS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CHAPTERS + EVALUATIONS + BOOK, ids=lambda path: path.stem)
 def test_a_notebook_carries_the_outputs_of_a_clean_run(path):
     cells = [cell for cell in read(path)["cells"] if cell["cell_type"] == "code" and source(cell).strip()]
     outputs = [output for cell in cells for output in cell["outputs"]]
