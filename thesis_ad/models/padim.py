@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..features.latent import StreamingCovariance
 from ..features.patches import SIGMA_LIMIT, smooth_map, stage_maps
@@ -151,8 +152,12 @@ class Gaussian(PatchDetector):
         "Mahalanobis distances, one tensor [B, h_i, w_i] a stage."
         return [((m.permute(0, 2, 3, 1) - mean) @ W.T).norm(dim=3) for m, (mean, W) in zip(self._maps(images), self.stage_models)]
 
+    def parts(self, train):
+        "(images to learn from, held-out images that scale the stages)."
+        return hold_out(train, self.seed)
+
     def _fit(self, train, calibration):
-        fit, held = hold_out(train, self.seed)
+        fit, held = self.parts(train)
         held = self.as_judged(held)
         self.measure(fit)
         gaussians = [StreamingCovariance() for _ in self.used_stages]
@@ -163,6 +168,12 @@ class Gaussian(PatchDetector):
         self.facts |= {"stages": self.used_stages, "images": len(fit), "held_out": len(train) - len(fit), "centre": centre, "spread": spread}
 
     def _keep(self, models): self.stage_models = [[m.to(resolve_device(self.device)) for m in model] for model in models]
+
+    def cells(self, images):
+        "Mean over stages of scaled distances [B, h, w] on the finest grid, before upsampling, of images [B, 3, H, W]."
+        scaled = [((d - c) / s)[:, None] for d, c, s in zip(self._distances(images), self.facts["centre"], self.facts["spread"])]
+        grid = max((d.shape[-2:] for d in scaled), key=lambda shape: shape[0] * shape[1])
+        return torch.stack([F.interpolate(d, grid, mode="bilinear")[:, 0] for d in scaled]).mean(0).cpu()
 
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."

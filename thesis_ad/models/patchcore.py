@@ -79,8 +79,8 @@ class PatchCore(MemoryBank):
         self.within(1, math.inf, "neighbours")
         self.within(0, SIGMA_LIMIT, "sigma")
 
-    def predict(self, images):
-        "Image scores float64 [B] and anomaly maps float32 [B, H, W]."
+    def cells(self, images):
+        "(image scores float64 [B], patch scores [B, h, w] before upsampling) of images [B, 3, H, W]."
         features = self.features(images)
         (B, _, h, w), rows = features.shape, features.permute(0, 2, 3, 1).flatten(0, 2)              # [B·h·w, C]
         distance, index = self.nearest(rows, min(self.neighbours, len(self.bank)) if self.score == "mean_knn" else 1)
@@ -89,4 +89,9 @@ class PatchCore(MemoryBank):
         if self.score == "paper":
             worst = torch.from_numpy(patches.numpy().argmax(axis=1) + np.arange(B) * h * w).to(rows.device)
             scores = scores * reweight(rows[worst], index[worst, 0], self.nearest.bank, self.nearest, self.neighbours)
-        return scores, smooth_map(patches.reshape(B, h, w), images.shape[-2:], self.sigma).numpy()
+        return scores, patches.reshape(B, h, w)
+
+    def predict(self, images):
+        "Image scores float64 [B] and anomaly maps float32 [B, H, W]."
+        scores, cells = self.cells(images)
+        return scores, smooth_map(cells, images.shape[-2:], self.sigma).numpy()
