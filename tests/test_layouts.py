@@ -229,7 +229,7 @@ def test_a_layout_can_be_demanded(tmp_path):
     refused(tmp_path, layout="flat"); refused(tmp_path, layout="kolektor"); refused(tmp_path, layout="classes"); refused(tmp_path, layout="visa")
     with pytest.raises(UserError, match="mvtek.*mvtec"): read_folder(tmp_path, layout="mvtek")
     assert read_folder(put(tmp_path / "flat", "1.png", "line2/2.png"), layout="flat").table.label.tolist() == [0, 0]
-    assert {"mvtec", "mvtec_ad_2", "mvtec_loco", "mvtec_3d", "visa", "btad", "thesis", "kolektor", "kolektor2", "flat", "classes", "table"} == set(LAYOUTS)
+    assert {"mvtec", "mvtec_ad_2", "mvtec_loco", "mvtec_3d", "visa", "btad", "thesis", "kolektor", "kolektor2", "magnetic_tile", "real_iad", "flat", "classes", "table"} == set(LAYOUTS)
 
 
 def test_options_reach_the_folder_for_calibration(tmp_path):

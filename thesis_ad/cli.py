@@ -6,9 +6,9 @@
 __all__ = ['app', 'data_app', 'Out', 'Settings', 'Device', 'Seed', 'Threads', 'Calibration', 'OkFolders', 'NokFolders',
            'MaskFolders', 'Layout', 'CACHES', 'LedgerFile', 'ReportFolder', 'Pdf', 'PartId', 'Operator', 'Scale',
            'KeyFiles', 'EXIT_CODES', 'ledger_app', 'LedgerArgument', 'TokenFile', 'NO_MEMORY', 'parse_settings',
-           'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify', 'data_check', 'fit',
-           'evaluate', 'calibrate', 'inspect', 'ledger_verify', 'ledger_export', 'serve', 'stream', 'dashboard',
-           'reproduce', 'main']
+           'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify', 'data_get',
+           'data_check', 'fit', 'evaluate', 'calibrate', 'inspect', 'ledger_verify', 'ledger_export', 'serve', 'stream',
+           'dashboard', 'reproduce', 'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
 import contextlib, json, math, os, platform, shutil, sys, warnings
@@ -109,7 +109,33 @@ def data_verify(name: Annotated[Optional[str], typer.Argument(help="A dataset of
     "Check splits, recipes and checksums of the manifest."
     from thesis_ad.data.datasets import verify
     from thesis_ad.data.manifest import manifest_names
-    for one in [name] if name else manifest_names(): print(f"{one}: {verify(one)}")
+    for one in [name] if name else manifest_names(): print(f"{one}: {_verified(one, verify, quiet=name is None)}")
+
+# %% ../nbs/90_cli.ipynb #6b69442b
+@data_app.command("get")
+def data_get(name: Annotated[str, typer.Argument(help="A public dataset of the manifest (see: thesis-ad data list).")],
+             source: Annotated[Optional[Path], typer.Option("--from", help="A copy on disk: an archive, or a folder, which stays where it is.")] = None,
+             url: Annotated[Optional[str], typer.Option(help="A mirror of the archive.")] = None,
+             yes: Annotated[bool, typer.Option("--yes", help="Agree to the licence that is shown.")] = False,
+             force: Annotated[bool, typer.Option("--force", help="Fetch it though it is there.")] = False,
+             incomplete: Annotated[bool, typer.Option("--incomplete", help="Take a copy that has fewer images than documented.")] = False,
+             timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without a byte after which a connection is tried again.")] = 30):
+    "Fetch a public dataset: licence first, checksum, resumed where it was interrupted; it is there as a whole or not at all."
+    from thesis_ad.data.download import Resume, get
+    print(_one_line(get(name, source, url, yes, force, incomplete, downloader=Resume(timeout))))
+
+def _verified(name, verify, quiet=False):
+    "One sentence on a dataset of the manifest. `quiet`: also on a public one that was not fetched."
+    from thesis_ad.data.datasets import public_source
+    from thesis_ad.data.manifest import read_manifest
+    manifest = read_manifest(name)
+    if not manifest.public: return verify(name)
+    try: public_source(manifest)
+    except UserError:
+        if not quiet: raise
+        return f"not on this machine (thesis-ad data get {name})"
+    from thesis_ad.data.download import verify_public
+    return verify_public(name).removeprefix(f"{name}: ")
 
 # %% ../nbs/90_cli.ipynb #6c438216
 @data_app.command("check")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEMORY_LIMIT', 'evenly_spaced', 'ImageSet', 'white_level', 'reading_notes', 'from_arrays', 'picture_files',
            'with_calibration', 'looked_at', 'inspect_files', 'inspect_masks', 'mask_warnings', 'Dataset', 'open_folder',
-           'open_dataset', 'twins', 'verify']
+           'public_dir', 'public_source', 'public_root', 'open_public', 'open_dataset', 'twins', 'verify']
 
 # %% ../../nbs/13_data.datasets.ipynb #ccd77632
 import contextlib, dataclasses, json, os, time
@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .manifest import COLUMNS, SPLITS, check_table, hash_table, manifest_names, read_manifest, read_splits
-from .prefilter import RENDERER, Recipe, recipe_table, render_dataset
+from .manifest import COLUMNS, SPLITS, check_table, hash_table, manifest_names, read_manifest, read_splits, split_name
+from .prefilter import RENDERER, Recipe, parse_name, recipe_table, render_dataset
 from .layouts import MASKS, one_stem_each, read_folders, scan
 from ..files import ImageFacts, Reading, content_key, image_facts, is_marked, read_image, read_mask, resize, sha256, turned, write_json
 from ..settings import UserError, cache_dir, rng
@@ -412,6 +412,38 @@ def _table(manifest):
     path = manifest.folder / "splits.csv"
     return read_splits(path) if path.exists() or not manifest.rendered else check_table(recipe_table(_recipe(manifest))[COLUMNS])
 
+# %% ../../nbs/13_data.datasets.ipynb #40c52527
+def public_dir():
+    "Where public datasets are kept: `$THESIS_AD_DATA`, else `public` in the cache folder."
+    return Path(os.environ.get("THESIS_AD_DATA") or cache_dir() / "public").expanduser()
+
+def public_source(manifest):
+    "What source.json says of a public dataset that was fetched; a `UserError` says how to fetch one that was not."
+    path = public_dir() / manifest.name / "source.json"
+    try: return json.loads(path.read_text())
+    except (OSError, ValueError): raise UserError(f"{manifest.name} is not on this machine; run: thesis-ad data get {manifest.name}") from None
+
+def public_root(manifest, category=""):
+    "The folder of a fetched public dataset, or of one of its categories."
+    if manifest.categories and not category:
+        names = list(manifest.categories)
+        raise UserError(f"{manifest.name} is a dataset of {len(names)} categories; name one of them, such as {manifest.name}/{names[0]} ({', '.join(names)})")
+    root = public_dir() / manifest.name / public_source(manifest)["root"]
+    if "zooms" not in manifest.categories.get(category, {}): root /= category
+    if not root.is_dir(): raise UserError(f"{root} is missing from this copy of {manifest.name}; fetch it again: thesis-ad data get {manifest.name} --force")
+    return root
+
+def open_public(manifest, category="", calibration=None):
+    "The `Dataset` of a public dataset or of one of its categories, such as (mvtec, bottle)."
+    data = open_folder(public_root(manifest, category), calibration, layout=manifest.layout)
+    zooms = manifest.categories.get(category, {}).get("zooms")
+    if zooms:
+        table = data.table[[(parse_name(path) or (None,))[0] in zooms for path in data.table.path]].reset_index(drop=True)
+        if table.empty: raise UserError(f"{data.root} has no images named zoom_{zooms[0]}_…")
+        data = dataclasses.replace(data, table=table, key=hash_table(table))
+    name = f"{manifest.name}/{category}" if category else manifest.name
+    return dataclasses.replace(data, name=name, licence=manifest.licence, enhance=manifest.enhance, published=True)
+
 # %% ../../nbs/13_data.datasets.ipynb #abab9f20
 def open_dataset(name, size=256, parts=0, calibration=None, workers=None, **said):
     """A `Dataset` by its name in the manifest or by the path of a folder.
@@ -423,11 +455,12 @@ def open_dataset(name, size=256, parts=0, calibration=None, workers=None, **said
     except UserError:                       # the package without its repository knows folders only
         if not Path(name).is_dir(): raise
         known = []
-    if name not in known:
+    if split_name(name)[0] not in known or Path(name).is_dir() and "/" in str(name):
         if Path(name).is_dir(): return open_folder(name, calibration, **said)
         raise UserError(f"'{name}' is neither a folder nor a dataset of the manifest ({', '.join(known)})")
     if any(said.values()): raise UserError(f"{name} is a dataset of the manifest, which says what its images are; --ok, --nok, --masks and --layout are for folders")
     manifest = read_manifest(name)
+    if manifest.public: return open_public(manifest, split_name(name)[1], calibration)
     if not manifest.rendered:
         table, root = _table(manifest), _package_root(manifest.recipe["package"])
         return Dataset(name, root, table, manifest.licence, False, manifest.enhance, manifest.data_hash, published=True)
@@ -454,6 +487,7 @@ def twins(data):
 def verify(name):
     "One sentence on a dataset of the manifest that is as its manifest says; a `UserError` names what differs."
     manifest = read_manifest(name)
+    if manifest.public: raise UserError(f"{name} is a public dataset; thesis_ad.data.download.verify_public checks it")
     table = _table(manifest)
     if manifest.rendered:
         if hash_table(table, dataclasses.asdict(_recipe(manifest))) != manifest.data_hash: raise UserError(f"{name}: recipe or splits.csv differ from the manifest's data_hash")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'SPLITS', 'NEARLY_ALL_BAD', 'check_table', 'read_table', 'write_splits', 'read_splits', 'split_groups',
-           'manifest_dir', 'manifest_names', 'Manifest', 'read_manifest', 'hash_table', 'elpv_table', 'nearly_all_bad']
+           'manifest_dir', 'manifest_names', 'Manifest', 'split_name', 'read_manifest', 'hash_table', 'elpv_table',
+           'nearly_all_bad']
 
 # %% ../../nbs/10_data.manifest.ipynb #6027aa9e
 import io, os
@@ -99,12 +100,18 @@ class Manifest:
     "What `manifest.yaml` says of a dataset."
     name: str
     title: str                                # one line for a person
-    kind: str                                 # rendered | package | folder
+    kind: str                                 # rendered | package | public: fetched by the user
     licence: str                              # of the pictures
     source: str                               # where they come from, and how to cite them
     recipe: dict = field(default_factory=dict)  # rendered sets: settings of the renderer; packages: what is taken
     data_hash: str = ""                       # of recipe and labels (rendered) or of all checksums
     enhance: bool = False                     # whether its pictures are enhanced by default
+    citation: str = ""                        # public sets from here on: what a publication has to cite
+    page: str = ""                            # where its authors offer it
+    files: tuple = ()                         # archives: url, sha256 where one is known, bytes
+    layout: str = ""                          # a layout of chapter 11
+    categories: dict = field(default_factory=dict)  # name -> documented numbers of images; empty: the set is one
+    counts: dict = field(default_factory=dict)      # of a set without categories
 
     @property
     def folder(self): return manifest_dir() / self.name
@@ -112,11 +119,23 @@ class Manifest:
     @property
     def rendered(self): return self.kind == "rendered"
 
+    @property
+    def public(self): return self.kind == "public"
+
 # %% ../../nbs/10_data.manifest.ipynb #22ff0dd7
+def split_name(name):
+    "(dataset, category) of a name such as `mvtec/bottle`; no category where there is no slash."
+    dataset, _, category = str(name).partition("/")
+    return dataset, category
+
 def read_manifest(name):
-    "The `Manifest` of that name; a `UserError` lists the names there are."
+    "The `Manifest` of that name or of `name/category`; a `UserError` lists the names there are."
+    name, category = split_name(name)
     one_of(name, manifest_names(), "dataset")
-    return Manifest(name=name, **yaml.safe_load((manifest_dir() / name / "manifest.yaml").read_text()))
+    manifest = Manifest(name=name, **yaml.safe_load((manifest_dir() / name / "manifest.yaml").read_text()))
+    if category and not manifest.categories: raise UserError(f"{name} has no categories, so it is named without '/{category}'")
+    if category: one_of(category, manifest.categories, f"category of {name}")
+    return manifest
 
 def hash_table(table, recipe=()):
     "A hash of recipe, paths, splits, labels and groups: what a rendered set must have in common on all machines."
