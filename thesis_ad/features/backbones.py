@@ -7,7 +7,7 @@ __all__ = ['FEATURE_LIMIT', 'FEATURE_FORMAT', 'read_weights', 'in_order', 'weigh
            'kept_features', 'Backbone', 'build_model', 'load_model', 'load_backbone']
 
 # %% ../../nbs/30_features.backbones.ipynb #5694a2d7
-import contextlib, difflib, functools, hashlib, importlib, os, re, warnings
+import contextlib, difflib, functools, hashlib, importlib, io, os, re, warnings, zlib
 from pathlib import Path
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # timm's hub client asks for widgets; a plain bar will do
@@ -199,7 +199,7 @@ def _run(stages, x, wanted, autocast=None):
 
 # %% ../../nbs/30_features.backbones.ipynb #09c9686a
 FEATURE_LIMIT = 4 * 2**30       # bytes of features kept on disk
-FEATURE_FORMAT = 2              # raise it when the same weights and images begin to give other maps
+FEATURE_FORMAT = 3              # raise it when the same weights and images begin to give other maps
 _kept = None                    # the folder in use, and how many bytes may still be written
 
 def _room(folder):
@@ -237,9 +237,17 @@ def _maps(backbone, images, wanted):
     cut = lambda m, k: m[..., k:m.shape[-2] - k, k:m.shape[-1] - k].contiguous()
     return [cut(m, edge // backbone.strides[i]) if edge and not backbone.keep_margin else m.contiguous() for i, m in zip(wanted, maps)]
 
+def _file_of(m):
+    "Bytes of a .npy file, and four more: their checksum."
+    np.save(file := io.BytesIO(), m)
+    return file.getvalue() + zlib.crc32(file.getvalue()).to_bytes(4, "little")
+
 def _read(file, channels):
-    "The map [1, channels, h, w] in `file`, or None where nothing of that kind can be read."
-    try: found = torch.from_numpy(np.load(file))
+    "The map [1, channels, h, w] in `file`, or None where nothing of that kind can be read or its checksum is another."
+    try:
+        data = file.read_bytes()
+        if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"): return None
+        found = torch.from_numpy(np.load(io.BytesIO(data)))
     except Exception: return None           # numpy says so in many ways
     return found if found.dtype == torch.float32 and found.ndim == 4 and found.shape[:2] == (1, channels) and found.numel() and torch.isfinite(found).all() else None
 
@@ -256,7 +264,7 @@ def _one(backbone, image, wanted):
         if size > _kept["room"] or backbone.strides[i] < 8 and size > 512 * 1024: continue
         _kept["room"] -= size
         try:
-            with atomic_write(files[i]) as part: np.save(part, m.numpy())
+            with atomic_write(files[i]) as part: part.write_bytes(_file_of(m.numpy()))
         except (OSError, UserError): _kept["room"] = 0          # nothing can be written there: go on without
     return [maps[i] for i in wanted]
 
