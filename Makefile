@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "thesis_ad needs Python 3.11 or newer; name one with 'make PYTHON=/path/to/python'" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || \
 		{ echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[thesis,serve,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[thesis,serve,cluster,dev]'
 	@$(BIN)/python -c 'import cv2' || \
 		{ echo "OpenCV lacks a system library; on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0" >&2; exit 1; }
 	@touch $@

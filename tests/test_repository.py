@@ -73,13 +73,13 @@ def test_environment_yml_states_the_requirements_of_pyproject():
     found = {CONDA_NAMES.get(name, name): spec for name, spec in ranges(plain).items()}
     assert found.pop("python") == {PROJECT["requires-python"]}
     extras = PROJECT["optional-dependencies"]
-    assert found | ranges(by_pip) == ranges(PROJECT["dependencies"] + extras["thesis"] + extras["serve"] + extras["dev"])
+    assert found | ranges(by_pip) == ranges(PROJECT["dependencies"] + extras["thesis"] + extras["serve"] + extras["cluster"] + extras["dev"])
     assert not set(found) & set(ranges(by_pip))
 
 
 def test_every_pin_satisfies_its_range():
     extras, known = PROJECT["optional-dependencies"], pins()
-    for requirement in map(Requirement, PROJECT["dependencies"] + extras["thesis"] + extras["serve"] + extras["dev"]):
+    for requirement in map(Requirement, PROJECT["dependencies"] + extras["thesis"] + extras["serve"] + extras["cluster"] + extras["dev"]):
         assert canonicalize_name(requirement.name) in known, f"constraints.txt has no pin for {requirement.name}"
     for requirement in map(Requirement, PROJECT["dependencies"] + sum(extras.values(), [])):
         pin = known.get(canonicalize_name(requirement.name))

@@ -476,7 +476,8 @@ def study(file: Annotated[Path, typer.Argument(help="A study file (YAML): datase
     asked, out, workers = read_study(file), out or file.with_suffix(""), workers or os.cpu_count() or 1
     if dry_run:
         table = plan(combinations(asked))
-        _print_table(table.drop(columns=[name for name in ("category", "error") if (table[name] == "").all()]))
+        _print_table(table.drop(columns=["error"] + ["category"] * bool((table.category == "").all())))
+        for row in table[table.error != ""].itertuples(): print(f"{' '.join(filter(None, row[1:5]))} seed {row.seed}: {_one_line(row.error)}")
         for line in plan_lines(table, workers): print(line)
         return
     with on_cluster(cluster, None, carry, lambda line: print(line, flush=True)) as there:
