@@ -3,11 +3,11 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
-PAGES := README.md CHANGELOG.md CONTRIBUTING.md LICENSE LICENSE-TEXT CITATION.cff data_manifest deploy nbs $(wildcard figures/paper)
+PAGES := README.md CHANGELOG.md CONTRIBUTING.md LICENSE LICENSE-TEXT CITATION.cff data_manifest deploy benchmarks nbs $(wildcard figures/paper)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test reproduce lab site bench export publish freeze clean
+.PHONY: help install test reproduce lab site book bench export publish freeze clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -38,12 +38,15 @@ lab: install ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
 site: install ## build the book into site/_build/html
+	@$(MAKE) --no-print-directory book PYTHON=$(BIN)/python
+	@echo "open site/_build/html/index.html"
+
+book:  # the same with any Python that has the packages of the site
 	rm -rf site/_build/source
 	mkdir -p site/_build/source
 	tar -cf - $(PAGES) | tar -xf - -C site/_build/source
 	cp -p site/index.md site/_build/source/
-	$(BIN)/python -m sphinx -q -b html -c site site/_build/source site/_build/html
-	@echo "open site/_build/html/index.html"
+	$(PYTHON) -m sphinx -q -W --keep-going -b html -c site site/_build/source site/_build/html
 
 bench: install ## run every measured comparison in benchmarks/
 	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
