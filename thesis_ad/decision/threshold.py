@@ -6,8 +6,9 @@
 __all__ = ['SOLVERS', 'THRESHOLD_RULES', 'PER', 'Sigmoid', 'platt_targets', 'platt_loss', 'fit_platt', 'one_each',
            'share_interval', 'reliability', 'expected_calibration_error', 'false_alarm_law', 'expected_false_alarms',
            'above', 'Threshold', 'quantile_threshold', 'conformal_threshold', 'chance_kept', 'bounded_threshold',
-           'mean_sigma', 'group_maxima', 'OkPixels', 'set_threshold', 'unseen', 'calibration_pictures', 'calibrate',
-           'decide', 'describe', 'error_rates', 'overlay', 'mark']
+           'mean_sigma', 'group_maxima', 'OkPixels', 'grouped_threshold', 'set_threshold', 'unseen',
+           'calibration_pictures', 'held_scores', 'out_of_sample', 'may_set_a_threshold', 'calibrate', 'decide',
+           'describe', 'error_rates', 'overlay', 'mark']
 
 # %% ../../nbs/50_decision.threshold.ipynb #f4868eb1
 import math
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
-from ..data.datasets import ImageSet
+from ..data.datasets import ImageSet, evenly_spaced
 from ..models.detector import picture_numbers, predict_each
 from ..settings import NOK_COLOUR, UserError, one_of
 
@@ -237,9 +238,10 @@ class OkPixels:
         self.keep = 0 if quantile is None else math.floor(round((1 - quantile) * pixels, 6)) + 1
         self.highest = np.zeros(0, np.float32)
 
-    def add(self, heat):
-        "Take in one map float32 [H, W]."
-        self.maxima.append(float(heat.max())); self.medians.append(float(np.median(heat)))
+    def add(self, heat, highest=None, median=None):
+        "Take in one map float32 [H, W], or None where its `highest` and `median` value are known."
+        if heat is None and self.keep: raise UserError("a pixel quantile needs maps of images that the detector has not learned from; leave --pixel out")
+        self.maxima.append(float(heat.max()) if highest is None else highest); self.medians.append(float(np.median(heat)) if median is None else median)
         if not self.keep: return
         self.highest = np.concatenate([self.highest, heat.ravel()])
         if len(self.highest) > self.keep: self.highest = np.partition(self.highest, -self.keep)[-self.keep:]
@@ -252,8 +254,28 @@ class OkPixels:
         alpha = max(alpha, 1 / (len(self.maxima) + 1))
         return base | {"how": "maxima", "alpha": alpha, "value": conformal_threshold(self.maxima, alpha).value}
 
+# %% ../../nbs/50_decision.threshold.ipynb #a31ec541
+def grouped_threshold(ok_scores, alpha=None, groups=None):
+    """The threshold that calls an OK image of a new group (part, batch) NOK with probability at most `alpha`.
+
+    groups [n]: of each score;  alpha: None is 0.05, or with G < 19 groups the least that they can promise, 1 / (G + 1)."""
+    scores, groups = one_each(ok_scores, groups), np.asarray(groups).ravel()
+    _, number, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    G, order = len(counts), np.argsort(scores, kind="stable")
+    _ok(scores)
+    if alpha is None: alpha = max(0.05, 1 / (G + 1))
+    _share(alpha)
+    if alpha * (G + 1) < 1 - 1e-9:
+        raise UserError(f"alpha = {alpha:g} for new parts needs OK images of at least {math.ceil(round(1 / alpha, 9)) - 1} parts, there are {G}; they can promise 1 in {G + 1}")
+    below = np.cumsum(1 / (counts[number][order] * (G + 1)))
+    rank = min(int(np.searchsorted(below, 1 - alpha - 1e-9)), len(scores) - 1)
+    expected = 1 - float(below[np.searchsorted(scores[order], scores[order][rank], "right") - 1])
+    low, high = special.betaincinv(max(expected * (G + 1), 1e-9), max((1 - expected) * (G + 1), 1e-9), [0.025, 0.975])
+    return Threshold(float(scores[order][rank]), "grouped", G, expected, float(low), float(high), "new parts are drawn like these", alpha=alpha)
+
 # %% ../../nbs/50_decision.threshold.ipynb #5eb3ae0b
-THRESHOLD_RULES = {"conformal": (conformal_threshold, {"alpha": None}), "bounded": (bounded_threshold, {"alpha": 0.05, "confidence": 0.95, "among": None}),
+THRESHOLD_RULES = {"conformal": (conformal_threshold, {"alpha": None}), "grouped": (grouped_threshold, {"alpha": None, "groups": None}),
+                   "bounded": (bounded_threshold, {"alpha": 0.05, "confidence": 0.95, "among": None}),
                    "mean_sigma": (mean_sigma, {"k": 3.0}), "quantile": (quantile_threshold, {"q": 0.99})}
 
 def set_threshold(ok_scores, method="conformal", **options):
@@ -287,24 +309,60 @@ def _pixel_quantile(pixel):
     except ValueError: raise UserError(f"pixel is 'maxima' or a quantile such as 0.999, not '{pixel}'") from None
 
 # %% ../../nbs/50_decision.threshold.ipynb #b53e4597
+def held_scores(detector):
+    "{image number: (score, highest, median of its map)} of the training images that the detector scored out of fold; empty for most detectors."
+    own = getattr(detector, "own", None)
+    if not own: return {}
+    numbers = detector.trained_on[own["image"].numpy()].tolist()
+    return dict(zip(numbers, zip(own["score"].tolist(), own["highest"].tolist(), own["median"].tolist())))
+
+def out_of_sample(detector, images, progress=None):
+    "Yield (score, map or None, highest, median of the map or None) of each image: predicted, or as noted out of fold where the detector has learned from it."
+    held, numbers = held_scores(detector), picture_numbers(images)
+    known = np.isin(numbers, list(held))
+    predicted = predict_each(detector, images.take(~known), progress=progress)
+    for number, noted in zip(numbers.tolist(), known):
+        if noted:
+            score, highest, median = held[number]
+            yield score, None, highest, median
+        else:
+            score, heat = next(predicted)
+            yield score, heat, *((None, None) if heat is None else (float(heat.max()), float(np.median(heat))))
+
+# %% ../../nbs/50_decision.threshold.ipynb #28b5ea9c
+def may_set_a_threshold(detector, images):
+    "The images of an `ImageSet` whose scores are out of sample, and how many are left out."
+    seen = np.isin(picture_numbers(images), [n for n in detector.trained_on.tolist() if n not in held_scores(detector)])
+    return images.take(~seen), int(seen.sum())
+
+def _options(method, options, ok, groups, per):
+    "Arguments of `set_threshold` for OK scores: (scores, method, options)."
+    if method == "grouped":
+        if per == "part": raise UserError("the grouped rule counts images of new parts; leave --per out")
+        return ok, method, options | {"groups": groups}
+    return group_maxima(ok, groups) if per == "part" else ok, method, options
+
 def calibrate(detector, images, method="conformal", per="picture", pixel="maxima", progress=None, **options):
     "Set `threshold` and `sigmoid` of a fitted detector from an `ImageSet` (OK; NOK for the sigmoid); the `Threshold`. `pixel`: maxima or a quantile."
     one_of(per, PER, "unit of a threshold")
-    images, left_out = unseen(detector, images)
+    images, left_out = may_set_a_threshold(detector, images)
     ok = images.labels == 0
-    n_ok = int(ok.sum())
+    n_ok, parts = int(ok.sum()), images.groups[ok]
     if left_out and n_ok < 3: raise UserError(f"{left_out} of these pictures are training pictures of this bundle and only {n_ok} other OK pictures are left; 3 are needed")
     if n_ok < 3: raise UserError(f"a threshold needs at least 3 OK calibration pictures, there are {n_ok}")
-    parts = images.groups[ok]
-    set_threshold(np.arange(len(np.unique(parts)) if per == "part" else n_ok, dtype=float), method, **options)       # a wrong option is refused before any picture is scored
+    def rule(scores):
+        scores, way, more = _options(method, options, scores, parts, per)
+        return set_threshold(scores, way, **more)
+    rule(np.arange(n_ok, dtype=float))                              # a wrong option is refused before any image is scored
     pixels = OkPixels(_pixel_quantile(pixel), sum(math.prod(images.shape(i)) for i in np.flatnonzero(ok)))
     scores = np.zeros(len(images))
-    for i, (score, heat) in enumerate(predict_each(detector, images, progress=progress)):
+    for i, (score, heat, highest, median) in enumerate(out_of_sample(detector, images, progress)):
         scores[i] = score
-        if ok[i] and heat is not None: pixels.add(heat)
-    threshold = set_threshold(group_maxima(scores[ok], parts) if per == "part" else scores[ok], method, **options)
+        if ok[i] and highest is not None: pixels.add(heat, highest, median)
+    threshold = rule(scores[ok])
     detector.threshold = threshold.facts() | {"per": per, "pictures": n_ok, "parts": len(np.unique(parts)), "left_out": left_out, "data": images.key,
-                                              "pixel": pixels.threshold(threshold.alpha or 0.05)}
+                                              "pixel": pixels.threshold(threshold.alpha or 0.05), "out_of_fold": int(np.isin(picture_numbers(images), list(held_scores(detector)))[ok].sum()),
+                                              "ok_scores": np.sort(scores[ok])[evenly_spaced(n_ok, 200)].tolist()}
     detector.sigmoid = asdict(fit_platt(scores, images.labels)) if n_ok < len(images) else None
     return threshold
 
@@ -318,14 +376,15 @@ def decide(detector, scores):
 def describe(facts):
     "A threshold's facts in sentences for a person."
     if "n" not in facts: return f"NOK where the image score is above {facts['value']:.6g} ({facts['how']})."
-    n = f"{facts['n']} OK {'parts' if facts['per'] == 'part' else 'pictures'}"
+    n = f"{facts['n']} OK {'parts' if facts['per'] == 'part' or facts['how'] == 'grouped' else 'pictures'}"
     text = (f"NOK where the image score is above {facts['value']:.6g} ({facts['how']}, from {n}). If {facts['assumes']}, {100 * facts['expected']:.2g} % of OK "
             f"{facts['per']}s are expected to be called NOK; the true rate lies between {100 * facts['low']:.2g} and {100 * facts['high']:.2g} % with 95 % probability.")
     if facts["how"] == "bounded":
         whom = f"of the next {facts['among']} OK {facts['per']}s" if "among" in facts else f"of OK {facts['per']}s in the long run"
         text += f" At most {100 * facts['alpha']:.3g} % {whom} are called NOK, with a probability of at least {100 * facts['confidence']:.3g} %."
     if facts["n"] < 20: text += f" {n} are few: 20 or more narrow this down."
-    if facts["per"] == "picture" and facts["parts"] < facts["pictures"]:
+    if facts.get("out_of_fold"): text += f" {facts['out_of_fold']} scores are out of fold, of images that the detector has learned from as well."
+    if facts["per"] == "picture" and facts["how"] != "grouped" and facts["parts"] < facts["pictures"]:
         text += f" These pictures show {facts['parts']} parts; pictures of one part are alike, so the interval is too narrow (--per part counts parts)."
     return text
 
