@@ -48,7 +48,7 @@ def test_fit_and_evaluate(bundle, mvtec_folder, tmp_path):
     assert list(scores) == "dataset,method,seed,image,group,defect,label,score".split(",")
     assert list(metrics) == "dataset,method,backbone,metric,value,ci_low,ci_high,n_ok,n_nok,seed".split(",")
     assert list(defects) == "dataset,method,defect,metric,value,ci_low,ci_high,n".split(",")
-    assert metrics.metric.tolist() == "image_auroc pixel_auroc aupro_0.30 aupro_0.05 image_ap image_f1max".split()
+    assert metrics.metric.tolist() == "image_auroc pixel_auroc aupro_0.30 aupro_0.05 image_ap image_f1max fnr_at_fpr5 fnr_at_fpr1 false_alarms misses".split()
     auroc = metrics.set_index("metric").value["image_auroc"]
     assert abs(auroc - roc_auc_score(scores.label, scores.score)) < 1e-9
     assert len(scores) == 12 and auroc > 0.9, "a bright square on a plain gradient should be found"
@@ -85,7 +85,7 @@ def test_a_picture_of_floats_that_are_no_grey_values_is_skipped(mvtec_folder, tm
         grey[3, 4] = change
         Image.fromarray(grey).save(mvtec_folder / f"train/good/90{number}.tif")
     result = thesis_ad("fit", "gaussian", mvtec_folder, "-o", tmp_path / "b", "--set", "size=64")
-    assert result.returncode == 0 and "4 pictures skipped" in result.stderr and "on 10 OK pictures" in result.stdout, result.stdout      # 3 of 13 to calibrate
+    assert result.returncode == 0 and "4 pictures skipped" in result.stderr and "on 10 OK images" in result.stdout, result.stdout      # 3 of 13 to calibrate
     for number in range(4): assert f"90{number}.tif" in result.stderr
     assert "lie in nan … nan" in result.stderr and "lie in 0 … 3000, where 0 … 255 is black … white" in result.stderr and "904.tif" not in result.stderr
 

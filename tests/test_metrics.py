@@ -365,17 +365,17 @@ def test_evaluate_scores_table():
     scores = [m.max() for m in maps]
     groups = np.array([f"part{i // 2 % 4}-{label}" for i, label in enumerate(labels)])
     masks[3] = np.zeros((48, 48), bool)                           # an all-black mask of a NOK image counts as none
-    table = M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200)
+    table = M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200, threshold=float(np.median(scores)))
     assert list(table.columns) == ["metric", "value", "ci_low", "ci_high", "n_ok", "n_nok"]
-    assert table["metric"].tolist() == "image_auroc pixel_auroc aupro_0.30 aupro_0.05 image_ap image_f1max".split()
-    assert table["n_ok"].tolist() == [5] * 6 and table["n_nok"].tolist() == [5, 4, 4, 4, 5, 5]
+    assert table["metric"].tolist() == "image_auroc pixel_auroc aupro_0.30 aupro_0.05 image_ap image_f1max fnr_at_fpr5 fnr_at_fpr1 false_alarms misses".split()
+    assert table["n_ok"].tolist() == [5] * 10 and table["n_nok"].tolist() == [5, 4, 4, 4, 5, 5, 5, 5, 5, 5]
     assert (table["ci_low"] <= table["value"]).all() and (table["value"] <= table["ci_high"]).all()
     keep = [i for i in range(10) if i != 3]
     value = table.set_index("metric")["value"]
     exact = brute_force([maps[i] for i in keep], [masks[i] if masks[i] is not None else np.zeros((48, 48), bool) for i in keep], (0.30,))
     assert value["aupro_0.30"] == pytest.approx(exact[1][0], abs=1e-10) and value["pixel_auroc"] == pytest.approx(exact[0], abs=1e-10)
-    assert table.equals(M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200))
-    other = M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200, seed=1)
+    assert table.equals(M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200, threshold=float(np.median(scores))))
+    other = M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200, seed=1, threshold=float(np.median(scores)))
     assert other["value"].equals(table["value"]) and not other["ci_low"].equals(table["ci_low"])
 
 
@@ -389,7 +389,7 @@ def test_evaluate_scores_where_something_is_missing():
         assert table.loc[["image_auroc", "image_ap", "image_f1max"]].notna().all(axis=None)
     nok = np.flatnonzero(labels)
     table = M.evaluate_scores(labels[nok], [scores[i] for i in nok], None, [maps[i] for i in nok], [masks[i] for i in nok], replicates=50).set_index("metric")
-    assert table["value"].isna().tolist() == [True, False, False, False, True, True], "NOK alone have background pixels but no OK image"
+    assert table["value"].isna().tolist() == [True, False, False, False, True, True, True, True, True, True], "NOK alone have background pixels but no OK image"
     ok = np.flatnonzero(labels == 0)
     assert M.evaluate_scores(labels[ok], [scores[i] for i in ok], None, [maps[i] for i in ok])["value"].isna().all()
     with pytest.raises(UserError, match="labelled OK"): M.evaluate_scores(1 - labels, scores, None, maps, masks)
@@ -401,7 +401,7 @@ def test_per_defect_compares_each_type_with_all_ok_images():
     defects = np.where(labels == 0, "good", np.where(np.arange(12) < 6, "burn", "scratch"))
     table = M.per_defect(labels, scores, np.arange(12), defects, maps, masks, replicates=50)
     assert list(table.columns) == ["defect", "metric", "value", "ci_low", "ci_high", "n"]
-    assert table["defect"].tolist() == ["burn"] * 6 + ["scratch"] * 6 and (table["n"] == 3).all()
+    assert table["defect"].tolist() == ["burn"] * 10 + ["scratch"] * 10 and (table["n"] == 3).all()
     for defect in ("burn", "scratch"):
         keep = np.flatnonzero((labels == 0) | (defects == defect))
         rows = table[table["defect"] == defect].set_index("metric")["value"]
@@ -460,3 +460,36 @@ def test_a_stream_that_keeps_all_gives_the_same_tables_as_lists():
                             (M.per_defect(labels, scores, groups, kinds, maps, masks, replicates=50), M.per_defect(labels, scores, groups, kinds, stream, replicates=50))):
         assert lists.equals(streamed)
     with pytest.raises(UserError, match="labelled OK"): stream.add(10, 0, "good", maps[0], maps[0] > 0)
+
+
+# ---- operating points ----
+
+labelled = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=2, max_size=60).filter(lambda rows: len({label for label, _ in rows}) == 2)
+
+
+@SETTINGS
+@given(labelled, st.sampled_from([0.01, 0.05, 0.2, 0.5]))
+def test_the_miss_rate_at_a_false_positive_rate_is_the_best_of_all_thresholds(rows, limit):
+    labels, scores = np.array(rows).T
+    ok, nok = scores[labels == 0], scores[labels == 1]
+    best = min((nok <= t).mean() for t in range(-1, 8) if (ok > t).mean() <= limit)
+    assert np.isclose(M.miss_rate_at(labels, scores, limit), best)
+    weights = np.stack([np.ones(len(labels)), np.full(len(labels), 3.0)])
+    assert np.allclose(M.miss_rate_at(labels, scores, limit, weights), best)
+
+
+@SETTINGS
+@given(st.lists(st.booleans(), min_size=2, max_size=40), st.integers(1, 10))
+def test_an_interval_of_a_rate_over_parts_is_no_narrower_than_that_of_its_images(events, size):
+    groups = np.arange(len(events)) // size
+    rate, low, high = M.rate_interval(events, groups)
+    _, alone_low, alone_high = M.rate_interval(events)
+    assert 0 <= low <= rate <= high <= 1 and low <= alone_low + 1e-12 and high >= alone_high - 1e-12
+    assert len(set(groups)) <= M.effective_number(events, groups) <= len(events)
+
+
+def test_delivered_rates_are_those_at_the_threshold_and_not_known_without_one():
+    labels, scores = np.repeat([0, 1], 20), np.r_[np.arange(20.0), np.arange(10.0, 30)]
+    table = M.evaluate_scores(labels, scores, replicates=50, threshold=14.0).set_index("metric").value
+    assert table.false_alarms == 5 / 20 and table.misses == 5 / 20                      # 14 itself is OK
+    assert M.evaluate_scores(labels, scores, replicates=50).set_index("metric").value[["false_alarms", "misses"]].isna().all()

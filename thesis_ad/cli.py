@@ -188,6 +188,8 @@ def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad m
         ignore: Annotated[Optional[Path], typer.Option(help="A mask as large as the images: what it marks is never judged, now and whenever the bundle is used.")] = None,
         device: Device = "auto", seed: Seed = 0, threads: Threads = 1):
     "Fit a detector on the OK pictures of DATA and keep it as a bundle. A broken picture is named, skipped and counted."
+    from thesis_ad.decision.threshold import calibrate, describe, held_scores
+    from thesis_ad.models.auto import joined
     from thesis_ad.models.detector import check_place, create
     pin_threads(threads)
     settings = {"seed": seed, **parse_settings(set)}
@@ -198,9 +200,11 @@ def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad m
     _report_folder(opened)
     if "enhance" not in settings: detector.enhance = opened.enhance
     detector.fit(opened.train, opened.calibration)
+    if held_scores(detector): calibrate(detector, joined(opened.train, opened.calibration))
     detector.save(out)
     _report_skipped(opened)
-    print(f"fitted {method} on {len(opened.train)} OK pictures of {_one_line(data)}; bundle: {_one_line(str(out))}")
+    print(f"fitted {method} on {len(detector.trained_on)} OK images of {_one_line(data)}; bundle: {_one_line(str(out))}")
+    if detector.threshold: print(describe(detector.threshold))
 
 # %% ../nbs/90_cli.ipynb #8c6ef01d
 def _print_table(table):
@@ -240,8 +244,8 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
 @app.command()
 def calibrate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
               data: Annotated[str, typer.Argument(help="A dataset of the manifest, a folder with a calibration split, or a flat folder of new OK photos.")],
-              method: Annotated[str, typer.Option(help="conformal, bounded, mean_sigma or quantile.")] = "conformal",
-              alpha: Annotated[Optional[float], typer.Option(help="False-alarm rate allowed (conformal, bounded).")] = None,
+              method: Annotated[str, typer.Option(help="conformal, grouped, bounded, mean_sigma or quantile.")] = "conformal",
+              alpha: Annotated[Optional[float], typer.Option(help="False-alarm rate allowed (conformal, grouped, bounded).")] = None,
               confidence: Annotated[Optional[float], typer.Option(help="How sure the bound is (bounded).")] = None,
               among: Annotated[Optional[int], typer.Option(help="Bound the share among the next so many OK pictures or parts, not the rate in the long run (bounded).")] = None,
               k: Annotated[Optional[float], typer.Option(help="Standard deviations above the mean (mean_sigma).")] = None,
@@ -502,7 +506,6 @@ def _only_our_words(arguments):
             stack.callback(os.dup2, saved, 2)
             with open(os.devnull, "w") as nowhere: os.dup2(nowhere.fileno(), 2)
         yield
-
 
 # %% ../nbs/90_cli.ipynb #d409903f
 NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")         # as torch says it, by device

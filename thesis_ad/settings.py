@@ -110,6 +110,7 @@ class Profile:
     render: int = 256                   # edge of a rendered image in pixels
     backbone: str = "tf_efficientnet_lite0"
     size: tuple = (256, 256)            # input of feature detectors
+    auto_size: tuple = (384, 384)       # the finer of the two resolutions of auto
     autoencoder_size: tuple = (128, 128)
     autoencoder_width: int = 16         # channels after the first convolution
     schedule: str = "plateau"           # of every trained detector: plateau, cosine or constant
@@ -146,7 +147,7 @@ class Profile:
 # %% ../nbs/00_settings.ipynb #d3e3f037
 PROFILES = {
     "smoke": Profile(
-        name="smoke", datasets=("prefilter_a",), parts=3, render=128, size=(128, 128), autoencoder_size=(64, 64), autoencoder_width=8,
+        name="smoke", datasets=("prefilter_a",), parts=3, render=128, size=(128, 128), auto_size=(192, 192), autoencoder_size=(64, 64), autoencoder_width=8,
         autoencoder_steps=10, dfr_cells=(32, 32), dfr_cells_fine=(42, 42), dfr_steps=30, dfr_attention_cells=(16, 16),
         dfr_attention_steps=4, featcae_steps=40, stfpm_steps=8, efficientad_steps=16, efficientad_width=8, replicates=100),
     "demo": Profile(),
@@ -155,7 +156,7 @@ PROFILES = {
         dfr_attention_steps=60, featcae_steps=1000, stfpm_steps=150, efficientad_steps=250),
     "thesis": Profile(
         name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), train_pictures=0, judged_pictures=0, render=512,
-        backbone="tf_efficientnet_b6.ns_jft_in1k", size=(512, 512), schedule="constant", held_out=0.0, start="random", enhance_share=0.15,
+        backbone="tf_efficientnet_b6.ns_jft_in1k", size=(512, 512), auto_size=(768, 768), schedule="constant", held_out=0.0, start="random", enhance_share=0.15,
         autoencoder_size=(512, 512), autoencoder_width=32, autoencoder_epochs=25, autoencoder_batch=16,
         dfr_cells=(128, 128), dfr_cells_fine=(170, 170), dfr_training="maps", dfr_epochs=150, dfr_level=False,
         dfr_attention_cells=(128, 128), featcae_steps=5000, stfpm_steps=10_000, efficientad_steps=70_000,

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['VARIANTS', 'SCORE_COLUMNS', 'METRIC_COLUMNS', 'TABLES', 'SUMMARY_COLUMNS', 'Task', 'base_method', 'settings_for',
            'depends_on_seed', 'code_hash', 'evaluation_code', 'fit_code', 'dataset_for', 'prepared', 'fit_cached',
-           'Evaluation', 'score_table', 'evaluate', 'seconds_per_picture', 'run', 'kept', 'on_calibration', 'tasks_for',
-           'run_all', 'duration', 'seconds_left', 'stack', 'first_seed', 'seed_scores', 'summarise']
+           'Evaluation', 'score_table', 'evaluate', 'calibration_scores', 'set_from', 'seconds_per_picture', 'run',
+           'kept', 'on_calibration', 'tasks_for', 'run_all', 'duration', 'seconds_left', 'stack', 'first_seed',
+           'seed_scores', 'summarise']
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #9a85f76d
 import dataclasses, functools, json, re, time, warnings
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 import thesis_ad
 from ..data.datasets import open_dataset
+from ..decision.threshold import conformal_threshold, out_of_sample
 from .metrics import PixelStream, evaluate_scores, over_seeds, per_defect
 from ..features.backbones import kept_features
 from ..files import cached, content_key, is_sealed, sha256, write_json
@@ -73,8 +75,8 @@ def code_hash(up_to=99):
 
 def evaluation_code():
     "A hash of the chapters that turn predictions into scores and metrics."
-    root = Path(thesis_ad.__file__).parent / "evaluation"
-    return content_key([sha256(root / f"{name}.py") for name in ("metrics", "protocol")])
+    root = Path(thesis_ad.__file__).parent
+    return content_key([sha256(root / f"{name}.py") for name in ("evaluation/metrics", "evaluation/protocol", "decision/threshold")])
 
 @functools.cache
 def fit_code(method):
@@ -154,11 +156,23 @@ def evaluate(detector, images, name, method=None, replicates=1000, progress=None
         if heat is not None: stream.add(i, labels[i], kinds[i], heat, mask if mask is None or region is None else mask & ~region.mask)
     columns = {"dataset": name, "method": method}
     common, maps = (labels, scores, images.groups), stream if stream.images else None
-    metrics = evaluate_scores(*common, maps, replicates=replicates)
+    threshold = (detector.threshold or {}).get("value")
+    metrics = evaluate_scores(*common, maps, replicates=replicates, threshold=threshold)
     metrics = metrics.assign(**columns, backbone=getattr(detector, "backbone", None) or "none", seed=detector.seed)[METRIC_COLUMNS]
-    defects = per_defect(*common, kinds, maps, replicates=replicates).assign(**columns, seed=detector.seed)
+    defects = per_defect(*common, kinds, maps, replicates=replicates, threshold=threshold).assign(**columns, seed=detector.seed)
     metrics.attrs["pixel_error"] = stream.error()                   # of the pixel metrics, 0 where they are exact
     return score_table(name, method, images, scores, detector.seed), metrics, defects[["dataset", "method", "seed", "defect", "metric", "value", "ci_low", "ci_high", "n"]]
+
+# %% ../../nbs/61_evaluation.protocol.ipynb #6093e56d
+def calibration_scores(detector, images):
+    "Image scores float64 [N] of a calibration split, out of fold where the detector has learned from an image."
+    return np.array([score for score, *_ in out_of_sample(detector, images)], np.float64)
+
+def set_from(detector, images, scores, alpha=0.05):
+    "Set the detector's threshold from the OK scores of a calibration split, or from all its out-of-fold scores; the largest alpha that n scores can promise if 0.05 is below that."
+    own = getattr(detector, "own", None)
+    ok = own["score"].numpy() if own else np.asarray(scores)[images.labels == 0]
+    detector.threshold = None if len(ok) < 3 else conformal_threshold(ok, max(alpha, 1 / (len(ok) + 1))).facts()
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #08b323db
 def seconds_per_picture(detector, images, count=8, clock=time.perf_counter):
@@ -195,7 +209,8 @@ def _run(task):
     def make(folder):
         start, detector = time.perf_counter(), load_bundle(bundle, "cpu")
         with kept_features(), peak_memory() as peak:
-            calibration, _ = predict_set(detector, data.calibration)
+            calibration = calibration_scores(detector, data.calibration)
+            set_from(detector, data.calibration, calibration)
             tables = evaluate(detector, test, task.dataset, task.method, task.profile.replicates)
         seconds = {"evaluate": time.perf_counter() - start, "evaluate_mib": peak[0]} | ({"predict": seconds_per_picture(detector, data.calibration)} if timed else {})
         write_json(folder / "seconds.json", seconds)
@@ -214,7 +229,7 @@ def on_calibration(task):
     pin_threads(1)
     try:
         bundle, data = fit_cached(task)
-        with kept_features(): scores, _ = predict_set(load_bundle(bundle, "cpu"), data.calibration)
+        with kept_features(): scores = calibration_scores(load_bundle(bundle, "cpu"), data.calibration)
         return score_table(task.dataset, task.method, data.calibration, scores, task.seed), json.loads((bundle.parent / "seconds.json").read_text())["fit"]
     finally: return_memory()
 
