@@ -8,7 +8,7 @@ __all__ = ['PROFILES', 'OK_COLOUR', 'NOK_COLOUR', 'UserError', 'one_of', 'rng', 
            'get_profile']
 
 # %% ../nbs/00_settings.ipynb #84b36bf6
-import contextlib, ctypes, dataclasses, difflib, hashlib, os
+import contextlib, ctypes, dataclasses, difflib, hashlib, os, sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +41,11 @@ def torch_seed(*keys):
 # %% ../nbs/00_settings.ipynb #7d2a610b
 def pin_threads(n=1):
     "Fix the number of threads of torch, OpenCV and BLAS, so that sums are always taken in one order."
-    import cv2, torch
+    import cv2
     if n < 1: raise UserError(f"at least one thread has to run, not {n}")
-    torch.set_num_threads(n)
     cv2.setNumThreads(n)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ[name] = str(n)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ[name] = str(n)    # torch reads them when it is imported
+    if "torch" in sys.modules: sys.modules["torch"].set_num_threads(n)
 
 # %% ../nbs/00_settings.ipynb #06ac6d6f
 def return_memory():

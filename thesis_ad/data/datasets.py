@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from .manifest import COLUMNS, SPLITS, check_table, hash_table, manifest_names, read_manifest, read_splits, split_name
@@ -49,7 +48,9 @@ class ImageSet:
 
     def __len__(self): return len(self.table)
 
-    def __getitem__(self, i): return torch.from_numpy(self.picture(i)).permute(2, 0, 1).float() / 255
+    def __getitem__(self, i):
+        import torch
+        return torch.from_numpy(self.picture(i)).permute(2, 0, 1).float() / 255
 
     def __iter__(self): return (self[i] for i in range(len(self)))
 
@@ -156,13 +157,17 @@ ImageSet.mask = _mask
 # %% ../../nbs/13_data.datasets.ipynb #8795b464
 def _batches(images, batch_size=8, epoch=0, order=None, progress=None):
     "Yield (indices [B], images float32 [B, 3, H, W]); `order` is a permutation, `epoch` varies the transform's randomness, `progress` names a bar."
+    import torch
+    for chosen, stack in _stacks(images, batch_size, epoch, order, progress): yield chosen, torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
+
+def _stacks(images, batch_size=8, epoch=0, order=None, progress=None):
+    "Yield (indices [B], images uint8 [B, H, W, 3]); see `batches`."
     order = np.arange(len(images)) if order is None else np.asarray(order)
     for start in tqdm(range(0, len(order), batch_size), desc=progress, unit="batch", leave=False, disable=None if progress else True):
         chosen = order[start:start + batch_size]
-        stack = np.stack([images.picture(i, epoch) for i in chosen])
-        yield chosen, torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
+        yield chosen, np.stack([images.picture(i, epoch) for i in chosen])
 
-ImageSet.batches = _batches
+ImageSet.batches, ImageSet.stacks = _batches, _stacks
 
 # %% ../../nbs/13_data.datasets.ipynb #c4c54d38
 def from_arrays(images, labels=None, masks=None, groups=None, defects=None):

@@ -72,7 +72,7 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x):
         if self.kernel_size == (1, 1): return F.linear(x, self.weight.flatten(1), self.bias)
-        return super().forward(x.movedim(-1, 1)).movedim(1, -1)
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 class Normalisation(nn.BatchNorm1d):
     "Batch normalisation of cells [..., C] over all cells of the batch."
@@ -96,7 +96,7 @@ class FeatureAutoencoder(nn.Module):
         first = self.encoder[0](x)
         second = self.encoder[1](first)
         y = self.decoder[0](self.encoder[2](second))
-        if self.attention is not None: y = self.attention(y.movedim(-1, 1)).movedim(1, -1)
+        if self.attention is not None: y = self.attention(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         y = self.decoder[1](y + second if self.skips else y)
         return self.decoder[2](y + first if self.skips else y)
 
