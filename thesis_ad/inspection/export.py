@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['GRAPHS', 'PRECISIONS', 'LIMIT', 'RUNTIMES', 'SharedMaps', 'graph', 'graph_of', 'bank_search', 'patchcore_graph',
            'global_graph', 'padim_graph', 'gaussian_graph', 'reconstruction_graph', 'adaptive_matrix', 'featcae_graph',
-           'stfpm_graph', 'efficientad_graph', 'autoencoder_graph', 'Graph', 'write_onnx', 'halve', 'quantise',
-           'convert', 'differences', 'predicted', 'compared', 'export_bundle', 'load_for']
+           'stfpm_graph', 'efficientad_graph', 'autoencoder_graph', 'auto_graph', 'Graph', 'write_onnx', 'halve',
+           'quantise', 'convert', 'differences', 'relative', 'predicted', 'compared', 'export_bundle', 'load_for']
 
-# %% ../../nbs/72_inspection.export.ipynb #863fb4ef
+# %% ../../nbs/72_inspection.export.ipynb #08d96cc8
 import contextlib, io, math, shutil, tempfile, warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..decision.threshold import calibrate, decide, unseen
 from ..features.aggregation import pooling_matrix, upsampling_matrix
 from ..features.patches import smooth_map
 from ..files import atomic_folder, cached, content_key, sha256
+from ..models.auto import resizing_matrix
 from ..models.border import border, levelled
 from ..models.detector import MODEL_FILES, check_place, load_bundle, predict_each, read_bundle, settings_of, write_bundle
 from ..models.dfr import _backbone, _edge, _grid, folded, residual
@@ -33,7 +34,7 @@ from ..models.features import FeatureDetector
 from ..models.student_teacher import _maps, _rim, normalise_map, product_map
 from ..settings import UserError, one_of, rng
 
-# %% ../../nbs/72_inspection.export.ipynb #9e775533
+# %% ../../nbs/72_inspection.export.ipynb #6b290411
 class SharedMaps:
     "A `Backbone` whose maps of one image are computed once, whoever asks; `kept` holds the outputs of its stages."
     def __init__(self, backbone, kept): self.backbone, self.kept = backbone, kept
@@ -54,7 +55,7 @@ class SharedMaps:
 
     def cut(self, m, k): return m[..., k:m.shape[-2] - k, k:m.shape[-1] - k] if k else m
 
-# %% ../../nbs/72_inspection.export.ipynb #daa18591
+# %% ../../nbs/72_inspection.export.ipynb #c76386d8
 GRAPHS = {}
 
 def graph(*names):
@@ -74,7 +75,7 @@ def graph_of(detector, kept):
     vars(detector)["kept"] = kept               # for its members
     return make(detector)
 
-# %% ../../nbs/72_inspection.export.ipynb #c7fd5078
+# %% ../../nbs/72_inspection.export.ipynb #7e245c6d
 def _size(m): return int(m.shape[-2]), int(m.shape[-1])
 
 def _largest(heat, count):
@@ -86,7 +87,7 @@ def _upsampled(heat, size):
     rows, columns = (torch.from_numpy(upsampling_matrix(n, N).astype(np.float32)) for n, N in zip(_size(heat), size))
     return rows @ heat @ columns.T
 
-# %% ../../nbs/72_inspection.export.ipynb #80ec8f8c
+# %% ../../nbs/72_inspection.export.ipynb #4e4379c9
 def bank_search(bank, k=1):
     "A function from queries [n, C] to squared distances [n, k] of the nearest vectors of `bank` [K, C], and their indices [n, k]."
     mean = bank.double().mean(0).float()
@@ -97,23 +98,32 @@ def bank_search(bank, k=1):
         return (rows[:, None] - bank[index]).square().sum(2), index
     return search
 
-# %% ../../nbs/72_inspection.export.ipynb #d0701c5f
+# %% ../../nbs/72_inspection.export.ipynb #418b1011
 @graph("patchcore")
 def patchcore_graph(d):
-    bank, means = d.nearest.bank.cpu(), d.score == "mean_knn"
-    b = min(d.neighbours, len(bank))
-    search, around = bank_search(bank, b if means else 1), bank[d.nearest(bank, b)[1].cpu()]         # [K, b, C]
+    b, patches_of = min(d.neighbours, len(d.bank)), _patches(d)
+    bank = d.nearest.bank.cpu()
+    around = bank[d.nearest(d.nearest.bank, b)[1].cpu()]                                            # [K, b, C]
     def run(images):
-        features = d.features(images)
-        rows = features[0].flatten(1).T                                                             # [h·w, C]
-        square, index = search(rows)
-        patches = square.mean(1) if means else square[:, 0].sqrt()
+        cells, rows, index = patches_of(images)
+        patches = cells.flatten()
         score = patches.amax(0, keepdim=True)
-        if not means and b > 1:
+        if d.score == "paper" and b > 1:
             worst = patches.argmax(0, keepdim=True)
             far = (rows[worst][:, None] - around[index[worst, 0]]).square().sum(2).sqrt()           # [1, b]
             score = score * (1 - torch.exp(score - torch.logsumexp(far, 1))).clamp(1 - 1 / b, 1)
-        return score, smooth_map(patches.view(1, *_size(features)), d.input_size, d.sigma)
+        return score, smooth_map(cells, d.input_size, d.sigma)
+    return run
+
+def _patches(d):
+    "A function from images to a bank's patch scores [1, h, w], the features [h·w, C], and the nearest vectors' indices [h·w, k]."
+    means = d.score == "mean_knn"
+    search = bank_search(d.nearest.bank.cpu(), min(d.neighbours, len(d.bank)) if means else 1)
+    def run(images):
+        features = d.features(images)
+        rows = features[0].flatten(1).T
+        square, index = search(rows)
+        return (square.mean(1) if means else square[:, 0].sqrt()).view(1, *_size(features)), rows, index
     return run
 
 @graph("global_knn")
@@ -124,7 +134,7 @@ def global_graph(d):
         return distance.topk(k, largest=False).values.mean(0, keepdim=True), None
     return run
 
-# %% ../../nbs/72_inspection.export.ipynb #98e8e090
+# %% ../../nbs/72_inspection.export.ipynb #3a0ec93c
 @graph("padim")
 def padim_graph(d):
     def run(images):
@@ -143,7 +153,7 @@ def gaussian_graph(d):
         return heat.amax((1, 2)), heat
     return run
 
-# %% ../../nbs/72_inspection.export.ipynb #0945fae4
+# %% ../../nbs/72_inspection.export.ipynb #758498bf
 @graph("pca", "dfr")
 def reconstruction_graph(d):
     grid, (top, left) = _grid(d), _edge(d)
@@ -163,7 +173,7 @@ def reconstruction_graph(d):
         return _largest(inner, d.top), _upsampled(heat, d.input_size)
     return run
 
-# %% ../../nbs/72_inspection.export.ipynb #651ddc4f
+# %% ../../nbs/72_inspection.export.ipynb #2fca87fd
 def adaptive_matrix(n, cells):
     "float32 [cells, n]: adaptive average pooling of n samples to `cells`."
     A = torch.zeros(cells, n)
@@ -184,7 +194,7 @@ def featcae_graph(d):
         return _largest(heat[:, top:h - top, left:w - left], d.top), _upsampled(heat, d.input_size)
     return run
 
-# %% ../../nbs/72_inspection.export.ipynb #24649693
+# %% ../../nbs/72_inspection.export.ipynb #96ec624b
 @graph("stfpm")
 def stfpm_graph(d):
     def run(images):
@@ -215,7 +225,31 @@ def autoencoder_graph(d):
         return _largest(heat, count), heat
     return run
 
-# %% ../../nbs/72_inspection.export.ipynb #690c4425
+# %% ../../nbs/72_inspection.export.ipynb #c2bc7447
+def _cells_of(member):
+    "A function from images to the cell map [1, h, w] of a member."
+    if member.method != "patchcore": return member.cells
+    patches = _patches(member)
+    return lambda images: patches(images)[0]
+
+@graph("auto")
+def auto_graph(d):
+    size, cells = tuple(d.input_size), {}
+    for name, (member, at) in d.members.items():
+        member.network = d.network
+        cells[name] = _cells_of(member), at, [resizing_matrix(n, N) for n, N in zip(size, at)]
+    def run(images):
+        seen, scores, maps = {size: images}, [], []
+        for name, (see, at, (rows, columns)) in cells.items():
+            if at not in seen: seen[at] = rows @ images @ columns.T
+            z = levelled(see(seen[at]), d.levels[name])
+            z = z - z.flatten(1).topk((math.prod(_size(z)) + 1) // 2, largest=False).values[:, -1, None, None]       # the median
+            scores.append((_largest(z, max(1, round(d.top * math.prod(_size(z))))) - d.facts["centre"][name]) / d.facts["spread"][name])
+            maps.append(smooth_map(z, size, d.sigma))
+        return torch.stack(scores).mean(0), torch.stack(maps).mean(0)
+    return run
+
+# %% ../../nbs/72_inspection.export.ipynb #6a4ce223
 class Graph(nn.Module):
     "The prediction of a fitted detector as a module: images [1, 3, H, W] → (score [1], map [1, H, W]), or (score,) alone. It takes the detector over."
     def __init__(self, detector):
@@ -233,7 +267,9 @@ class Graph(nn.Module):
 def _networks(detector):
     "Every network of a detector and of its `members`, once."
     held = [one.backbone if isinstance(one, SharedMaps) else one for one in vars(detector).values()]
-    held = [one for one in held if isinstance(one, nn.Module)] + [one for member in getattr(detector, "members", ()) for one in _networks(member)]
+    members = getattr(detector, "members", {})
+    members = [member for member, _ in members.values()] if isinstance(members, dict) else members
+    held = [one for one in held if isinstance(one, nn.Module)] + [one for member in members for one in _networks(member)]
     return list({id(one): one for one in held}.values())
 
 def write_onnx(graph, path):
@@ -259,7 +295,7 @@ def _noise(count, size, seed=0):
     fine = F.interpolate(torch.from_numpy(coarse), size, mode="bicubic").clamp(0, 1)
     return [one[None] for one in (fine.mul(255).round() / 255).numpy()]
 
-# %% ../../nbs/72_inspection.export.ipynb #1f23ff88
+# %% ../../nbs/72_inspection.export.ipynb #c9a341b2
 PRECISIONS = ("fp32", "fp16", "int8")
 
 def halve(model):
@@ -280,7 +316,7 @@ def halve(model):
     model.graph.node.extend([*constants, *casts, *others])
     return model
 
-# %% ../../nbs/72_inspection.export.ipynb #9855de01
+# %% ../../nbs/72_inspection.export.ipynb #b18fdb65
 class _Reader:
     "Feeds images to the quantiser."
     def __init__(self, images): self.images = iter(images)
@@ -314,7 +350,7 @@ def _quiet(logger):
     try: yield
     finally: logger.setLevel(level)
 
-# %% ../../nbs/72_inspection.export.ipynb #0ab6ce7b
+# %% ../../nbs/72_inspection.export.ipynb #bc0b0ad4
 def convert(source, folder, format="onnx", precision="fp32", images=()):
     "Write the traced model `source` (ONNX, 32 bits) into `folder` in another form; `images` are what int8 takes its ranges from."
     import onnx
@@ -328,21 +364,25 @@ def convert(source, folder, format="onnx", precision="fp32", images=()):
         openvino.save_model(openvino.convert_model(path), path.with_suffix(".xml"), compress_to_fp16=precision == "fp16")
         path.unlink()
 
-# %% ../../nbs/72_inspection.export.ipynb #333d618d
+# %% ../../nbs/72_inspection.export.ipynb #b8717ece
 LIMIT = 1e-4            # largest relative difference of an export in 32 bits
 
 def differences(before, after):
-    "(largest relative difference of the scores, of the maps or None) between two lists of (score [1], map [1, H, W] or None)."
-    score = max(abs(float(b[0][0]) - float(a[0][0])) / max(abs(float(a[0][0])), 1e-12) for a, b in zip(before, after))
+    "(relative difference of the scores, of the maps or None) between two lists of (score [1], map [1, H, W] or None)."
+    scores = np.array([[float(one[0][0]) for one in some] for some in (before, after)])
     pairs = [(a[1], b[1]) for a, b in zip(before, after) if a[1] is not None]
-    return score, max((float(np.abs(b - a).max() / max(np.abs(a).max(), 1e-12)) for a, b in pairs), default=None)
+    return relative(*scores), max((relative(a, b) for a, b in pairs), default=None)
+
+def relative(before, after):
+    "The largest difference of two arrays, relative to the largest size of the first."
+    return float(np.max(np.abs(after - before)) / max(np.max(np.abs(before)), 1e-12))
 
 def predicted(detector, images):
     "A list of (score [1], map [1, H, W] or None), one an image float32 [1, 3, H, W]."
     found = [detector.predict(torch.from_numpy(image)) for image in images]
     return [(score, heat) for score, heat in found]
 
-# %% ../../nbs/72_inspection.export.ipynb #10b0b0c9
+# %% ../../nbs/72_inspection.export.ipynb #65df2636
 def _rule(threshold):
     "(method, options) by which a bundle's threshold was set, or None where it cannot be set again."
     how = (threshold or {}).get("how")
@@ -353,21 +393,21 @@ def _rule(threshold):
     return how, options | {"per": threshold.get("per", "picture"), "pixel": str(pixel.get("quantile", "maxima"))}
 
 def _raised(threshold, difference):
-    "The facts of a threshold, raised by four times a relative difference of the scores."
-    return None if threshold is None else threshold | {"value": threshold["value"] + 4 * difference * abs(threshold["value"])}
+    "The facts of a threshold, raised by four times a difference of scores."
+    return None if threshold is None else threshold | {"value": threshold["value"] + 4 * difference}
 
-# %% ../../nbs/72_inspection.export.ipynb #41c2fb84
+# %% ../../nbs/72_inspection.export.ipynb #6fc3620f
 def compared(eager, exported, images):
     "What an export costs on an `ImageSet` with OK and perhaps NOK, as facts; both have their threshold. The scores of each, float64 [N]."
     scores = [np.array([score for score, _ in predict_each(one, images)]) for one in (eager, exported)]
-    found = {"images": len(images), "score_difference": float(np.max(np.abs(scores[1] - scores[0]) / np.maximum(np.abs(scores[0]), 1e-12)))}
+    found = {"images": len(images), "score_difference": relative(*scores)}
     if len(images) > 2: found["rank_correlation"] = float(stats.spearmanr(*scores).statistic)
     if len({*images.labels}) == 2: found["image_auroc"] = [float(roc_auc_score(images.labels, one)) for one in scores]
     (before, _), (after, _) = decide(eager, scores[0]), decide(exported, scores[1])
     if before is not None: found["decisions_changed"] = int((before != after).sum())
     return found
 
-# %% ../../nbs/72_inspection.export.ipynb #541fc977
+# %% ../../nbs/72_inspection.export.ipynb #daceb279
 def export_bundle(bundle, out, format="onnx", precision="fp32", data=None):
     """Write the bundle folder `bundle`, exported, to the folder `out`; what `bundle.json` says of the export, in its field `exported`.
 
@@ -383,17 +423,17 @@ def export_bundle(bundle, out, format="onnx", precision="fp32", data=None):
         with tempfile.TemporaryDirectory() as place:
             write_onnx(Graph(load_bundle(bundle, "cpu")), Path(place) / "traced.onnx")
             convert(Path(place) / "traced.onnx", part, format, precision, _ranges(eager, data) if precision == "int8" else ())
-        run = runner(part, format)
-        score, heat = differences(predicted(eager, probes), [(*run(image), None)[:2] for image in probes])
+        run, before = runner(part, format), predicted(eager, probes)
+        score, heat = differences(before, [(*run(image), None)[:2] for image in probes])
         if precision == "fp32" and max(score, heat or 0) > LIMIT: raise UserError(f"the exported {eager.method} differs from the original by {max(score, heat or 0):.1e}, more than {LIMIT:g}")
         made = {"format": format, "precision": precision, "input": [1, 3, *eager.input_size], "from": sha256(Path(bundle) / "bundle.json"),
-                "difference": {"score": score, "map": heat, "images": len(probes)}, "threshold": (facts["threshold"] or {}).get("value")}
+                "difference": {"score": score, "map": heat, "images": len(probes), "largest_score": max(abs(float(one[0][0])) for one in before)}, "threshold": (facts["threshold"] or {}).get("value")}
         facts, blob = _facts(eager, facts, made, format)
         facts = _decided(Exported(part, facts, blob), eager, facts, precision, images)
         write_bundle(part, facts, blob)
     return facts["exported"]
 
-# %% ../../nbs/72_inspection.export.ipynb #a087559b
+# %% ../../nbs/72_inspection.export.ipynb #5286d286
 def _probes(detector, images, count=8):
     "Prepared images float32 [1, 3, H, W] by which an export is compared: of `images`, or noise."
     some = None if images is None or not len(images) else detector.prepare(images.evenly(count))
@@ -414,13 +454,13 @@ def _facts(eager, facts, made, format):
 
 def _decided(exported, eager, facts, precision, images):
     "The facts with the threshold of the export: set anew below 32 bits where there are images and a rule, else raised a little."
-    rule, few = _rule(eager.threshold), images is None or (images.labels == 0).sum() < 3
-    if precision == "fp32" or rule is None or few: exported.threshold = _raised(eager.threshold, facts["exported"]["difference"]["score"])
+    rule, few, difference = _rule(eager.threshold), images is None or (images.labels == 0).sum() < 3, facts["exported"]["difference"]
+    if precision == "fp32" or rule is None or few: exported.threshold = _raised(eager.threshold, difference["score"] * difference["largest_score"])
     else: calibrate(exported, images, rule[0], **rule[1])
     cost = {} if few else {"cost": compared(eager, exported, images)}
     return facts | {"threshold": exported.threshold, "sigmoid": exported.sigmoid, "exported": facts["exported"] | cost}
 
-# %% ../../nbs/72_inspection.export.ipynb #bfbbb8db
+# %% ../../nbs/72_inspection.export.ipynb #2b199bca
 RUNTIMES = ("auto", "torch", *MODEL_FILES)
 
 def load_for(bundle, device="auto", runtime="auto"):
