@@ -376,6 +376,6 @@ def test_served_over_a_socket(taught, tmp_path, capsys):
 
 def test_what_cannot_be_served_is_one_sentence(taught, tmp_path, capsys, monkeypatch):
     for name in SECRETS: monkeypatch.delenv(name, raising=False)
-    for arguments, words in (((tmp_path / "none",), "not a bundle"), ((taught[0], "--ledger", tmp_path / "l.sqlite"), "key"), ((taught[0], "--runtime", "onnx"), "runtime")):
+    for arguments, words in (((tmp_path / "none",), "not a bundle"), ((taught[0], "--ledger", tmp_path / "l.sqlite"), "key"), ((taught[0], "--runtime", "onxx"), "runtime")):
         with pytest.raises(SystemExit) as end: cli.main(["serve", *map(str, arguments)])
         assert end.value.code == 2 and words in capsys.readouterr().err.strip().splitlines()[-1]

@@ -8,10 +8,10 @@ __all__ = ['app', 'data_app', 'Out', 'Settings', 'Device', 'Seed', 'Threads', 'C
            'Operator', 'Scale', 'KeyFiles', 'EXIT_CODES', 'ledger_app', 'LedgerArgument', 'TokenFile', 'NO_MEMORY',
            'parse_settings', 'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify',
            'data_get', 'data_check', 'fit', 'evaluate', 'calibrate', 'inspect', 'ledger_verify', 'ledger_export',
-           'serve', 'stream', 'dashboard', 'reproduce', 'study', 'main']
+           'serve', 'stream', 'export', 'dashboard', 'reproduce', 'study', 'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
-import contextlib, json, math, os, platform, shutil, sys, warnings
+import ast, contextlib, json, math, os, platform, shutil, sys, warnings
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,8 +60,14 @@ def main_options(version: Annotated[bool, typer.Option("--version", callback=_ve
 @app.command()
 def methods():
     "List the detectors, one line each."
-    from thesis_ad.models.detector import methods
-    for name, cls in sorted(methods().items()): print(f"{name:20}{cls.summary}")
+    for name, summary in sorted(_registered()): print(f"{name:20}{summary}")
+
+def _registered():
+    "(name, summary) of every registered detector, read from the source of the library, since importing the detectors takes seconds."
+    for path in (Path(thesis_ad.__file__).parent / "models").glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for call in getattr(node, "decorator_list", ()):
+                if isinstance(call, ast.Call) and ast.unparse(call.func) == "register": yield tuple(ast.literal_eval(one) for one in call.args)
 
 # %% ../nbs/90_cli.ipynb #ceb37dbb
 @app.command()
@@ -382,7 +388,7 @@ def serve(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit."
           folder: Annotated[Optional[Path], typer.Option(help="Where calibration.json is kept; default: BUNDLE.station.")] = None,
           ledger: LedgerFile = None, key_file: KeyFiles = None, mm_per_pixel: Scale = None,
           token_file: TokenFile = None,
-          runtime: Annotated[str, typer.Option(help="What computes; pytorch is the only one so far.")] = "pytorch",
+          runtime: Annotated[str, typer.Option(help="What computes: torch, onnx or openvino; auto: what BUNDLE was exported for, else torch.")] = "auto",
           wait: Annotated[bool, typer.Option("--wait", help="Start without a bundle and wait until one is taught.")] = False,
           device: Device = "cpu", threads: Threads = 1):
     "Inspect over HTTP: /predict, /calibrate, /ready, /metrics and more; /docs shows all of it."
@@ -437,6 +443,22 @@ def _verdict_line(one, delivery):
     score = f"{one.facts['score']:<13.7g}" if "score" in one.facts else f"{'-':13}"
     notes = [one.reason] + ([f"controller: {delivery.reason}"] if delivery and not delivery.delivered else [])
     return f"{one.decision:8}{score}{_one_line(one.part_id)}" + "".join(f"  ({_one_line(note)})" for note in notes if note)
+
+# %% ../nbs/90_cli.ipynb #35748556
+@app.command()
+def export(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit, calibrated or not.")], out: Out,
+           format: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
+           precision: Annotated[str, typer.Option(help="fp32, fp16 (weights) or int8 (convolutions).")] = "fp32",
+           data: Annotated[Optional[str], typer.Option(help="A dataset or a folder to measure the differences on; int8 needs its OK images.")] = None,
+           ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None, threads: Threads = 1):
+    "Write a bundle that runs without PyTorch, and say how far its scores are from the original's."
+    from thesis_ad.models.detector import load_bundle
+    pin_threads(threads)
+    server = _served("export")
+    opened = None if data is None else _open(data, load_bundle(bundle, "cpu"), ok=ok, nok=nok, masks=masks, layout=layout)
+    made = server.export_bundle(bundle, out, format, precision, opened)
+    for line in server.told(made): print(line)
+    print(f"exported for {format} in {precision}: {_one_line(str(out))}")
 
 # %% ../nbs/90_cli.ipynb #6dc47403
 @app.command()
