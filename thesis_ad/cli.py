@@ -20,7 +20,7 @@ from typing import Annotated, Optional
 import typer
 
 import thesis_ad
-from .files import check_writable, folder_bytes, read_mask
+from .files import check_writable, folder_bytes, read_mask, write_json
 from .settings import PROFILES, UserError, cache_dir, one_of, pin_threads
 
 # %% ../nbs/90_cli.ipynb #b55cb138
@@ -242,6 +242,7 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
     elif metrics.set_index("metric").value.isna()["pixel_auroc"]: print("\nno map or no mask to judge it by, so the pixel metrics are empty")
     if len(defects): print("\nby kind of defect"); _print_table(defects[["defect", "metric", "value", "ci_low", "ci_high", "n"]])
     decisions, _ = decide(detector, scores.score)
+    _report_drift(detector, scores[scores.label == 0].rename(columns={"image": "path"}))
     if decisions is not None:
         print(f"\nat the threshold {detector.threshold['value']:.6g} ({detector.threshold['how']}), exact 95 % intervals for independent pictures")
         _print_table(error_rates(scores.label, decisions))
@@ -321,6 +322,21 @@ def _print_inspected(table, notes):
     if "undecided" in counts: print("no threshold is set, so nothing is decided; run: thesis-ad calibrate", file=sys.stderr)
     for row in table[table.status == "unread"].itertuples(): print(f"unread {_one_line(row.path)}: {_one_line(row.reason)}", file=sys.stderr)
 
+def _report_drift(detector, table, out=None):
+    "Warn where the scores of a batch differ from those that set the threshold; with `out`, the facts are in drift.json beside decisions.csv."
+    from thesis_ad.decision.drift import drift, drift_sentence
+    found = drift(detector, table.score, [_one_line(str(path)) for path in table.path])
+    if found: print(f"warning: drift: {drift_sentence(found)}", file=sys.stderr)
+    if out and found is not None: write_json(out / "drift.json", found.facts() | {"sentence": drift_sentence(found)})
+
+def _print_members(detector, table):
+    "What each member of `auto` says of the images that have a score, in standard deviations of its out-of-fold OK scores."
+    from thesis_ad.decision.inspecting import score_of_members
+    if not hasattr(detector, "member_scores"): raise UserError(f"{detector.method} has no members to explain; --explain is for auto")
+    print("\nstandard deviations above the mean out-of-fold OK score; the image score is their mean")
+    rows = [{**found, "path": _one_line(path)} for path, found in score_of_members(detector, table.path[table.score.notna()])]
+    print("\n".join("  ".join([*(f"{name} {value:.2f}" for name, value in row.items() if name != "path"), row["path"]]) for row in rows))
+
 @app.command()
 def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if it is to decide.")],
             images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
@@ -329,6 +345,7 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if
             operator: Operator = "", mm_per_pixel: Scale = None, key_file: KeyFiles = None,
             maps: Annotated[Optional[str], typer.Option(help="Write raw anomaly maps, too: npy, png or tiff.")] = None,
             masks: Annotated[bool, typer.Option("--masks", help="Write masks of the pixels above the pixel threshold, too.")] = False,
+            explain: Annotated[bool, typer.Option("--explain", help="Print what each member of auto says of each image.")] = False,
             exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever was found.")] = False,
             device: Device = "auto", threads: Threads = 1):
     "Print status, raw score and confidence (probability of NOK) of every file asked for. Exit code: 0 all OK, 1 some NOK, 2 some without a decision."
@@ -341,6 +358,8 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if
     with _filing(detector, bundle, ledger, report, pdf, key_file, part_id=part_id, operator=operator, mm_per_pixel=mm_per_pixel) as filing:
         table = inspect(detector, files, out, progress="inspecting", maps=maps, masks=masks, filing=filing)
     _print_inspected(table, notes)
+    if explain: _print_members(detector, table)
+    _report_drift(detector, table, out)
     if not exit_zero: raise typer.Exit(max(EXIT_CODES[status] for status in table.status))
 
 # %% ../nbs/90_cli.ipynb #c7a10003

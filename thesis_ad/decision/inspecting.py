@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'OUR_NAME', 'MAPS', 'INSPECTED', 'files_to_inspect', 'score_each', 'inspect_each', 'output_name',
-           'remove_earlier', 'map_bytes', 'captioned', 'shown', 'inspect']
+           'remove_earlier', 'map_bytes', 'captioned', 'shown', 'score_of_members', 'inspect']
 
 # %% ../../nbs/53_decision.inspecting.ipynb #68f10bf0
 import csv, io, os, re
@@ -146,6 +146,14 @@ def shown(detector, image, heat):
     pixel = (detector.threshold or {}).get("pixel")
     if detector.threshold: return mark(image, heat, pixel, detector.facts.get("scale"))
     return captioned(mark(image, heat, scale=detector.facts.get("scale")), "no threshold: nothing is decided")
+
+# %% ../../nbs/53_decision.inspecting.ipynb #a8d3dea8
+def score_of_members(detector, files):
+    "Yield (name, {member: standardised score}) of each readable file, for a detector that has `member_scores`."
+    for start in range(0, len(files), CHUNK):
+        images, _ = _readable(detector, list(files)[start:start + CHUNK])
+        prepared = detector.prepare(images)
+        for i, path in enumerate(images.paths): yield path, {name: float(s[0]) for name, s in detector.member_scores(prepared[i][None]).items()}
 
 # %% ../../nbs/53_decision.inspecting.ipynb #1e0b605f
 INSPECTED = ["path", "status", "score", "confidence", "reason", "overlay", "map", "mask", "map_low", "map_high"]

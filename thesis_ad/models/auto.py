@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENOUGH', 'FEWEST', 'folds_of', 'resizing_matrix', 'resized', 'SharedBackbone', 'bank_and_deep_stages', 'new_members',
-           'without_typical_level', 'top_mean', 'joined', 'Auto']
+           'without_typical_level', 'top_mean', 'number_of_folds', 'joined', 'Auto']
 
-# %% ../../nbs/49_models.auto.ipynb #815272e2
+# %% ../../nbs/49_models.auto.ipynb #8c517c2b
 import math, os
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from .padim import Gaussian
 from .patchcore import PatchCore
 from ..settings import UserError, rng
 
-# %% ../../nbs/49_models.auto.ipynb #27410365
+# %% ../../nbs/49_models.auto.ipynb #428bde8f
 def folds_of(groups, folds, seed=0):
     "int64 [N]: the fold of each image; whole groups, about equally many images a fold. Single images are the units where there is one group."
     groups = np.asarray(groups)
@@ -36,7 +36,7 @@ def folds_of(groups, folds, seed=0):
         sizes[fold[group]] += counts[group]
     return fold[number]
 
-# %% ../../nbs/49_models.auto.ipynb #ca4c5691
+# %% ../../nbs/49_models.auto.ipynb #7a8216ec
 def resizing_matrix(n_in, n_out):
     "float32 [n_out, n_in]: antialiased linear resampling along an axis."
     return F.interpolate(torch.eye(n_in)[None, None], (n_out, n_in), mode="bilinear", antialias=True)[0, 0]
@@ -46,7 +46,7 @@ def resized(images, size):
     rows, columns = resizing_matrix(images.shape[-2], size[0]).to(images), resizing_matrix(images.shape[-1], size[1]).to(images)
     return torch.stack([rows @ image @ columns.T for image in images])
 
-# %% ../../nbs/49_models.auto.ipynb #ceb1b202
+# %% ../../nbs/49_models.auto.ipynb #7b66c96a
 class SharedBackbone:
     "A frozen backbone that computes the `stages` of its last batch of images once, whoever asks for some of them."
     def __init__(self, network, stages): self.network, self.stages, self.images = network, sorted(stages), None
@@ -61,7 +61,7 @@ class _WholeGaussian(Gaussian):
     def parts(self, train): return train, train
     def as_judged(self, train): return train
 
-# %% ../../nbs/49_models.auto.ipynb #7f03b14e
+# %% ../../nbs/49_models.auto.ipynb #d623b0c9
 def bank_and_deep_stages(strides):
     "(stages of the banks, stages of the Gaussians): the first of stride 8 and the first of stride 16; all of stride 16 and more."
     wanted = [strides.index(s) for s in (8, 16) if s in strides]
@@ -82,7 +82,7 @@ def new_members(d, size, coarse):
     for member, at in members.values(): member.network = shared[at]
     return members
 
-# %% ../../nbs/49_models.auto.ipynb #335e05da
+# %% ../../nbs/49_models.auto.ipynb #0e65aea7
 def without_typical_level(z):
     "(z − median, median [n]) of maps z [n, h, w]: each image's own typical level taken off."
     level = z.flatten(1).median(1).values
@@ -93,9 +93,13 @@ def top_mean(z, fraction):
     cells = z.flatten(1)
     return cells.topk(max(1, round(fraction * cells.shape[1]))).values.double().mean(1).numpy()
 
-# %% ../../nbs/49_models.auto.ipynb #5361f892
+# %% ../../nbs/49_models.auto.ipynb #98cbdacb
 ENOUGH = 1500       # images beyond which one fold is scored, not all
 FEWEST = 3          # images
+
+def number_of_folds(images):
+    "Five, and up to fifteen for few images: members that learn from fewer images than the delivered ones give higher scores, and with few images every one counts."
+    return int(np.clip(round(300 / images), 5, 15))
 
 def joined(train, more):
     "The `ImageSet` of the images of `train` and the OK images of `more` (or None)."
@@ -107,7 +111,7 @@ def joined(train, more):
         arrays = arrays | {new: more.arrays[path] for new, path in zip(table.path, more.paths)}
     return train.view(table=pd.concat([train.table, table], ignore_index=True), arrays=arrays)
 
-# %% ../../nbs/49_models.auto.ipynb #dff285a0
+# %% ../../nbs/49_models.auto.ipynb #058a54f0
 @register("auto", "memory banks at two resolutions and Gaussians of deep stages on one scale; its threshold comes from out-of-fold scores")
 @dataclass(kw_only=True)
 class Auto(FeatureDetector):
@@ -115,7 +119,7 @@ class Auto(FeatureDetector):
     size: tuple = (384, 384)        # of the finer resolution, (height, width)
     native_aspect: bool = True
     coarse: float = 2 / 3           # edge of the coarser resolution as a fraction of the finer one
-    folds: int = 5
+    folds: int = 0                  # of cross-validation; 0: five, and more for fewer than 60 images
     cap: int = 1500                 # vectors of each memory bank
     candidates: int = 30_000        # patches that a bank is chosen from
     top: float = 0.003              # fraction of the cells averaged into a member's score
@@ -123,7 +127,8 @@ class Auto(FeatureDetector):
 
     def __post_init__(self):
         super().__post_init__()
-        self.within(2, math.inf, "folds")
+        if self.folds == 1: raise UserError("auto: folds is 2 or more, or 0 for a number that fits the images, not 1")
+        self.within(0, math.inf, "folds")
         self.within(1, math.inf, "cap", "candidates")
         self.within(0, 1, "top", "coarse")
         self.within(0, SIGMA_LIMIT, "sigma")
@@ -138,7 +143,7 @@ class Auto(FeatureDetector):
     def tensors(self): return _tensors(self)
     def restore(self, tensors): _restore(self, tensors)
 
-# %% ../../nbs/49_models.auto.ipynb #7394f946
+# %% ../../nbs/49_models.auto.ipynb #de3ad201
 def _new_members(d):
     coarse = tuple(max(32, 32 * round(d.coarse * n / 32)) for n in d.input_size)
     return new_members(d, tuple(d.input_size), coarse)
@@ -163,10 +168,11 @@ def _fitted_members(d, images):
     for name, (member, at) in members.items(): member._fit(images if at == tuple(d.input_size) else _AtSize(images, at), None)
     return members
 
-# %% ../../nbs/49_models.auto.ipynb #0e5ac24f
+# %% ../../nbs/49_models.auto.ipynb #60ee7bb1
 def _out_of_fold(d, train):
     "(indices of scored images, their cell maps by member), each from members that have not learned from that image's part."
-    fold, folds = folds_of(train.groups, d.folds, d.seed), range(d.folds if len(train) <= ENOUGH else 1)
+    count = d.folds or number_of_folds(len(train))
+    fold, folds = folds_of(train.groups, count, d.seed), range(count if len(train) <= ENOUGH else 1)
     indices, maps = [], {}
     for k in folds:
         held = np.flatnonzero(fold == k)
@@ -197,7 +203,7 @@ def _fit(d, train):
     d.own = _own(train, indices, _combined(d, scores), heat)
     d.members = _fitted_members(d, train)
 
-# %% ../../nbs/49_models.auto.ipynb #1b7e3928
+# %% ../../nbs/49_models.auto.ipynb #46b39fec
 def _combined(d, scores):
     "float64 [B]: mean over the members of standardised scores."
     return np.mean([(s - d.facts["centre"][name]) / d.facts["spread"][name] for name, s in scores.items()], axis=0)
@@ -220,7 +226,7 @@ def _member_scores(d, images):
     "The standardised score of each member, float64 [B] by name, whose mean is the image score."
     return {name: (top_mean(z, d.top) - d.facts["centre"][name]) / d.facts["spread"][name] for name, z in _levelled(d, images).items()}
 
-# %% ../../nbs/49_models.auto.ipynb #5ab56554
+# %% ../../nbs/49_models.auto.ipynb #5daa17b3
 def _tensors(d):
     found = {f"own.{name}": t for name, t in d.own.items()} | {f"level.{name}": t for name, t in d.levels.items()}
     for name, (member, _) in d.members.items(): found |= {f"member.{name}.{key}": t for key, t in member.tensors().items()}
