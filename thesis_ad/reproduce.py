@@ -31,6 +31,7 @@ NOTEBOOKS = {                                 # stem: methods it needs on every 
     "45_borders": (),
     "50_detectors": ALL,
     "60_thresholds": ("dfr", "patchcore"),
+    "65_decisions": ("auto", "patchcore", "dfr", "pca", "gaussian"),
     "70_fusion": ("patchcore", "padim", "dfr", "global_knn"),
     "80_several_views": ("dfr", "patchcore"),
 }
