@@ -32,6 +32,7 @@ NOTEBOOKS = {                                 # stem: methods it needs on every 
     "50_detectors": ALL,
     "60_thresholds": ("dfr", "patchcore"),
     "65_decisions": ("auto", "patchcore", "dfr", "pca", "gaussian"),
+    "66_choosing": ("patchcore", "gaussian", "padim", "global_knn", "pca", "dfr", "autoencoder"),
     "70_fusion": ("patchcore", "padim", "dfr", "global_knn"),
     "80_several_views": ("dfr", "patchcore"),
 }
