@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['FEWEST', 'Drift', 'drift_of_scores', 'drift', 'drift_sentence']
 
-# %% ../../nbs/54_decision.drift.ipynb #9f3fa005
+# %% ../../nbs/54_decision.drift.ipynb #aef91661
 import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy import stats
 
+from ..data.datasets import evenly_spaced
 from ..settings import UserError
 
-# %% ../../nbs/54_decision.drift.ipynb #816808d9
+# %% ../../nbs/54_decision.drift.ipynb #b25b30c6
 FEWEST = 10         # images of a batch
 
 @dataclass(frozen=True)
@@ -23,7 +24,6 @@ class Drift:
     direction: str
     p: float                    # the smaller of the two tail probabilities, doubled
     n: int                      # images of the batch
-    below: int                  # of them below the median OK score
     alpha: float                # chance of calling drift where there is none
     nok_fraction: float         # fraction of NOK images that is granted
     images: tuple = ()          # names of the images that lie furthest off
@@ -32,7 +32,7 @@ class Drift:
 
     def facts(self): return asdict(self)
 
-# %% ../../nbs/54_decision.drift.ipynb #2bccd22e
+# %% ../../nbs/54_decision.drift.ipynb #d40e4da7
 def drift_of_scores(ok_scores, batch, parts=None, nok_fraction=0.2, alpha=0.01, names=None):
     """The `Drift` of a batch of image scores [n] against OK scores [N] that were out of sample.
 
@@ -40,16 +40,15 @@ def drift_of_scores(ok_scores, batch, parts=None, nok_fraction=0.2, alpha=0.01, 
     ok, batch = np.sort(np.asarray(ok_scores, float)), np.asarray(batch, float)
     if len(batch) < FEWEST: raise UserError(f"drift needs a batch of at least {FEWEST} images, there are {len(batch)}")
     if not 0 <= nok_fraction < 1: raise UserError(f"the fraction of NOK images lies in 0 … 1, not at {nok_fraction}")
-    N, n = max(3, min(len(ok), parts or len(ok))), len(batch)
-    middle, below = float(np.median(ok)), int((batch < np.median(ok)).sum())
-    law = lambda k: stats.betabinom(k, (N + 1) / 2, (N + 1) / 2)
-    higher = float(law(math.ceil((1 - nok_fraction) * n)).cdf(below))
-    lower = float(law(n).sf(below - 1))
+    middle, n, ok = float(np.median(ok)), len(batch), ok[evenly_spaced(len(ok), max(3, min(len(ok), parts or len(ok))))]
+    lowest = np.sort(batch)[:math.ceil((1 - nok_fraction) * n)]
+    higher = float(stats.mannwhitneyu(lowest, ok, alternative="greater").pvalue)
+    lower = float(stats.mannwhitneyu(batch, ok, alternative="less").pvalue)
     direction = "higher" if higher <= alpha / 2 else "lower" if lower <= alpha / 2 else ""
     furthest = np.argsort(-np.abs(batch - middle), kind="stable")[:5] if direction else ()
-    return Drift(direction, min(1.0, 2 * min(higher, lower)), n, below, alpha, nok_fraction, tuple(str(i if names is None else names[i]) for i in furthest))
+    return Drift(direction, min(1.0, 2 * min(higher, lower)), n, alpha, nok_fraction, tuple(str(i if names is None else names[i]) for i in furthest))
 
-# %% ../../nbs/54_decision.drift.ipynb #e9be5eb6
+# %% ../../nbs/54_decision.drift.ipynb #6433efd2
 def drift(detector, scores, names=None, nok_fraction=0.2, alpha=0.01):
     "The `Drift` of a batch of scores against what set the detector's threshold; None where too little is known (no OK scores kept, or a small batch)."
     scores, facts = np.asarray(scores, float), detector.threshold or {}
