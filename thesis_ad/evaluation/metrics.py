@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['EXACT_PIXELS', 'PIXEL_METRICS', 'METRICS', 'image_auroc', 'average_precision', 'BestF1', 'best_f1', 'miss_rate_at',
-           'effective_number', 'rate_interval', 'Pixels', 'sort_pixels', 'Curves', 'roc_pro', 'area_to_limit',
-           'pixel_auroc', 'aupro', 'auroc_interval', 'replicate_weights', 'expanded_percentiles', 'bootstrap',
-           'seed_variance', 'over_seeds', 'mean_auroc', 'weighted_auroc', 'paired_difference', 'DeLong', 'delong',
-           'holm', 'compare', 'pixel_replicates', 'area_error', 'PixelBins', 'PixelStream', 'evaluate_scores',
+           'missed_at', 'effective_number', 'rate_interval', 'Pixels', 'sort_pixels', 'Curves', 'roc_pro',
+           'area_to_limit', 'pixel_auroc', 'aupro', 'auroc_interval', 'replicate_weights', 'expanded_percentiles',
+           'bootstrap', 'seed_variance', 'over_seeds', 'mean_auroc', 'weighted_auroc', 'paired_difference', 'DeLong',
+           'delong', 'holm', 'compare', 'pixel_replicates', 'area_error', 'PixelBins', 'PixelStream', 'evaluate_scores',
            'per_defect']
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #f3e29163
@@ -83,6 +83,12 @@ def miss_rate_at(labels, scores, limit, weights=None):
     _, tp, fp = _alarms(labels, scores, weights)
     value = 1 - np.where(fp <= limit * fp[..., -1:] + 1e-9, tp, 0.0).max(-1) / tp[..., -1]
     return value if np.ndim(value) else float(value)
+
+def missed_at(labels, scores, limit):
+    "bool [NOK images]: which of them `miss_rate_at` counts as missed."
+    thresholds, _, fp = _alarms(labels, scores)
+    admissible = thresholds[fp <= limit * fp[-1] + 1e-9]
+    return scores[labels == 1] < (admissible.min() if len(admissible) else np.inf)
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #147b00d5
 def effective_number(events, groups):
@@ -558,6 +564,10 @@ def _table(rows, labels, scores, groups, replicates, seed, threshold):
     for name, statistic in statistics.items():
         if not n_ok or not n_nok: rows[name] = (*[float("nan")] * 3, n_ok, n_nok)
         else: rows[name] = float(statistic(np.ones(len(labels)))), *bootstrap(statistic, labels, groups, replicates, seed), n_ok, n_nok
+    for name, limit in {"fnr_at_fpr5": 0.05, "fnr_at_fpr1": 0.01}.items() if n_ok and n_nok else ():
+        value, low, high, *counts = rows[name]
+        _, least, most = rate_interval(missed_at(labels, scores, limit), groups[labels == 1])
+        rows[name] = value, min(low, least), max(high, most), *counts                  # resampling alone gives 0 of 20 no width
     for name, wrong in {"false_alarms": scores > threshold, "misses": scores <= threshold}.items() if threshold is not None else ():
         of = labels == (name == "misses")
         rows[name] = *rate_interval(wrong[of], groups[of]), n_ok, n_nok
