@@ -7,8 +7,8 @@ __all__ = ['app', 'data_app', 'Out', 'Settings', 'Ignore', 'Device', 'Seed', 'Th
            'MaskFolders', 'ClusterPlace', 'Carry', 'Layout', 'CACHES', 'LedgerFile', 'ReportFolder', 'Pdf', 'PartId',
            'Operator', 'Scale', 'KeyFiles', 'EXIT_CODES', 'ledger_app', 'LedgerArgument', 'TokenFile', 'NO_MEMORY',
            'parse_settings', 'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify',
-           'data_get', 'data_check', 'fit', 'evaluate', 'calibrate', 'inspect', 'ledger_verify', 'ledger_export',
-           'serve', 'stream', 'export', 'dashboard', 'reproduce', 'study', 'main']
+           'data_get', 'data_masks', 'data_check', 'fit', 'evaluate', 'calibrate', 'inspect', 'ledger_verify',
+           'ledger_export', 'serve', 'stream', 'export', 'dashboard', 'reproduce', 'study', 'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
 import ast, contextlib, json, math, os, platform, shutil, sys, warnings
@@ -145,6 +145,16 @@ def _verified(name, verify, quiet=False):
         return f"not on this machine (thesis-ad data get {name})"
     from thesis_ad.data.download import verify_public
     return verify_public(name).removeprefix(f"{name}: ")
+
+# %% ../nbs/90_cli.ipynb #fbc66054
+@data_app.command("masks")
+def data_masks(data: Annotated[str, typer.Argument(help="A folder in the thesis's, MVTec's or a similar layout.")],
+               export: Annotated[Path, typer.Argument(help="An export of CVAT: CVAT for images 1.1 (.xml), COCO 1.0 (.json), or the .zip that holds it.")],
+               label: Annotated[Optional[list[str]], typer.Option(help="Take shapes of this label only; may be repeated.")] = None,
+               force: Annotated[bool, typer.Option("--force", help="Replace masks that are there.")] = False):
+    "Turn annotations drawn in CVAT into the mask files of a folder."
+    from thesis_ad.data.cvat import write_masks
+    for line in write_masks(data, export, label, force): print(_one_line(line))
 
 # %% ../nbs/90_cli.ipynb #6c438216
 @data_app.command("check")
