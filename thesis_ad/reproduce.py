@@ -30,6 +30,7 @@ NOTEBOOKS = {                                 # stem: methods it needs on every 
     "40_map_resolution": ("dfr", "dfr_fine"),
     "45_borders": (),
     "50_detectors": ALL,
+    "55_misses": ("dfr",),
     "60_thresholds": ("dfr", "patchcore"),
     "65_decisions": ("auto", "patchcore", "dfr", "pca", "gaussian"),
     "66_choosing": ("patchcore", "gaussian", "padim", "global_knn", "pca", "dfr", "autoencoder"),
@@ -52,7 +53,7 @@ def _notebook_of(path):
 def _written(folder, stem):
     "Hashes of the files below `folder` that the notebook `stem` wrote, by relative path."
     own = [path for path in folder.rglob("*.json") if _notebook_of(path) == stem]
-    files = own + [path.with_suffix(suffix) for path in own for suffix in (".png", ".csv") if path.with_suffix(suffix).exists()]
+    files = own + [path.with_suffix(suffix) for path in own for suffix in (".png", ".pdf", ".csv") if path.with_suffix(suffix).exists()]
     files += (folder / "tables" / "parts" / stem).glob("*.csv")
     return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(files)}
 
