@@ -208,7 +208,9 @@ def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad m
     from thesis_ad.decision.threshold import calibrate, describe, held_scores
     from thesis_ad.models.auto import joined
     from thesis_ad.models.detector import check_place, create
+    from thesis_ad.models.together import join, number
     pin_threads(threads)
+    device = join(device)                           # of several processes, if torchrun has started them
     settings = {"seed": seed, **parse_settings(set)}
     detector = create(method, **{"device": device} | settings)
     if ignore: detector.ignore(read_mask(ignore))
@@ -217,6 +219,7 @@ def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad m
     _report_folder(opened)
     if "enhance" not in settings: detector.enhance = opened.enhance
     detector.fit(opened.train, opened.calibration)
+    if number(): return                             # the first process writes for all
     if held_scores(detector): calibrate(detector, joined(opened.train, opened.calibration))
     detector.save(out)
     _report_skipped(opened)

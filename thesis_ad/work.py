@@ -7,8 +7,8 @@ __all__ = ['DEATHS', 'PACKAGES', 'PATIENCE', 'Failed', 'sentence_of', 'library_h
            'Setup', 'check_worker', 'Packed', 'pack', 'unpack', 'parse_place', 'Cluster', 'on_cluster', 'each',
            'carrying', 'this_machine', 'peak_memory']
 
-# %% ../nbs/02_work.ipynb #26ee7110
-import contextlib, functools, hashlib, math, os, platform, re, shutil, sys, time, uuid, warnings
+# %% ../nbs/02_work.ipynb #1289973e
+import contextlib, functools, hashlib, logging, math, os, platform, re, shutil, sys, time, uuid, warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -124,7 +124,7 @@ def _work(setup, key, function, item, keep_going, folders):
     result = _call(function, item, keep_going)
     return "", result if folders is None or isinstance(result, Failed) else Packed(pack(cache_dir(), folders(item)))
 
-# %% ../nbs/02_work.ipynb #5cf216bd
+# %% ../nbs/02_work.ipynb #58c587b5
 class Packed(NamedTuple):
     "Folders of the cache: {path below the cache folder: {file: bytes}}."
     folders: dict
@@ -136,13 +136,15 @@ def pack(cache, folders):
 def unpack(cache, packed):
     "Write packed folders below `cache`, each whole or not at all; one that is there is left alone."
     for name, files in packed.items():
+        for one in (name, *files):
+            if one.startswith("/") or ".." in Path(one).parts: raise UserError(f"a worker has sent '{one}', which leads out of its folder")
         if (target := Path(cache, name)).exists(): continue
         with atomic_folder(target) as part:
             for file, data in files.items():
                 (part / file).parent.mkdir(parents=True, exist_ok=True)
                 (part / file).write_bytes(data)
 
-# %% ../nbs/02_work.ipynb #420cdb96
+# %% ../nbs/02_work.ipynb #5b71f3d3
 def parse_place(place):
     "(kind, number or address) of 'local:4', 'slurm:16', 'tcp://host:8786'; a `UserError` for anything else."
     if match := re.fullmatch(r"(local|slurm)(?::(\d+))?", place): kind, count = match[1], int(match[2] or (os.cpu_count() if match[1] == "local" else 1) or 1)
@@ -155,7 +157,8 @@ def _dask():
     "The modules (dask, distributed) of the extra `cluster`."
     try: import dask, distributed
     except ImportError: raise UserError("a cluster needs Dask; install it with: pip install 'thesis_ad[cluster]'") from None
-    dask.config.set({"distributed.comm.timeouts.connect": "5s", "distributed.logging.distributed": "critical"})
+    dask.config.set({"distributed.comm.timeouts.connect": "5s"})
+    for name in ("distributed", "distributed.client", "distributed.core", "distributed.nanny", "distributed.worker", "distributed.scheduler"): logging.getLogger(name).setLevel(logging.CRITICAL)     # what matters is said here
     return dask, distributed
 
 def _slurm(jobs):
@@ -196,7 +199,7 @@ class Cluster:
             with contextlib.suppress(Exception): one and one.close()
         if self.token: (cache_dir() / self.token).unlink(missing_ok=True)
 
-# %% ../nbs/02_work.ipynb #b03ac1b0
+# %% ../nbs/02_work.ipynb #9445efda
 def _connect(cluster):
     "A new client of the scheduler; a `UserError` if nobody answers, or not in a way that is understood."
     _, distributed = _dask()
@@ -205,7 +208,10 @@ def _connect(cluster):
     except (OSError, TimeoutError): raise UserError(f"no Dask scheduler answers at {cluster.place}; start one with: dask scheduler") from None
     except Exception as error: raise UserError(f"the scheduler at {cluster.place} and this machine do not understand each other ({sentence_of(error)}); do both have the same versions of dask and distributed?") from None
 
-def _workers(cluster): return cluster.client.scheduler_info(n_workers=-1)["workers"]
+def _workers(cluster):
+    "What the scheduler says of its workers, by address; nothing where it does not answer."
+    try: return cluster.client.scheduler_info(n_workers=-1).get("workers", {})
+    except (OSError, TimeoutError): return {}
 
 def _wait_for_workers(cluster):
     "Wait for the first worker; a `UserError` if none comes."

@@ -34,6 +34,8 @@ def check_table(table, where="the dataset"):
     refuse((table.defect == "good") != (table.label == 0), "has a label that contradicts its defect")
     refuse((table.split == "train") & (table.label == 1), "is NOK but in train, which holds OK pictures only")
     refuse(table.path.duplicated(), "is listed twice")
+    for column in ("path", "mask"): refuse(table[column].astype(str).str.contains(r"^[/\\]|^\w:|(?:^|[/\\])\.\.(?:[/\\]|$)"), f"has a {column} that leads out of the folder")
+    for column in ("path", "mask"): refuse(table[column].astype(str).str.contains(r"^[/\\]|^\w:|(?:^|[/\\])\.\.(?:[/\\]|$)"), f"has a {column} that leads out of the folder")
     crossing = table.groupby("group").split.nunique()
     refuse(table.group.isin(crossing[crossing > 1].index), "belongs to a group that is in more than one split")
     return table
@@ -49,6 +51,7 @@ def read_table(path, columns=()):
         table = pd.read_csv(io.StringIO(text), sep=mark, dtype=str, keep_default_na=False, skipinitialspace=True)
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as a table" + f" with the columns {' and '.join(columns)}" * bool(columns) + f" ({str(error).splitlines()[0]})") from None
+    if not isinstance(table.index, pd.RangeIndex): raise UserError(f"{path} has a line with more fields than its first one")
     headings = [str(name).strip() for name in table]
     table.columns = [name.lower() if name.lower() in columns else name for name in headings]
     missing = [name for name in columns if name not in table]
@@ -132,7 +135,9 @@ def read_manifest(name):
     "The `Manifest` of that name or of `name/category`; a `UserError` lists the names there are."
     name, category = split_name(name)
     one_of(name, manifest_names(), "dataset")
-    manifest = Manifest(name=name, **yaml.safe_load((manifest_dir() / name / "manifest.yaml").read_text()))
+    path = manifest_dir() / name / "manifest.yaml"
+    try: manifest = Manifest(name=name, **yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error: raise UserError(f"{path} is no manifest ({' '.join(str(error).split())[:200]})") from None
     if category and not manifest.categories: raise UserError(f"{name} has no categories, so it is named without '/{category}'")
     if category: one_of(category, manifest.categories, f"category of {name}")
     return manifest

@@ -355,6 +355,8 @@ def read_bundle(path):
     "(facts, tensor bytes) of a bundle; a `UserError` if a file is missing or a byte was changed."
     path = Path(path)
     if not (path / FILES[0]).is_file(): raise UserError(f"{path} is not a bundle (it lacks {FILES[0]})")
+    links = [name for name in FILES if (path / name).is_symlink()]
+    if links: raise UserError(f"{path / links[0]} is a link; a bundle holds its files itself")
     text, changed = (path / FILES[0]).read_bytes(), "was changed after it was written; fit the detector again"
     try: facts = json.loads(text)
     except (ValueError, RecursionError): facts = None
@@ -380,6 +382,12 @@ def update_bundle(path, **changes):
 def load_bundle(path, device="auto"):
     "The fitted detector of a bundle. Its backbone must have the same weights as at fit time. An exported bundle runs without PyTorch."
     facts, blob = read_bundle(path)
+    try: return _loaded(path, device, facts, blob)
+    except (UserError, OSError, MemoryError): raise
+    except Exception as error: raise UserError(f"{path} does not hold together ({type(error).__name__}: {' '.join(str(error).split())[:150]}); fit the detector again") from None
+
+def _loaded(path, device, facts, blob):
+    "See `load_bundle`; `facts` and `blob` are intact, which does not mean that they fit one another."
     if "exported" in facts: return importlib.import_module("thesis_ad.models.exported").Exported(Path(path), facts, blob, device)
     from safetensors.torch import load
     detector = create(facts["detector"], **facts["settings"], device=device)

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ..files import atomic_write
+from ..files import atomic_write, sha256
+from .together import as_first, average_gradients, mean_of, normalised_together, number, part_of, piece
 from ..settings import UserError, computes_bf16, one_of, resolve_device, rng, torch_seed, updates_at_once
 
 # %% ../../nbs/37_models.training.ipynb #b309bb0f
@@ -49,12 +50,13 @@ class Trained:
     patience: int = 5               # looks at the held-out loss without a gain before it counts as no longer falling; 0: never
     held_out: float = 0.1           # fraction of the training images, by whole parts, on which that loss is taken; 0: none
     bf16: bool = False              # train in bfloat16 where the device has instructions for it
+    accumulate: int = 1             # pieces in which a process works through its part of a batch: less memory, more time
 
     def __post_init__(self):
         super().__post_init__()
         one_of(self.optimiser, OPTIMISERS, "optimiser")
         one_of(self.schedule, SCHEDULES, "schedule")
-        self.within(1, math.inf, "steps", "batch")
+        self.within(1, math.inf, "steps", "batch", "accumulate")
         self.within(0, math.inf, "epochs", "patience", "weight_decay")
         self.within(0, 0.5, "held_out")
         if not self.learning_rate > 0: raise UserError(f"{self.method}: learning_rate is above 0, not {self.learning_rate}")
@@ -89,7 +91,7 @@ def cooling_length(cooling):
 # %% ../../nbs/37_models.training.ipynb #a3e21166
 def row_batches(rows, size, seed=0):
     "Function from the number of a batch to `size` rows [size, C] of `rows` [n, C], drawn with replacement, float32."
-    return lambda step: rows[torch.from_numpy(rng("rows", seed, step).integers(len(rows), size=size))].float()
+    return lambda step: rows[torch.from_numpy(part_of(rng("rows", seed, step).integers(len(rows), size=size)))].float()
 
 def image_batches(images, size, seed=0):
     """Function from the number of a batch to (indices [size], images float32 [size, 3, H, W]) of an `ImageSet`: each image once an
@@ -99,7 +101,7 @@ def image_batches(images, size, seed=0):
     def batch(step):
         epoch, place = divmod(step, count)
         order = np.resize(images.shuffled(rng("order", seed, epoch)), count * size)
-        return next(images.batches(size, epoch=epoch, order=order[place * size:(place + 1) * size]))
+        return next(images.batches(size, epoch=epoch, order=part_of(order[place * size:(place + 1) * size])))
     return batch
 
 # %% ../../nbs/37_models.training.ipynb #77821159
@@ -148,16 +150,24 @@ def _update(network, optimiser, loss, batch, p, d, steps):
     torch.manual_seed(torch_seed(d.method, "update", d.seed, p.step))           # what a network draws depends on the update alone
     network.train()
     optimiser.zero_grad()
-    value = loss(batch(p.step), p.step)
-    value.backward()
+    total = 0.0
+    for i in range(d.accumulate):
+        with piece(i, d.accumulate): value = loss(batch(p.step), p.step) / d.accumulate
+        value.backward()
+        total += value.item()
+    average_gradients(network.parameters())
     optimiser.step()
     p.step += 1
-    p.recent.append(value.item())
+    p.recent.append(mean_of(total, value.device))
     if not math.isfinite(p.recent[-1]):
         raise UserError(f"{d.method} diverged at update {p.step}: its loss is no longer a number; try a learning_rate below {d.learning_rate:g}")
 
 # %% ../../nbs/37_models.training.ipynb #5a2561d2
 CHECKPOINT_SECONDS = 30     # between two checkpoints, and between two lines in a log
+
+def _digest(tensors, progress):
+    "A hash of a checkpoint's tensors by name and of the text of its progress."
+    return sha256(progress.encode() + b"".join(f"{name} {t.dtype} {tuple(t.shape)}".encode() + t.reshape(-1).view(torch.uint8).numpy().tobytes() for name, t in sorted(tensors.items())))
 
 def _save(path, network, optimiser, best, p):
     "Write a checkpoint; where nothing can be written, training goes on without."
@@ -165,7 +175,8 @@ def _save(path, network, optimiser, best, p):
     for i, state in optimiser.state_dict()["state"].items(): tensors |= {f"optimiser.{i}.{name}": torch.as_tensor(t) for name, t in state.items()}
     try:
         with atomic_write(path) as part:
-            save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, part, {"progress": json.dumps(asdict(p))})
+            tensors, progress = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, json.dumps(asdict(p))
+            save_file(tensors, part, {"progress": progress, "sha256": _digest(tensors, progress)})
     except (OSError, UserError) as error: logging.getLogger("thesis_ad").warning("no checkpoint could be written: %s", error)
 
 def _resume(path, network, optimiser):
@@ -173,7 +184,9 @@ def _resume(path, network, optimiser):
     shapes = lambda tensors: {name: t.shape for name, t in tensors.items()}
     try:
         with safe_open(path, "pt") as file:
-            tensors, p = {name: file.get_tensor(name) for name in file.keys()}, Progress(**json.loads(file.metadata()["progress"]))
+            tensors, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+        if said["sha256"] != _digest(tensors, said["progress"]): return None, {}
+        p = Progress(**json.loads(said["progress"]))
         of = lambda kind: {name.removeprefix(f"{kind}."): t for name, t in tensors.items() if name.startswith(f"{kind}.")}
         state = {}
         for name, t in of("optimiser").items(): state.setdefault(int(name.split(".")[0]), {})[name.split(".")[1]] = t
@@ -200,7 +213,10 @@ def train_network(network, loss, batch, d, steps, looks, images_per_step, name=N
     p, every, saved = p or Progress(), max(1, steps // LOOKS), time.monotonic()
     if keep_start and DECIDES in looks and not p.step:
         p.best, best = _look(network, {DECIDES: looks[DECIDES]}, d, 0)[DECIDES], _state(network)
-    with torch.random.fork_rng(devices=[]), tqdm(total=steps, initial=p.step, desc=name, unit="step", leave=False, disable=None) as bar:
+    if len(set(together := [p.step, as_first([p.step], parameters[0].device)[0]])) > 1:
+        raise UserError(f"{d.method}: the processes found checkpoints of updates {together[0]} and {together[1]:.0f}; let THESIS_AD_CACHE name a folder that all of them share")
+    if number(): path = None                   # the first process writes for all
+    with torch.random.fork_rng(devices=[]), normalised_together(), tqdm(total=steps, initial=p.step, desc=name, unit="step", leave=False, disable=None) as bar:
         while True:
             _update(network, optimiser, loss, batch, p, d, steps)
             bar.update()
@@ -227,5 +243,6 @@ def _look(network, looks, d, step):
     "The losses of a look, by name; a loss that is no number raises `UserError`."
     network.eval()
     with torch.no_grad(): found = {name: float(look()) for name, look in looks.items()}
+    found = dict(zip(found, as_first(found.values(), next(network.parameters()).device)))
     if all(map(math.isfinite, found.values())): return found
     raise UserError(f"{d.method} diverged at update {step}: a loss is no longer a number; try a learning_rate below {d.learning_rate:g}")

@@ -1,0 +1,278 @@
+"""What goes wrong on machines, done on purpose to a small study: does it end, with the same tables, and with nothing lost or counted twice?
+
+Each fault runs `thesis-ad study` (or `reproduce`) in processes of its own, with a cache of its own, and is compared with an undisturbed run:
+either the tables are equal byte by byte, or the command stops with one sentence and, repeated without the fault, gives those tables.
+Writes faults.csv: fault, how often it struck, how the disturbed run ended, whether the tables are equal, fits done in all, and those an undisturbed run does.
+
+    python benchmarks/faults.py                      # about ten minutes on two cores
+    python benchmarks/faults.py --only disk_full
+"""
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = """profile: smoke
+datasets: [prefilter_a]
+detectors: [gaussian, global_knn, patchcore, padim, padim_20: {detector: padim, channels: 20}]
+seeds: [0, 1]
+settings: {small: {size: [64, 64], replicates: 50}}
+"""
+TABLES = ("results", "summary", "ranks", "significance")
+LIMIT = 400             # seconds until a run counts as hanging
+
+
+class Run:
+    "A command in a process group of its own, with a cache folder of its own."
+    def __init__(self, folder, *arguments, name="out", environment=None):
+        self.folder, self.out = Path(folder), Path(folder) / name
+        environment = os.environ | {"THESIS_AD_CACHE": str(self.folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | (environment or {})
+        (self.folder / "study.yaml").write_text(STUDY)
+        arguments = arguments or ("study", self.folder / "study.yaml", "-o", self.out, "--workers", 2)
+        self.log = open(self.folder / f"{name}.log", "w+")
+        self.process = subprocess.Popen([sys.executable, "-c", "from thesis_ad.cli import main; main()", *map(str, arguments)], stdout=self.log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, cwd=ROOT)
+
+    def said(self): return (self.folder / f"{self.out.name}.log").read_text()
+
+    def fits(self): return len(list((self.folder / "cache/evaluations").glob("*/seal.json")))
+
+    def running(self): return self.process.poll() is None
+
+    def wait_for(self, n, seconds=LIMIT):
+        "Wait until `n` combinations are finished, or the run is over."
+        ends = time.monotonic() + seconds
+        while self.running() and self.fits() < n and time.monotonic() < ends: time.sleep(0.05)
+
+    def workers(self):
+        "Process numbers of the pool's workers."
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError, ValueError):
+                pid, group = int(path.parent.name), os.getpgid(int(path.parent.name))
+                if group == self.process.pid and b"LokyProcess" in (path.parent / "cmdline").read_bytes(): found.append(pid)
+        return found
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def finish(self):
+        "'finished', or what it says; a run that hangs is killed."
+        try: code = self.process.wait(LIMIT)
+        except subprocess.TimeoutExpired: self.kill(); return "hung"
+        finally:
+            with contextlib.suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL)
+        if "Traceback" in self.said(): return "traceback"
+        last = [line for line in self.said().splitlines() if line.strip()][-1:]
+        return "finished" if code == 0 else f"stopped: {last[0] if last else code}"
+
+
+def tables(out): return {name: (out / f"{name}.csv").read_bytes() for name in TABLES if (out / f"{name}.csv").exists()}
+
+
+# ---- the faults: each is given a folder, and returns (times it struck, how the run ended, the last run) ----
+
+def undisturbed(folder):
+    run = Run(folder)
+    return 0, run.finish(), run
+
+def run_killed(folder):
+    "The whole command is killed after every second finished combination, and started again."
+    times = 0
+    for n in range(2, 20, 2):
+        run = Run(folder)
+        run.wait_for(n)
+        if not run.running(): break
+        run.kill(); times += 1
+    run = Run(folder)
+    return times, run.finish(), run
+
+def workers_killed(folder):
+    "A worker of the pool is killed every few seconds."
+    run, times, draw = Run(folder), 0, random.Random(0)
+    ends = time.monotonic() + LIMIT
+    while run.running() and time.monotonic() < ends:
+        time.sleep(4)
+        if run.running() and times < 8 and (there := run.workers()):
+            with contextlib.suppress(ProcessLookupError): os.kill(draw.choice(there), signal.SIGKILL); times += 1
+    return times, run.finish(), run
+
+def _damage(cache, how, draw):
+    "Truncate, flip a bit of, or delete one file of the cache; whether there was one."
+    files = [path for kind in ("detectors", "evaluations", "features") for path in (cache / kind).rglob("*") if path.is_file() and path.suffix != ".lock" and ".part" not in str(path)]
+    if not files: return False
+    path = draw.choice(files)
+    with contextlib.suppress(OSError):
+        if how == "delete": path.unlink(); return True
+        data = bytearray(path.read_bytes())
+        if not data: return False
+        if how == "truncate": data = data[:len(data) // 2]
+        else: data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        return True
+    return False
+
+def _damaged_under_way(folder, how):
+    run, times, draw = Run(folder), 0, random.Random(1)
+    ends = time.monotonic() + LIMIT
+    while run.running() and time.monotonic() < ends: times += _damage(run.folder / "cache", how, draw); time.sleep(0.5)
+    run.finish()
+    for _ in range(30): times += _damage(run.folder / "cache", how, draw)
+    run = Run(folder)                                   # reads what was damaged
+    return times, run.finish(), run
+
+def cache_truncated(folder): return _damaged_under_way(folder, "truncate")
+def cache_bits_flipped(folder): return _damaged_under_way(folder, "flip")
+def cache_files_deleted(folder): return _damaged_under_way(folder, "delete")
+
+def cache_emptied(folder):
+    "Half-way the whole cache is deleted."
+    run = Run(folder)
+    run.wait_for(3)
+    shutil.rmtree(run.folder / "cache", ignore_errors=True)
+    ended = run.finish()
+    if ended != "finished": run = Run(folder); run.finish()
+    return 1, ended, run
+
+def two_at_once(folder):
+    "The same study twice at the same time, on one cache."
+    first, second = Run(folder), Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "second", "--workers", 2, name="second")
+    ended = [first.finish(), second.finish()]
+    same = tables(first.out) == tables(second.out)
+    return 2, ended[0] if ended[0] == ended[1] and same else f"{ended}, tables {'equal' if same else 'differ'}", first
+
+def half_written_files_left(folder):
+    "Leftovers of processes that no longer run lie in the cache; they are swept."
+    cache = Path(folder) / "cache/detectors"
+    cache.mkdir(parents=True)
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True).stdout.strip()
+    for i in range(5): (cache / f".ab{i}.{socket.gethostname()}+{gone}+0123456{i}.part").mkdir()
+    run = Run(folder)
+    ended = run.finish()
+    left = list((Path(folder) / "cache").rglob(".*.part*"))
+    return 5, ended if not left else f"{len(left)} leftovers stayed", run
+
+def clock_moved(folder):
+    "Every file of the cache gets a time of 1990 or of 2090 while the study runs, as on machines whose clocks disagree."
+    run, times = Run(folder), 0
+    ends = time.monotonic() + LIMIT
+    while run.running() and time.monotonic() < ends:
+        for path in (run.folder / "cache").rglob("*"):
+            with contextlib.suppress(OSError): os.utime(path, (random.choice([631152000, 3786912000]),) * 2); times += 1
+        time.sleep(1)
+    return times, run.finish(), run
+
+@contextlib.contextmanager
+def _mounted(path, *options):
+    path.mkdir(parents=True, exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", path], capture_output=True).returncode: raise PermissionError("mounting needs root")
+    try: yield path
+    finally: subprocess.run(["umount", "-l", path], check=True)
+
+def disk_full(folder):
+    "The cache lies on a disk of 3 MB; then on one that is large enough."
+    with _mounted(Path(folder) / "cache", "size=3m"):
+        run = Run(folder)
+        ended = run.finish()
+        if "no space left" not in run.said().lower(): ended = f"{ended} (and no word of the disk)"
+        lines = [line for line in run.said().splitlines() if "no space left" in line.lower()]
+    run = Run(folder)
+    again = run.finish()
+    return len(lines), f"{len(lines)} rows with a sentence, then {again}", run
+
+def results_read_only(folder):
+    "The folder for the tables lies on a disk that is mounted read-only."
+    with _mounted(Path(folder) / "locked", "size=1m"):
+        subprocess.run(["mount", "-o", "remount,ro", Path(folder) / "locked"], check=True)
+        run = Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "locked/out", name="locked")
+        ended = run.finish()
+    run = Run(folder)
+    run.finish()
+    return 1, ended.replace(str(folder), "…"), run
+
+FAULTS = {one.__name__: one for one in (undisturbed, run_killed, workers_killed, cache_truncated, cache_bits_flipped, cache_files_deleted, cache_emptied, two_at_once, half_written_files_left, clock_moved, disk_full, results_read_only)}
+
+
+# ---- on a cluster ----
+
+class Cluster:
+    "Scheduler and three workers; what is killed is started again, as a service manager or Slurm would."
+    def __init__(self, folder):
+        with socket.socket() as probe: probe.bind(("127.0.0.1", 0)); self.port = probe.getsockname()[1]
+        self.folder, self.environment = Path(folder), os.environ | {"THESIS_AD_CACHE": str(Path(folder) / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.processes = {name: self.start(name) for name in ("scheduler", "worker0", "worker1", "worker2")}
+
+    def start(self, name):
+        place = f"tcp://127.0.0.1:{self.port}"
+        arguments = ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--dashboard-address", "127.0.0.1:0"] if name == "scheduler" else ["distributed.cli.dask_worker", place, "--nthreads", "1", "--no-nanny", "--local-directory", str(self.folder / "dask")]
+        return subprocess.Popen([sys.executable, "-m", *arguments], env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder)
+
+    def keep_up(self):
+        for name, process in self.processes.items():
+            if process.poll() is not None: self.processes[name] = self.start(name)
+
+    def kill(self, name):
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def close(self):
+        for process in self.processes.values(): process.kill(); process.wait()
+
+def _on_cluster(folder, victims, pause):
+    cluster, times, draw = Cluster(folder), 0, random.Random(2)
+    try:
+        while socket.socket().connect_ex(("127.0.0.1", cluster.port)): time.sleep(0.2)
+        time.sleep(3)
+        run = Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "out", "--cluster", f"tcp://127.0.0.1:{cluster.port}")
+        run.wait_for(1)
+        struck, ends = time.monotonic(), time.monotonic() + LIMIT
+        while run.running() and time.monotonic() < ends:
+            cluster.keep_up()
+            if time.monotonic() > struck + pause and times < 8: cluster.kill(draw.choice(victims)); times += 1; struck = time.monotonic()
+            time.sleep(0.2)
+        return times, run.finish(), run
+    finally: cluster.close()
+
+def cluster_undisturbed(folder): return _on_cluster(folder, ["worker0"], LIMIT)
+def cluster_workers_killed(folder): return _on_cluster(folder, ["worker0", "worker1", "worker2"], 10)
+def cluster_scheduler_restarted(folder): return _on_cluster(folder, ["scheduler"], 12)
+
+with contextlib.suppress(ImportError):
+    import distributed  # noqa: F401
+    FAULTS |= {one.__name__: one for one in (cluster_undisturbed, cluster_workers_killed, cluster_scheduler_restarted)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=sorted(FAULTS))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
+    options = parser.parse_args()
+    rows, expected, wanted = [], None, 0
+    for name in dict.fromkeys(["undisturbed", *(options.only or FAULTS)]):
+        with tempfile.TemporaryDirectory(prefix="faults_") as folder:
+            start = time.monotonic()
+            try: times, ended, run = FAULTS[name](folder)
+            except PermissionError as error: print(f"{name}: left out, {error}"); continue
+            found = tables(run.out)
+            if name == "undisturbed": expected, wanted = found, run.fits()
+            left = len([path for path in (Path(folder) / "cache").rglob(".*.part*")])
+            rows.append((name, times, ended, found == expected and len(found) == len(TABLES), run.fits(), wanted, left))
+            print(f"{name:28}struck {times:4}  {ended[:90]:92}tables {'equal' if rows[-1][3] else 'DIFFER'}  {run.fits()} of {wanted} evaluations, {left} leftovers, {time.monotonic() - start:.0f} s", flush=True)
+            if not rows[-1][3]: print(run.said())
+        table = pd.DataFrame(rows, columns=["fault", "struck", "ended", "tables_equal", "evaluations", "evaluations_undisturbed", "leftovers"])
+        if not options.only: table.to_csv(options.out, index=False)
+    sys.exit(0 if table.tables_equal.all() else 1)
+
+
+if __name__ == "__main__": main()
