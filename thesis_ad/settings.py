@@ -127,7 +127,7 @@ class Profile:
     dfr_training: str = "rows"          # "rows" (cached feature rows) or "maps" (whole maps, as the thesis trains)
     dfr_level: bool = True              # the border measured by OK cells as far from the sides; False: the thesis's crop
     dfr_attention_training: str = "maps"    # its kernels see neighbours
-    dfr_attention_cells: tuple = (32, 32)
+    dfr_attention_cells: tuple = (16, 16)
     dfr_attention_steps: int = 20
     dfr_attention_level: bool = False
     featcae_steps: int = 200
@@ -148,12 +148,12 @@ class Profile:
 PROFILES = {
     "smoke": Profile(
         name="smoke", datasets=("prefilter_a",), parts=3, render=128, size=(128, 128), auto_size=(192, 192), autoencoder_size=(64, 64), autoencoder_width=8,
-        autoencoder_steps=10, dfr_cells=(32, 32), dfr_cells_fine=(42, 42), dfr_steps=30, dfr_attention_cells=(16, 16),
+        autoencoder_steps=10, dfr_cells=(32, 32), dfr_cells_fine=(42, 42), dfr_steps=30,
         dfr_attention_steps=4, featcae_steps=40, stfpm_steps=8, efficientad_steps=16, efficientad_width=8, replicates=100),
     "demo": Profile(),
     "paper": Profile(
         name="paper", seeds=(0, 1, 2, 3, 4), train_pictures=0, judged_pictures=0, autoencoder_steps=400, dfr_steps=600,
-        dfr_attention_steps=60, featcae_steps=1000, stfpm_steps=150, efficientad_steps=250),
+        dfr_attention_cells=(32, 32), dfr_attention_steps=60, featcae_steps=1000, stfpm_steps=150, efficientad_steps=250),
     "thesis": Profile(
         name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), train_pictures=0, judged_pictures=0, render=512,
         backbone="tf_efficientnet_b6.ns_jft_in1k", size=(512, 512), auto_size=(768, 768), schedule="constant", held_out=0.0, start="random", enhance_share=0.15,

@@ -49,7 +49,7 @@ def settings_for(method, profile, enhance=False, seed=None):
     "Settings of a method or variant under a profile, with the profile's first seed unless another is given."
     base, changes = VARIANTS.get(method, (method, {}))
     cls = methods()[one_of(base, methods(), "method")]
-    families = [vars(parent)["method"] for parent in cls.__mro__ if "method" in vars(parent)]      # the detector and those it derives from
+    families = [vars(parent)["method"] for parent in cls.__mro__ if "method" in vars(parent)] + list(getattr(cls, "shares", ()))      # the detector, those it derives from, and those whose settings it shares
     known = {f.name for f in dataclasses.fields(cls)}
     settings = {"enhance": enhance, "seed": profile.seed if seed is None else seed}
     for name in sorted(known):

@@ -288,6 +288,8 @@ def _predict(d, images):
 @dataclass(kw_only=True)
 class PCA(FeatureReconstruction):
     "Heat map: squared distance of each cell's standardised features from the plane of the first `latent` principal axes, mean over channels."
+    shares = ("dfr",)               # takes the profile's settings of DFR where it has none of its own
+
     def _fit(self, train, calibration):
         self.facts = {}
         rows, pca, latent = _rows(self, train)
@@ -323,6 +325,7 @@ class DFR(Trained, FeatureReconstruction):
         self.within(1, 99, "kernel")
         self.within(2, 1_000_000, "rows_per_step")              # batch normalisation wants two
         if self.kernel % 2 == 0: raise UserError(f"{self.method}: kernel must be odd, not {self.kernel}")
+        if self.training == "rows" and self.epochs: raise UserError(f"{self.method}: training on rows has a budget of steps; epochs is for training='maps'")
         if self.training == "rows" and (self.kernel > 1 or self.attention):
             raise UserError(f"{self.method}: a kernel above 1 and attention see neighbours, so they need training='maps'")
 

@@ -20,7 +20,7 @@ from .border import border, image_scores
 from .dfr import collect_rows, folded, new_network, prepared_network, residual, rows_pca, train_on_rows
 from .features import FeatureDetector
 from .training import DECIDES, Trained
-from ..settings import one_of
+from ..settings import UserError, one_of
 
 # %% ../../nbs/48_models.featcae.ipynb #9c40418a
 def neighbourhoods(maps, window=3):
@@ -56,6 +56,7 @@ class FeatCAE(Trained, FeatureDetector):
         self.within(1, math.inf, "latent", "row_limit", "passes", "top", "window")
         self.within(2, math.inf, "rows_per_step")               # batch normalisation wants two
         one_of(self.start, ("pca", "random"), "start of featcae")
+        if self.epochs: raise UserError("featcae trains on rows, whose budget is steps; epochs does not apply")
 
     def features(self, images): return neighbourhoods(self.network(check_pixels(images), self.used_stages), self.window)
     def cells(self, images): return self.features(images).permute(0, 2, 3, 1)
