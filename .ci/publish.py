@@ -1,5 +1,5 @@
-"""Put the outputs of the last run of profile paper into the evaluation notebooks, and its central result into the README; large images
-in the outputs of all notebooks become JPEG, at most 720 pixels wide.
+"""Put the outputs of the last run of profile paper into the evaluation notebooks and its central result into the README, and run the
+chapters of the book, which read the published tables; large images in notebooks become JPEG, at most 720 pixels wide.
 
     make publish      # after `make reproduce ARGS='--profile paper'`
 """
@@ -9,10 +9,11 @@ import re
 from pathlib import Path
 
 import nbformat
+from nbclient import NotebookClient
 from PIL import Image
 
 from thesis_ad.data.manifest import read_manifest
-from thesis_ad.evaluation.figures import percent, read_table
+from thesis_ad.evaluation.figures import central_table, rates_at_threshold, read_table
 
 root = Path(__file__).resolve().parents[1]
 LARGE = 60_000    # base64 characters of a PNG above which it is kept as JPEG …
@@ -32,14 +33,12 @@ def smaller(output, name):
     return output
 
 
-def central_result(summary):
-    "Image AUROC of every method on every dataset as a Markdown table, the highest mean of a row first: mean over seeds and its interval, in percent."
-    rows = summary[summary.metric == "image_auroc"]
-    datasets = sorted(rows.dataset.unique(), key=lambda name: (not read_manifest(name).rendered, name))
-    means = rows.pivot(index="method", columns="dataset", values="mean").mean(axis=1).sort_values(ascending=False, kind="stable")
-    text = rows.assign(text=[percent(*row) for row in zip(rows["mean"], rows.ci_low, rows.ci_high)]).pivot(index="method", columns="dataset", values="text").loc[means.index, datasets]
-    lines = ["| method | " + " | ".join(f"{name} ({'rendered' if read_manifest(name).rendered else 'real'})" for name in datasets) + " |", "|---" * (1 + len(datasets)) + "|"]
-    return "\n".join(lines + ["| " + " | ".join((f"`{name}`", *row)) + " |" for name, row in zip(text.index, text.to_numpy())])
+def central_result(table):
+    "The README's table of image AUROC and misses as Markdown, rendered datasets first."
+    datasets = sorted(table.columns, key=lambda name: (not read_manifest(name).rendered, name))
+    head = [f"{name} ({'rendered' if read_manifest(name).rendered else 'real'})" for name in datasets]
+    lines = ["| method | " + " | ".join(head) + " |", "|---" * (1 + len(datasets)) + "|"]
+    return "\n".join(lines + ["| " + " | ".join((f"`{name}`", *row)) + " |" for name, row in zip(table.index, table[datasets].to_numpy())])
 
 
 for target in sorted((root / "nbs" / "evaluation").glob("*.ipynb")):
@@ -61,5 +60,12 @@ for target in sorted((root / "nbs").glob("*.ipynb")):
 
 readme, mark = root / "README.md", "<!-- central result -->\n"
 before, after = readme.read_text().split(mark)[::2]
-summary = read_table(root / "figures" / "paper" / "tables" / "summary.csv")
-readme.write_text(before + mark + central_result(summary) + "\n" + mark + after)
+summary, scores, calibration = (read_table(root / "figures" / "paper" / "tables" / f"{name}.csv") for name in ("summary", "scores", "scores_calibration"))
+table = central_table(summary, rates_at_threshold(scores, calibration))
+readme.write_text(before + mark + central_result(table) + "\n" + mark + after)
+
+for target in sorted((root / "nbs" / "book").glob("*.ipynb")):       # they read the published tables and assert what they say of them
+    notebook = nbformat.read(target, 4)
+    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(target.parent)}}).execute()
+    nbformat.write(notebook, target)
+    print(target.relative_to(root))

@@ -18,7 +18,7 @@ from thesis_ad.evaluation import protocol
 from thesis_ad.evaluation.figures import read_table
 from thesis_ad.evaluation.metrics import auroc_interval, over_seeds, paired_difference
 from thesis_ad.reproduce import beside_published, run_notebook
-from thesis_ad.settings import cache_dir, get_profile, repository_root
+from thesis_ad.settings import UserError, cache_dir, get_profile, repository_root
 
 ROOT = repository_root()
 FIGURES = ROOT / "figures" / "smoke"
@@ -105,7 +105,7 @@ def test_the_readme_detector_stands_beside_the_others(first, mvtec_folder, tmp_p
     clone = tmp_path / "clone"
     for name in ("nbs", "thesis_ad", "data_manifest"): shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     shutil.copy2(ROOT / "settings.ini", clone)
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## A detector of your own")[1]
+    section = (ROOT / "nbs/book/60_your_own_images.md").read_text(encoding="utf-8").split("## A detector of your own")[1]
     (clone / "thesis_ad/models/mean_image.py").write_text(section.split("```python\n")[1].split("```")[0], encoding="utf-8")
 
     def said(*arguments):
@@ -198,3 +198,22 @@ def test_several_seeds_become_rows_and_one_summary(mvtec_folder):
     assert all(one.equals(other) for one, other in zip((metrics, scores), again))
     value, low, high = paired_difference(rows[0].label, protocol.seed_scores(found, str(mvtec_folder), "padim"), protocol.seed_scores(found, str(mvtec_folder), "global_knn"), rows[0].group)
     assert low <= value <= high
+
+
+@pytest.mark.skipif(not (ROOT / "figures/paper/tables").exists(), reason="nothing is published")
+def test_verify_names_the_tables_that_left_their_interval(tmp_path):
+    "A run with the published tables is equal; one number outside its interval, and a table that is gone, are named."
+    from thesis_ad.evaluation.figures import read_table, write_csv
+    from thesis_ad.reproduce import verify
+    for name in ("paper", "demo"): shutil.copytree(ROOT / "figures/paper/tables", tmp_path / "figures" / name / "tables")
+    assert {verdict for _, verdict, _ in verify("demo", tmp_path)} == {"equal"}
+    path = tmp_path / "figures/demo/tables/summary.csv"
+    table = read_table(path)
+    row = table.index[(table.metric == "image_auroc") & (table.method == "dfr")][0]
+    table.loc[row, "mean"] = table.loc[row, "ci_low"] - 0.01
+    write_csv(table, path)
+    (tmp_path / "figures/demo/tables/latent_size.csv").unlink()
+    found = {name: (verdict, names) for name, verdict, names in verify("demo", tmp_path)}
+    assert found["summary"][0] == "outside" and "dfr image_auroc mean" in found["summary"][1][0]
+    assert found["latent_size"][0] == "missing" and found["metrics"][0] == "equal"
+    with pytest.raises(UserError, match="other images"): verify("smoke", tmp_path)

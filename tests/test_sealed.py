@@ -101,7 +101,7 @@ def test_a_chapter_that_opens_the_test_split_fails(tmp_path, mvtec_folder, monke
 
 def test_the_readme_evaluates_through_the_door(mvtec_folder):
     "The README's Python example, on another folder and with a detector that is quick to fit."
-    code = (ROOT / "README.md").read_text(encoding="utf-8").split("From Python:\n\n```python\n")[1].split("```")[0]
+    code = (ROOT / "nbs/book/60_your_own_images.md").read_text(encoding="utf-8").split("From Python:\n\n```python\n")[1].split("```")[0]
     assert openings(code) and '"photos/"' in code and '"dfr", size=(256, 384)' in code
     namespace = {}
     exec(code.replace('"photos/"', repr(str(mvtec_folder))).replace('"dfr", size=(256, 384)', '"gaussian", size=(64, 96), device="cpu"'), namespace)

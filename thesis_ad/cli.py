@@ -8,7 +8,7 @@ __all__ = ['app', 'data_app', 'Out', 'Settings', 'Ignore', 'Device', 'Seed', 'Th
            'Operator', 'Scale', 'KeyFiles', 'EXIT_CODES', 'ledger_app', 'LedgerArgument', 'TokenFile', 'NO_MEMORY',
            'parse_settings', 'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify',
            'data_get', 'data_masks', 'data_check', 'fit', 'evaluate', 'calibrate', 'inspect', 'ledger_verify',
-           'ledger_export', 'serve', 'stream', 'export', 'dashboard', 'reproduce', 'study', 'main']
+           'ledger_export', 'serve', 'stream', 'export', 'dashboard', 'reproduce', 'verify', 'study', 'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
 import ast, contextlib, json, math, os, platform, shutil, sys, warnings
@@ -529,6 +529,21 @@ def reproduce(profile: Annotated[str, typer.Option(help=f"One of {', '.join(PROF
 def _json_or_text(value):
     try: return json.loads(value)
     except ValueError: return value.split(",") if "," in value else value
+
+# %% ../nbs/90_cli.ipynb #39db346e
+@app.command()
+def verify(profile: Annotated[str, typer.Option(help="The profile whose last run is compared.")] = "demo",
+           rerun: Annotated[bool, typer.Option("--rerun", help="Bring the run up to date first.")] = False):
+    "Compare every table of the last run with the published one: equal, inside the interval, or outside. Exit code 1 if one is outside or missing."
+    from thesis_ad.reproduce import reproduce, verify
+    if rerun and (errors := reproduce(profile)[1]): raise UserError(errors[0])
+    rows = verify(profile)
+    for name, verdict, names in rows:
+        print(f"{name}: {verdict}" + (f", {len(names)} numbers: {'; '.join(names[:3])}{'; …' * (len(names) > 3)}" if names else ""))
+    counts = {verdict: sum(row[1] == verdict for row in rows) for verdict in ("equal", "inside", "differs", "outside", "missing")}
+    print(f"{len(rows)} tables: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n))
+    if counts["outside"] or counts["missing"]: raise typer.Exit(1)
+
 
 # %% ../nbs/90_cli.ipynb #0e065baa
 @app.command()

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['ALL', 'NOTEBOOKS', 'LONG', 'notebook_key', 'is_current', 'run_notebook', 'beside_published', 'cluster_for',
-           'reproduce']
+           'reproduce', 'intervals_of', 'compare_tables', 'published_tables', 'verify']
 
 # %% ../nbs/80_reproduce.ipynb #6e9523c2
-import contextlib, dataclasses, functools, json, os, sys, time
+import contextlib, dataclasses, functools, io, json, os, subprocess, sys, time
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
@@ -201,3 +203,69 @@ def reproduce(profile_name="demo", only=None, workers=None, force=False, overrid
     if not errors and _comparable(profile):
         for sentence in beside_published(_summary(root, profile.name), published): say(sentence)
     return len(due), errors
+
+# %% ../nbs/80_reproduce.ipynb #a3e5f631
+def intervals_of(columns):
+    "{value column: (low, high)}: `x, low` and `x, high` belong to x, every other pair to the column before it."
+    columns, found = list(columns), {}
+    for i, low in enumerate(columns[:-1]):
+        high = columns[i + 1]
+        if not low.endswith("low") or high != low[:-3] + "high": continue
+        named = low.removesuffix(", low")
+        if named != low and named in columns: found[named] = low, high
+        elif i: found[columns[i - 1]] = low, high
+    return found
+
+def _aligned(run, published):
+    "Both tables with equal rows in equal order, indexed by their text columns; None where they cannot be matched."
+    keys = [name for name in published if not pd.api.types.is_numeric_dtype(published[name]) or name == "seed"]
+    if not set(keys) <= set(run): return None
+    one, other = (table.set_index(keys, append=not keys).sort_index(kind="stable") if keys else table for table in (run, published))
+    if keys and one.index.is_unique and other.index.is_unique:
+        common = other.index.intersection(one.index, sort=False)
+        return (one.loc[common], other.loc[common]) if len(common) else None
+    return (one, other) if len(one) == len(other) and one.index.equals(other.index) else None
+
+
+# %% ../nbs/80_reproduce.ipynb #2f2e434e
+def compare_tables(run, published):
+    "(verdict, names): 'equal', 'inside', 'outside' or 'differs' (no interval to judge by) of a table, and the rows that are not equal and not inside."
+    both = _aligned(run, published)
+    if both is None: return "differs", ["its rows"]
+    one, other = both
+    bounds, outside, differs, inside = intervals_of(published.columns), [], [], 0
+    for column in other.columns.intersection(one.columns):
+        if not all(pd.api.types.is_numeric_dtype(table[column]) for table in both) or column in {name for pair in bounds.values() for name in pair}: continue
+        a, b = one[column].to_numpy(float), other[column].to_numpy(float)
+        for i in np.flatnonzero(~np.isclose(a, b, rtol=1e-9, atol=1e-9, equal_nan=True)):
+            name = f"{' '.join(map(str, np.atleast_1d(np.array(other.index[i], object))))} {column} {a[i]:.4g} not {b[i]:.4g}"
+            low, high = (other[bound].iloc[i] for bound in bounds[column]) if column in bounds else (np.nan, np.nan)
+            if low - 1e-9 <= a[i] <= high + 1e-9: inside += 1
+            else: (differs if np.isnan(low) else outside).append(name + ("" if np.isnan(low) else f" [{low:.4g}, {high:.4g}]"))
+    verdict = "outside" if outside else "differs" if differs else "inside" if inside else "equal"
+    return verdict, outside or differs
+
+
+# %% ../nbs/80_reproduce.ipynb #86b87fa6
+def published_tables(profile_name, root):
+    "{stem: table} of the published results: those in figures/paper, and of profile paper, whose runs write there, those that were committed."
+    folder = root / "figures" / "paper" / "tables"
+    if profile_name != "paper": return {path.stem: read_table(path) for path in sorted(folder.glob("*.csv"))}
+    git = functools.partial(subprocess.run, cwd=root, capture_output=True)
+    names = git(["git", "ls-files", "figures/paper/tables/*.csv"]).stdout.decode().split()
+    found = {name: git(["git", "show", f"HEAD:{name}"]) for name in names}
+    if not found or any(one.returncode for one in found.values()): raise UserError("the published tables of profile paper are read from git, and this is no git clone")
+    return {Path(name).stem: read_table(io.BytesIO(one.stdout)) for name, one in found.items()}
+
+def verify(profile_name="demo", root=None):
+    "[(table, verdict, names)] of every published table beside the last run of a profile; 'missing' where the run has none."
+    root = Path(root or repository_root())
+    folder = root / "figures" / get_profile(profile_name).name / "tables"
+    if not _comparable(get_profile(profile_name)): raise UserError(f"profile {profile_name} evaluates other images than the published results")
+    if not folder.exists(): raise UserError(f"there is no run of profile {profile_name}; run: thesis-ad reproduce --profile {profile_name}")
+    rows = []
+    for name, told in published_tables(profile_name, root).items():
+        path = folder / f"{name}.csv"
+        rows.append((name, *compare_tables(read_table(path), told)) if path.exists() else (name, "missing", []))
+    return rows
+
