@@ -1,5 +1,4 @@
 """Scheduler and workers as processes of their own on this machine: the same results as here, and one sentence for whatever is wrong."""
-import functools
 import os
 import re
 import shutil
@@ -7,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import slow_calls
@@ -102,7 +100,7 @@ def test_a_call_that_kills_its_workers_is_given_up_and_the_others_are_finished(t
 
 
 def test_a_restarted_scheduler_gets_what_is_left(three):
-    with on_cluster(three.address, patience=60) as cluster:
+    with on_cluster(three.address, patience=60):
         results = each(slow_calls.noted, [(n, str(three.folder), 0.2) for n in range(20)])
         found = [next(results) for _ in range(3)]
         three.kill(three.scheduler)

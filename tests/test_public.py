@@ -11,7 +11,6 @@ import threading
 import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from PIL import Image
 from thesis_ad.cli import main
 from thesis_ad.data import download as fetching
 from thesis_ad.data.datasets import open_dataset, public_dir
-from thesis_ad.data.download import Resume, get, terms, unpack, verify_public
+from thesis_ad.data.download import Resume, get, terms, verify_public
 from thesis_ad.data.layouts import lighting_of, tiles_of
 from thesis_ad.data.manifest import manifest_names, read_manifest
 from thesis_ad.settings import UserError

@@ -1,9 +1,7 @@
 """Studies from the command line: one table, resumed, extended, with failures as rows, ranks and tests as scipy and Demšar have them."""
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

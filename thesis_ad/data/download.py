@@ -7,7 +7,7 @@ __all__ = ['CHUNK', 'MOST', 'NOTHING', 'BROKEN', 'terms', 'agree', 'Resume', 'do
            'get', 'verify_public']
 
 # %% ../../nbs/15_data.download.ipynb #c97f4242
-import csv, hashlib, json, lzma, os, shutil, stat, sys, tarfile, time, zipfile, zlib
+import csv, hashlib, json, lzma, os, stat, sys, tarfile, time, zipfile, zlib
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pooch, requests
 from tqdm import tqdm
 
-from .datasets import open_public, public_dir, public_root, public_source
+from .datasets import public_dir, public_source
 from .layouts import read_folder, scan
 from .manifest import read_manifest, split_name
 from ..files import atomic_folder, check_writable, sha256, sweep

@@ -10,7 +10,7 @@ __all__ = ['VARIANTS', 'SCORE_COLUMNS', 'METRIC_COLUMNS', 'TABLES', 'SUMMARY_COL
            'seed_scores', 'summarise']
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #9a85f76d
-import dataclasses, functools, json, re, time, warnings
+import dataclasses, functools, json, re, time
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -20,14 +20,13 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from ..data.datasets import from_arrays
 from ..decision.threshold import calibrate, decide, unseen
 from ..features.aggregation import pooling_matrix, upsampling_matrix
 from ..features.patches import smooth_map
 from ..files import atomic_folder, cached, content_key, sha256
 from ..models.auto import resizing_matrix
 from ..models.border import border, levelled
-from ..models.detector import MODEL_FILES, check_place, load_bundle, predict_each, read_bundle, settings_of, write_bundle
+from ..models.detector import MODEL_FILES, check_place, load_bundle, predict_each, read_bundle, write_bundle
 from ..models.dfr import _backbone, _edge, _grid, folded, residual
 from ..models.exported import RUNTIMES, Exported, runner
 from ..models.features import FeatureDetector

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load
 
-from .detector import MODEL_FILES, Detector, Preparation
+from .detector import Detector, Preparation
 from ..settings import UserError, one_of
 
 # %% ../../nbs/49_models.exported.ipynb #9e443a3e

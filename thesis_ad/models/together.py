@@ -8,7 +8,6 @@ __all__ = ['count', 'number', 'join', 'piece', 'part_of', 'average_gradients', '
 # %% ../../nbs/36_models.together.ipynb #8688a843
 import atexit, contextlib, os
 
-import numpy as np
 import torch
 from torch import nn
 
