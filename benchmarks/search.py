@@ -1,14 +1,15 @@
 """Exact nearest neighbours: float32 products, bfloat16 shortlist, scikit-learn's brute force, and FAISS where it is installed.
 
-    python benchmarks/search.py --out benchmarks/search.csv     # banks of 1,500 to 16,000 vectors, 152 and 1,536 dimensions
+    python benchmarks/search.py --out benchmarks/search.csv     # banks of 1,500 to 64,000 vectors, 152 and 1,536 dimensions
 
-Prints milliseconds of processor time for 2,048 queries (best of three) on one thread, and the share of equal indices. It sets the limits
-of `features.search.choose_way`: 3,000 vectors where a processor has vector instructions for bfloat16 alone, and, by an earlier run on another
-machine that is not in the table, two million numbers where it has bfloat16 tiles (AMX).
+Prints milliseconds of processor time for 1,024 queries (best of three) on one thread, and the share of equal indices. It sets the limits
+of `features.search.choose_way`: `bfloat16` from 3,000 vectors on where a processor has vector instructions for it alone, and, by an earlier run on
+another machine that is not in the table, from two million numbers on where it has bfloat16 tiles (AMX); `faiss` from 4,000 vectors on in place of
+`float32`, and from 12,000 vectors of at most 512 numbers on in place of `bfloat16`.
 
-Measured once (search.csv, AMD processor without tiles, other core busy): the bfloat16 shortlist takes 0.66 to 1.6 times the time of float32 on
-1,500 vectors and 0.35 to 0.9 times from 3,000 on; FAISS 1.2 to 2.7 and 0.5 to 2.0 times. `auto` takes 0.3 to 1.6 times the time of
-scikit-learn. The indices are the same in eleven of twelve cases, in the other one all but one in twenty thousand.
+Measured once (search.csv, AMD processor without tiles, other programs running). Relative to scikit-learn, `auto` takes 0.27 to 1.2 times the time;
+without bfloat16 instructions, with float32 below 4,000 vectors and faiss from there on, 0.44 to 1.2 times. Relative to `faiss` as it is used here, which measures
+its finds anew, `auto` takes 0.55 to 1.4 times the time. The indices are the same but for one in several thousand, whose distances a float32 cannot tell apart.
 """
 import argparse, importlib.util, time
 from pathlib import Path
@@ -42,8 +43,8 @@ def main():
     options, rows = parser.parse_args(), []
     pin_threads(1)
     print(f"{'bank':>7} {'dims':>5} {'k':>2}  {'float32':>9} {'bfloat16':>9} {'sklearn':>9} {'faiss':>9}  auto      equal")
-    for count, dimensions in ((1500, 152), (3000, 152), (16_000, 152), (1500, 1536), (3000, 1536), (16_000, 1536)):
-        bank, queries = torch.from_numpy(vectors("bank", count, dimensions)), torch.from_numpy(vectors("queries", 2048, dimensions))
+    for count, dimensions in ((1500, 152), (3000, 152), (8000, 152), (16_000, 152), (64_000, 152), (1500, 1536), (3000, 1536), (8000, 1536), (16_000, 1536)):
+        bank, queries = torch.from_numpy(vectors("bank", count, dimensions)), torch.from_numpy(vectors("queries", 1024, dimensions))
         for k in (1, 9):
             ways = ["float32", "bfloat16"] + (["faiss"] if importlib.util.find_spec("faiss") else [])
             times, found = {}, {}

@@ -70,14 +70,28 @@ def test_the_error_bounds_are_bounds():
             assert (off <= error).all(), f"scale {scale}, shift {shift}, low {low}: off by {float((off / error).max()):.2f} of the bound"
 
 
-@pytest.mark.parametrize("able, below, at", [
-    ({}, None, None), ({"avx512_bf16": True}, (2999, 1), (3000, 1)), ({"avx512_bf16": True, "amx_bf16": True}, (1999, 1000), (2000, 1000))])
-def test_auto_takes_bfloat16_where_it_is_faster(able, below, at, monkeypatch):
+@pytest.mark.parametrize("able, ways", [
+    ({}, {(3999, 152): "float32", (4000, 152): "faiss", (16_000, 1536): "faiss"}),
+    ({"avx512_bf16": True}, {(2999, 1): "float32", (3000, 1): "bfloat16", (11_999, 152): "bfloat16", (12_000, 152): "faiss", (12_000, 513): "bfloat16"}),
+    ({"avx512_bf16": True, "amx_bf16": True}, {(1999, 1000): "float32", (2000, 1000): "bfloat16", (20_000, 152): "bfloat16"})])
+def test_auto_takes_the_fastest_way(able, ways, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
-    way = lambda *shape, device="cpu": search.choose_way("auto", torch.empty(shape, device=device))
-    if below is None: assert way(20_000, 152) == "float32"
-    else: assert (way(*below), way(*at)) == ("float32", "bfloat16")
-    assert way(20_000, 152, device="meta") == "float32", "another device than the CPU"
+    without = {"faiss": "bfloat16" if able else "float32"}
+    for there in (True, False):
+        monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: there or None)
+        for shape, way in ways.items(): assert search.choose_way("auto", torch.empty(shape)) == (way if there else without.get(way, way)), shape
+        assert search.choose_way("auto", torch.empty(20_000, 152, device="meta")) == "float32", "another device than the CPU"
+
+
+def test_differences_are_taken_in_portions_that_fit_into_the_cache(monkeypatch):
+    "And the portions change no bit."
+    bank, x = vectors("bank", (300, 1536)), vectors("x", (200, 1536))
+    rows, columns = torch.arange(200).repeat_interleave(12), torch.arange(12).repeat(200)
+    whole, sizes = search._measure(x, bank, rows, columns, 3, numbers=2**30), []
+    square = torch.Tensor.square_
+    monkeypatch.setattr(torch.Tensor, "square_", lambda self: sizes.append(self.numel()) or square(self))
+    again = search._measure(x, bank, rows, columns, 3)
+    assert torch.equal(whole[0], again[0]) and torch.equal(whole[1], again[1]) and max(sizes) <= 2**17 and sum(sizes) == 2400 * 1536
 
 
 def test_faiss_falls_back_where_its_list_may_have_left_a_neighbour_out():
@@ -90,11 +104,11 @@ def test_faiss_falls_back_where_its_list_may_have_left_a_neighbour_out():
 
 def test_what_faiss_leaves_is_searched_in_blocks_of_bounded_size(monkeypatch):
     if "faiss" not in WAYS: pytest.skip("faiss is not installed")
-    bank, seen = vectors("bank", (3, 4)).repeat(3000, 1), []
+    bank, seen = vectors("bank", (3, 4)).repeat(50_000, 1), []
     shortlist = search._shortlist
     monkeypatch.setattr(search, "_shortlist", lambda S, error, k: seen.append(S.numel()) or shortlist(S, error, k))
     NearestNeighbours(bank, "faiss")(vectors("x", (300, 4)), 4)
-    assert len(seen) > 1 and max(seen) <= 2**19
+    assert len(seen) > 1 and max(seen) <= 2**23
 
 
 def test_faiss_says_what_to_install(monkeypatch):

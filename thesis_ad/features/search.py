@@ -45,8 +45,9 @@ def _shortlist(S, error, k):
     rows = flat // S.shape[1]
     return rows, flat - rows * S.shape[1]
 
-def _measure(x, bank, rows, columns, k, pairs=2**16):
-    "The k nearest of the listed pairs of each row: distances [n, k] and bank indices [n, k]."
+def _measure(x, bank, rows, columns, k, numbers=2**17):
+    "The k nearest of the listed pairs of each row: distances [n, k] and bank indices [n, k]; about `numbers` differences at a time, which stay in the processor's cache."
+    pairs = max(64, numbers // x.shape[1])
     square = torch.cat([(x[rows[a:a + pairs]] - bank[columns[a:a + pairs]]).square_().sum(1) for a in range(0, len(rows), pairs)] or [x.new_empty(0)])
     order = square.argsort(stable=True)
     order = order[rows[order].argsort(stable=True)]
@@ -63,7 +64,8 @@ def choose_way(way, bank):
     if bank.device.type != "cpu": return "float32"
     able = getattr(torch.cpu, "get_capabilities", dict)()
     large = bank.numel() >= 2_000_000 if able.get("amx_bf16") else able.get("avx512_bf16") and len(bank) >= 3000
-    return "bfloat16" if large else "float32"
+    if large and (able.get("amx_bf16") or len(bank) < 12_000 or bank.shape[1] > 512): return "bfloat16"
+    return "faiss" if len(bank) >= 4000 and importlib.util.find_spec("faiss") else "bfloat16" if large else "float32"
 
 def _faiss_index(vectors):
     if importlib.util.find_spec("faiss") is None: raise UserError("way to search 'faiss' wants a package that is not installed; run: pip install faiss-cpu")
@@ -97,7 +99,7 @@ class NearestNeighbours:
         if not torch.isfinite(x).all(): raise UserError("a query holds NaN or infinity")
         distance, index = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long, device=x.device)
         left = torch.arange(len(x), device=x.device) if self.index is None else self._by_faiss(x, k, distance, index)
-        for rows in left.split(max(1, 2**19 // len(self.bank))): distance[rows], index[rows] = _measure(x[rows], self.bank, *_shortlist(*self.products(x[rows]), k), k)
+        for rows in left.split(max(1, 2**19 // len(self.bank), min(64, 2**23 // len(self.bank)))): distance[rows], index[rows] = _measure(x[rows], self.bank, *_shortlist(*self.products(x[rows]), k), k)
         return distance, index
 
     def _by_faiss(self, x, k, distance, index):
