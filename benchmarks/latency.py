@@ -6,8 +6,8 @@ The runtimes are measured in turns, one image each, so that a change of the mach
 percentile of the wall time, and the processor time of an image, which another program on the machine disturbs less. `start` is the wall and
 processor time of `thesis-ad inspect` on one image in a new process, the best of three.
 
-Measured once (latency.csv, one thread, 60 images, on two cores shared with a dozen other programs, so that the wall times are four times those of
-a quiet machine): per image 32 ms of processor time in PyTorch, 16 ms in ONNX Runtime, 22 ms in OpenVINO; per start 6.8, 1.7 and 2.1 s.
+Measured once (latency.csv, one thread, 60 images, on two cores shared with a dozen other programs, so that the wall times
+say little and the goals on them remain to be judged on a quiet machine): per image 32 ms of processor time in PyTorch, 16 ms in ONNX Runtime, 22 ms in OpenVINO; per start 6.8, 1.7 and 2.1 s.
 """
 import argparse, resource, subprocess, sys, tempfile, time
 from pathlib import Path
