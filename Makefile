@@ -3,7 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
-PAGES := README.md CHANGELOG.md CONTRIBUTING.md LICENSE LICENSE-TEXT CITATION.cff data_manifest deploy benchmarks nbs $(wildcard figures/paper)
+PAGES := README.md SECURITY.md CHANGELOG.md CONTRIBUTING.md LICENSE LICENSE-TEXT CITATION.cff data_manifest deploy benchmarks nbs $(wildcard figures/paper)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -25,7 +25,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = """profile: smoke
 datasets: [prefilter_a]
-detectors: [gaussian, global_knn, patchcore, padim, padim_20: {detector: padim, channels: 20}]
+detectors: [gaussian, global_knn, padim]
 seeds: [0, 1]
 settings: {small: {size: [64, 64], replicates: 50}}
 """

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..files import atomic_write, write_json
 from ..settings import UserError, one_of, rng
+from ..work import each, this_machine
 
 # %% ../../nbs/12_data.prefilter.ipynb #91625cd3
 ZOOMS = {0: 1.26, 1: 1.02, 3: .78, 4: .62, 5: .50}   # zoom -> half the field of view in units
@@ -455,7 +456,7 @@ def render_dataset(recipe, folder, workers=None, progress=True):
     missing = table[[not _is_there(folder, row) for row in table.itertuples(index=False)]]
     if missing.empty: return table
     jobs = [list(rows.itertuples(index=False)) for _, rows in missing.groupby("group")]
-    parallel = joblib.Parallel(n_jobs=workers or joblib.cpu_count(), return_as="generator_unordered")
-    with tqdm(total=len(missing), desc=f"rendering {recipe.name}", unit="image", disable=None if progress is None else not progress) as bar:
-        for count in parallel(joblib.delayed(_render_part)(folder, rows, recipe.size) for rows in jobs): bar.update(count)
+    one = functools.partial(_render_part, folder, size=recipe.size)
+    with this_machine(), tqdm(total=len(missing), desc=f"rendering {recipe.name}", unit="image", disable=None if progress is None else not progress) as bar:
+        for _, count in each(one, jobs, workers or joblib.cpu_count()): bar.update(count)
     return table
