@@ -106,7 +106,7 @@ class Profile:
     seeds: tuple = (0,)                 # a detector whose result depends on its seed is fitted once with each
     parts: int = 0                      # rendered data: the first so many parts of each split and label; 0 keeps all
     train_pictures: int = 75            # learn from at most so many images of a dataset, evenly spaced; 0 keeps all
-    judged_pictures: int = 120          # calibrate and test on at most so many images each, evenly spaced; 0 keeps all
+    judged_pictures: int = 90           # calibrate and test on at most so many images each, evenly spaced; 0 keeps all
     render: int = 256                   # edge of a rendered image in pixels
     backbone: str = "tf_efficientnet_lite0"
     size: tuple = (256, 256)            # input of feature detectors
