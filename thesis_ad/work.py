@@ -267,7 +267,7 @@ def _state(cluster, known):
 
 Cluster.renew, Cluster.state = _renewed, _state
 
-# %% ../nbs/02_work.ipynb #eaf8266c
+# %% ../nbs/02_work.ipynb #89fc6eb9
 def _outcome(future, keep_going):
     "What became of a future: ('open' | 'again' | 'done', result)."
     if future.status == "finished":
@@ -304,7 +304,7 @@ def _there(cluster, function, items, keep_going, folders):
             what, result = _outcome(futures[i], keep_going)
             if what != "open": del futures[i]
             if what == "done": todo.remove(i); yield i, _home(function, items[i], result, keep_going)
-        if cluster.workers(): idle = time.monotonic()
+        if cluster.workers() or cluster.client.status != "running": idle = time.monotonic()
         elif time.monotonic() > idle + cluster.patience: cluster.wait_for_workers()
         time.sleep(0.05)
 
