@@ -23,7 +23,7 @@ from thesis_ad.data.datasets import open_dataset, public_dir
 from thesis_ad.data.download import Resume, get, terms, verify_public
 from thesis_ad.data.layouts import lighting_of, tiles_of
 from thesis_ad.data.manifest import manifest_names, read_manifest
-from thesis_ad.settings import UserError
+from thesis_ad.settings import PUBLIC_PROFILES, UserError
 
 SQUARE = np.pad(np.full((3, 4), 255, np.uint8), ((3, 2), (2, 4)))         # a mask of 8 × 10 pixels
 PUBLIC = [name for name in manifest_names() if read_manifest(name).public]
@@ -496,3 +496,24 @@ def test_the_thesis_by_its_zooms(tmp_path, monkeypatch):
     assert a.enhance and counts(a)["test 1"] == 2 and counts(b)["test 1"] == 3
     both = set(a.table.group[a.table.split == "calibration"]) & set(b.table.group[b.table.split == "train"])
     assert not both, "a capture is on the same side in both datasets"
+
+
+# Profiles of public data
+
+@pytest.mark.parametrize("name", list(PUBLIC_PROFILES))
+def test_a_public_profile_runs_every_category_and_says_how_to_get_the_data(name, tmp_path, monkeypatch, capsys):
+    manifest, profile = read_manifest(name), PUBLIC_PROFILES[name]
+    assert [*profile.datasets] == ([f"{name}/{category}" for category in manifest.categories] or [name])
+    monkeypatch.setenv("THESIS_AD_DATA", str(tmp_path))
+    with pytest.raises(SystemExit) as done: main(["reproduce", "--profile", name])
+    said = capsys.readouterr().err
+    assert done.value.code == 2 and said == f"thesis-ad: {name} is not on this machine; run: thesis-ad data get {name}\n"
+
+
+def test_published_methods_are_ours_and_rows_that_nobody_ran_are_empty(tmp_path):
+    from thesis_ad.evaluation.published import beside_ours, page
+    from thesis_ad.models.detector import methods
+    table = beside_ours(tmp_path)
+    assert set(table.method) <= {*methods(), "none"} and table.ours.isna().all()
+    assert page(table).loc["mvtec/bottle", "patchcore", "PatchCore (anomalib)"]["image_auroc"] == "100.0 / "
+    assert {name.split("/")[0] for name in table.dataset} <= set(PUBLIC_PROFILES)

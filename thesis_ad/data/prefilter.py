@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ZOOMS', 'ORIENTATIONS', 'DEFECTS', 'RIBS', 'MESH', 'BOSS', 'CEILING', 'BARS', 'TILE', 'BLUR_RADIUS', 'FINEST',
-           'ROLES', 'NUMBERS', 'RECIPES', 'RENDERER', 'Part', 'render', 'parse_name', 'Recipe', 'recipe_table',
+           'ROLES', 'NUMBERS', 'RECIPES', 'RENDERER', 'Part', 'Light', 'render', 'parse_name', 'Recipe', 'recipe_table',
            'render_dataset']
 
 # %% ../../nbs/12_data.prefilter.ipynb #a30f371d
@@ -229,7 +229,14 @@ def _surface(part, u, v, step, defects):
 # %% ../../nbs/12_data.prefilter.ipynb #c5c67d97
 CEILING, BARS = 4.0, (-1.75, 1.75)     # height of the ceiling and x of the two LED bars, in units
 
-def _bars(qx, qy, roughness, lamps):
+@dataclass(frozen=True)
+class Light:
+    "How the light box differs from the one of the dataset: shifted bars, dimmed bars, another exposure."
+    shift: float = 0.0               # of both bars along x, in units
+    bars: tuple = (1.0, 1.0)         # factors on the brightness of the left and the right bar
+    exposure: float = 1.0            # factor on all light
+
+def _bars(qx, qy, roughness, lamps, shift=0.0):
     "Brightness of the two LED bars at ceiling points (qx, qy), blurred by roughness."
     soft = .10 + 5 * roughness
     def inside(distance):
@@ -237,7 +244,7 @@ def _bars(qx, qy, roughness, lamps):
         return s * s * (3 - 2 * s)
     total = 0
     for x, lamp in zip(BARS, lamps):
-        distance = np.abs(qx - x)
+        distance = np.abs(qx - (x + shift))
         total = total + lamp * (inside(.26 - distance) + .05 / (1 + 1.4 * distance * distance))
     return total * inside(2.3 - np.abs(qy)) / (1 + 1.2 * soft)
 
@@ -256,16 +263,16 @@ def _shade(surface, x, y, step, capture):
     far = qx * qx + qy * qy
     ceiling = .032 * (far + .02) / (far + .9) + .02 * np.minimum(steep, 1.2)
     occlusion = .45 + .55 * np.clip(surface.height * 12, 0, 1)                   # low places see less of the box
-    mirrored = surface.gloss * (1.3 * _bars(qx, qy, surface.roughness, capture.lamps) + capture.ambient * ceiling)
+    mirrored = surface.gloss * (1.3 * _bars(qx, qy, surface.roughness, capture.lamps, capture.shift_of_bars) + capture.ambient * ceiling)
     return mirrored * (.4 + .6 * occlusion), occlusion / np.sqrt(1 + steep)
 
 # %% ../../nbs/12_data.prefilter.ipynb #b4f03270
-def _capture(part, orientation):
+def _capture(part, orientation, light=Light()):
     "Pose and lamps of one capture; the same whether or not the part has a defect."
     g = rng("prefilter capture", part.seed, orientation)
     return SimpleNamespace(
         angle=math.pi / 4 * orientation + math.radians(g.normal(0, 1.5)), shift=g.uniform(-.012, .012, 2).tolist(),
-        tilt=g.normal(0, .004, 2).tolist(), lamps=np.exp(g.normal(0, .02, 2)).tolist(), ambient=math.exp(g.normal(0, .03)))
+        tilt=g.normal(0, .004, 2).tolist(), lamps=(np.exp(g.normal(0, .02, 2)) * light.bars).tolist(), shift_of_bars=light.shift, ambient=math.exp(g.normal(0, .03)))
 
 def _dust(part, orientation, zoom, n):
     "uint8 [n, n]: how far dust covers each sample."
@@ -303,9 +310,9 @@ def _tile(part, capture, zoom, n, rows, columns, defects):
 # %% ../../nbs/12_data.prefilter.ipynb #7c19ad32
 TILE = (64, 1024)     # samples in a tile, high and wide
 
-def _layers(part, orientation, zoom, size, samples, defects):
+def _layers(part, orientation, zoom, size, samples, defects, light=Light()):
     "Layers float32 [size, size, 3] and mask bool [size, size] of the whole view, `samples` x `samples` to a pixel."
-    capture, n = _capture(part, orientation), size * samples
+    capture, n = _capture(part, orientation, light), size * samples
     dust = _dust(part, orientation, zoom, n)
     layers, mask = np.empty((size, size, 3), np.float32), np.empty((size, size), bool)
     high, wide = TILE[0] // samples, TILE[1] // samples
@@ -336,12 +343,12 @@ def _expose(layers, noise):
 # %% ../../nbs/12_data.prefilter.ipynb #be3842ef
 FINEST = .0041      # units
 
-def render(part, orientation, zoom, size=256, defects=True):
+def render(part, orientation, zoom, size=256, defects=True, light=Light()):
     """
     One rendered image, uint8 [size, size, 3] RGB, and its exact mask, bool [size, size].
 
     `orientation` in 0 … 6, `zoom` a key of `ZOOMS`. `defects=False` leaves the part's defect away and everything else,
-    dust and noise included, as it is. `size` changes the resolution, not the scene.
+    dust and noise included, as it is. `size` changes the resolution, not the scene. `light`: another light box.
     """
     orientation, zoom, size = int(orientation), int(zoom), int(size)
     one_of(f"zoom_{zoom}", [f"zoom_{known}" for known in ZOOMS], "zoom")
@@ -349,10 +356,10 @@ def render(part, orientation, zoom, size=256, defects=True):
     if size < 32: raise UserError(f"a rendered image has at least 32 pixels an edge, not {size}")
     cv2.setNumThreads(1)
     samples = min(math.ceil(2 * ZOOMS[zoom] / size / FINEST), max(2, min(4, 512 // size)))
-    layers, mask = _layers(part, orientation, zoom, size, samples, defects)
+    layers, mask = _layers(part, orientation, zoom, size, samples, defects, light)
     layers = cv2.GaussianBlur(layers, (5, 5), .8)
     noise = rng("prefilter noise", part.seed, orientation, zoom, size).standard_normal(layers.shape, dtype=np.float32)
-    return _expose(layers, noise), mask
+    return _expose(layers * np.float32(light.exposure), noise), mask
 
 # %% ../../nbs/12_data.prefilter.ipynb #a722dcda
 ROLES = {("train", "ok"): 1, ("calibration", "ok"): 5001, ("calibration", "nok"): 6001, ("test", "ok"): 7001, ("test", "nok"): 8001}
