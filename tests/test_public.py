@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 from thesis_ad.cli import main
@@ -134,6 +135,9 @@ def serve(toy):
 def fetch(tries=1, timeout=1, **said): return get("toy", yes=True, progress=False, downloader=Resume(timeout, tries, False), **said)
 
 
+def kept(): return [path.name for path in (public_dir() / ".downloads").iterdir() if path.suffix != ".lock"]
+
+
 def nothing_there():
     "No dataset under its name, and nothing half-unpacked beside it."
     with pytest.raises(UserError, match="toy is not on this machine; run: thesis-ad data get toy"): open_dataset("toy/ball")
@@ -156,7 +160,7 @@ def test_a_full_download_is_there_and_verifies(serve):
     data = open_dataset("toy/ball")
     assert data.published and data.licence == "CC0 for toys" and len(data.open_test()) == 2 and data.open_test().mask(int(np.flatnonzero(data.open_test().labels)[0])).sum() == 12
     assert "6 files as they were" in verify_public("toy", progress=False)
-    assert not list((public_dir() / ".downloads").iterdir()), "the archive is not kept twice"
+    assert kept() == [], "the archive is not kept twice"
     with pytest.raises(UserError, match="toy is there already"): fetch()
 
 
@@ -194,7 +198,7 @@ def test_a_wrong_checksum_keeps_nothing(serve):
     server = serve()
     manifest(public_dir().parent, server.url, "sha256:" + "0" * 64)
     refused("is not the published file: its checksum differs from sha256:0000", "nothing was kept")
-    assert not list((public_dir() / ".downloads").iterdir())
+    assert kept() == []
 
 
 def test_not_found_names_the_page_and_the_ways(serve):
@@ -260,6 +264,13 @@ def test_a_disk_that_is_really_full(serve, tmp_path, monkeypatch):
         serve()
         refused("no space left")                # the archive fits, and not what is in it
     finally: subprocess.run(["umount", str(small)], check=True)
+
+
+def test_two_processes_do_not_fetch_at_once(toy):
+    manifest(toy)
+    (public_dir() / ".downloads").mkdir(parents=True)
+    with FileLock(public_dir() / ".downloads/toy.lock"): refused("another process is fetching toy", source=toy / "toy.tar.gz")
+    assert "4 images" in fetch(source=toy / "toy.tar.gz")
 
 
 # What an archive holds
@@ -517,3 +528,10 @@ def test_published_methods_are_ours_and_rows_that_nobody_ran_are_empty(tmp_path)
     assert set(table.method) <= {*methods(), "none"} and table.ours.isna().all()
     assert page(table).loc["mvtec/bottle", "patchcore", "PatchCore (anomalib)"]["image_auroc"] == "100.0 / "
     assert {name.split("/")[0] for name in table.dataset} <= set(PUBLIC_PROFILES)
+
+
+def test_a_public_profile_runs_its_own_page_and_the_summary_runs_last():
+    from thesis_ad.reproduce import LAST, NOTEBOOKS, notebooks_of
+    from thesis_ad.settings import get_profile
+    assert notebooks_of(get_profile("mvtec")) == ["90_public_data"] and notebooks_of(get_profile("demo")) == list(NOTEBOOKS)
+    assert set(LAST) <= set(NOTEBOOKS) and list(NOTEBOOKS)[-1] in LAST

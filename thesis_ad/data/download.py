@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import pooch, requests
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .datasets import public_dir, public_source
@@ -171,7 +172,7 @@ def unpack(archive, folder, progress=True):
     archive, folder, rows = Path(archive), Path(folder), []
     left = MOST * archive.stat().st_size + 10**9
     try:
-        with (zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive)) as opened:
+        with (tarfile.open(archive) if tarfile.is_tarfile(archive) else zipfile.ZipFile(archive)) as opened:
             entries = (_zip_entries if isinstance(opened, zipfile.ZipFile) else _tar_entries)(opened, archive.name)
             bar = tqdm(entries, desc="unpacking", unit="file", leave=False, disable=not progress or None)
             for name, opener in bar:
@@ -311,6 +312,14 @@ def _take_folder(manifest, folder, incomplete, progress):
     with atomic_folder(public_dir() / manifest.name) as part: _note(part, rows, facts)
     return facts
 
+def _take(manifest, source, url, incomplete, downloader, progress):
+    "The facts of a dataset that was taken from a folder, an archive or the network."
+    if source and Path(source).is_dir(): return _take_folder(manifest, source, incomplete, progress)
+    archive, origin, known = _archive(manifest, source, url, downloader or Resume(progress=progress))
+    facts = _take_archive(manifest, archive, origin, known, incomplete, progress)
+    if not source: archive.unlink()
+    return facts
+
 def _fetchable(name, source, url, force):
     "The `Manifest` of a public dataset that may be fetched now."
     manifest = read_manifest(name)
@@ -334,11 +343,11 @@ def get(name, source=None, url=None, yes=False, force=False, incomplete=False, a
     check_writable(public_dir())
     sweep(public_dir())
     agree(manifest, yes, ask)
-    if source and Path(source).is_dir(): return _said(manifest, _take_folder(manifest, source, incomplete, progress))
-    archive, origin, known = _archive(manifest, source, url, downloader or Resume(progress=progress))
-    facts = _take_archive(manifest, archive, origin, known, incomplete, progress)
-    if not source: archive.unlink()
-    return _said(manifest, facts)
+    (public_dir() / ".downloads").mkdir(exist_ok=True)
+    try:
+        with FileLock(public_dir() / ".downloads" / f"{manifest.name}.lock", timeout=0):
+            return _said(manifest, _take(manifest, source, url, incomplete, downloader, progress))
+    except Timeout: raise UserError(f"another process is fetching {manifest.name}; wait until it is done") from None
 
 # %% ../../nbs/15_data.download.ipynb #faec19bf
 def _said(manifest, facts):
