@@ -13,7 +13,7 @@ import httpx
 import pytest
 from conftest import write_picture
 
-from thesis_ad.inspection.dashboard import check_photos, command, go_live, keep_photos, light_of, progress_of
+from thesis_ad.inspection.dashboard import check_photos, command, go_live, keep_photos, light_of, progress_of, steps_of
 from thesis_ad.settings import UserError, rng
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -33,6 +33,9 @@ def test_photos_are_kept_once_and_broken_ones_are_named(tmp_path):
     problems = keep_photos([("a.png", data), ("b.png", data), ("cut.png", data[:500]), ("notes.txt", b"text")], tmp_path / "photos")
     assert check_photos(tmp_path / "photos")[0] == 1 and [problem.split(":")[0] for problem in problems] == ["cut.png", "notes.txt"]
     assert check_photos(tmp_path / "none")[0] == 0
+    write_picture(tmp_path / "wide.png", rng("wide"), shape=(72, 100))
+    keep_photos([("wide.png", (tmp_path / "wide.png").read_bytes())], tmp_path / "photos")
+    assert any("2 different sizes" in note for note in check_photos(tmp_path / "photos")[1]), "what the folder holds is looked at anew"
 
 
 def test_a_command_that_fails_says_its_sentence():
@@ -43,6 +46,11 @@ def test_the_bundle_before_is_kept(tmp_path):
     for name in ("new", "bundle"): (tmp_path / name).mkdir(); (tmp_path / name / name).touch()
     go_live(tmp_path / "new", tmp_path / "bundle")
     assert (tmp_path / "bundle" / "new").exists() and (tmp_path / "bundle.previous" / "bundle").exists() and not (tmp_path / "new").exists()
+
+
+def test_auto_sets_its_own_threshold():
+    assert [step[0] for step in steps_of("auto", "", "photos", "new")] == ["fit"] and [step[0] for step in steps_of("padim", "", "photos", "new")] == ["fit", "calibrate"]
+    assert next(steps_of("auto", "size=64, folds=2", "photos", "new"))[-4:] == ("--set", "size=64", "--set", "folds=2")
 
 
 # In a browser
@@ -96,13 +104,17 @@ class Page:
         fields = until(lambda: [one for one in self.browser.find_elements("css selector", "input[type=file]")][place:])
         fields[0].send_keys("\n".join(map(str, files)))
 
+    def write(self, label, text):
+        from selenium.webdriver.common.keys import Keys
+        until(lambda: self.browser.find_elements("css selector", f"input[aria-label='{label}']"))[0].send_keys(text + Keys.ENTER)
+
     def shot(self, name):
         if folder := os.environ.get("THESIS_AD_SCREENSHOTS"): self.browser.save_screenshot(f"{folder}/{name}.png")
 
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium or chromedriver is not installed (Debian: chromium chromium-driver)")
 def test_an_evening_at_the_station(tmp_path):
-    "Teach on 20 images, go live, see OK and NOK, recalibrate, and see a changed ledger named."
+    "Teach `auto` on 20 images, go live, see OK and NOK, recalibrate, be stopped by drift and go on, and see a changed ledger named."
     generator, api, board = rng("evening"), free_port(), free_port()
     for i in range(20): write_picture(tmp_path / f"teach/{i:03d}.png", generator)
     for i in range(4): write_picture(tmp_path / f"new/{i:03d}.png", generator)
@@ -110,22 +122,23 @@ def test_an_evening_at_the_station(tmp_path):
     url, files = f"http://127.0.0.1:{api}", lambda name: {"file": (tmp_path / name).read_bytes()}
     def inspect(name, part_id): return httpx.post(f"{url}/predict", files=files(name), data={"part_id": part_id}, timeout=60).json()
     secrets = {"THESIS_AD_TOKEN": "teach", "THESIS_AD_SECRET_KEY": "0123456789abcdef0123456789abcdef", "THRESHOLD": ""}
-    with (started("serve", tmp_path / "part", "--wait", "--port", api, "--ledger", tmp_path / "ledger.sqlite", ready=lambda: httpx.get(f"{url}/health").status_code == 200, **secrets),
+    with (started("serve", tmp_path / "part", "--wait", "--port", api, "--ledger", tmp_path / "ledger.sqlite", "--drift-window", 10, "--drift-stops", ready=lambda: httpx.get(f"{url}/health").status_code == 200, **secrets),
           started("dashboard", tmp_path / "part", "--api", url, "--port", board, ready=lambda: httpx.get(f"http://127.0.0.1:{board}/_stcore/health").status_code == 200, **secrets),
           open_browser() as browser):
         page = Page(browser, f"http://127.0.0.1:{board}")
         page.open("teach")
-        page.see("0 images")
+        page.see("0 images are few")
         page.drop(sorted((tmp_path / "teach").iterdir()))
         page.see("19")
         page.press("Add images")
         page.see("20 images")
         page.shot("teach_before")
+        page.write("Settings of the method", "size=64 folds=2")
         page.press("Teach")
-        page.see("A new bundle is ready")
+        page.see("A new bundle is ready", "20 scores are out of fold")
         assert httpx.get(f"{url}/ready").status_code == 503, "not live yet"
         page.press("Go live")
-        page.see("patchcore decides")
+        page.see("auto decides")
         page.shot("teach_after")
         assert inspect("new/000.png", "VIN-good")["decision"] == "OK" and inspect("bad.png", "VIN-bad")["decision"] == "NOK"
         page.open("")
@@ -148,14 +161,22 @@ def test_an_evening_at_the_station(tmp_path):
         page.shot("teach_tablet")
         after = httpx.get(f"{url}/model").json()
         assert (before["source"], after["source"]) == ("bundle", "calibration") and after["threshold"]["value"] != before["threshold"]["value"]
+        page.open("")
+        assert ["decision" in inspect("bad.png", f"VIN-{k}") for k in range(11)][-2:] == [False, False], "stopped"
+        page.see("Stopped. Drift:", "stopped by drift", "– – –")
+        page.shot("live_drift")
+        page.press("The parts are OK, go on")
+        until(lambda: not httpx.get(f"{url}/recent").json()["stopped"])
+        assert inspect("new/002.png", "VIN-after")["decision"] == "OK"
+        page.see("✔ OK", "VIN-after")
         page.open("ledger")
         page.press("Verify the whole ledger")
-        page.see("3 entries verified")
+        page.see("15 entries verified")
         with sqlite3.connect(tmp_path / "ledger.sqlite") as db: db.execute("UPDATE entries SET entry = replace(entry, 'NOK', 'OK') WHERE sequence = 2")
         page.press("Verify the whole ledger")
         page.see("The ledger was changed: entry 2 is bad")
         page.shot("ledger")
         page.open("model")
-        page.see("patchcore", "pytorch", "calibration")
+        page.see("auto", "torch", "calibration")
         page.shot("model")
     assert (tmp_path / "part.station" / "photos").is_dir()

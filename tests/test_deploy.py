@@ -35,8 +35,8 @@ def known(line):
 def test_every_command_line_is_one_of_thesis_ad():
     command = yaml.safe_load(dict(steps())["CMD"])
     service = re.search(r"ExecStart=\S+/thesis-ad (.+)", (DEPLOY / "thesis-ad.service").read_text())[1]
-    lines = [command, SERVICES["dashboard"]["command"], service, *re.findall(r"`thesis-ad ((?:stream|serve|dashboard)[^`]*)`", (DEPLOY / "README.md").read_text())]
-    assert len(lines) >= 5 and all(known(line) for line in lines), lines
+    lines = [command, SERVICES["dashboard"]["command"], service, *re.findall(r"`thesis-ad ((?:stream|serve|dashboard|fit)[^`]*)`", (DEPLOY / "README.md").read_text())]
+    assert len(lines) >= 7 and all(known(line) for line in lines), lines
 
 
 def test_the_image_is_slim_and_does_not_run_as_root():

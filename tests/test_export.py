@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,47 @@ def test_runtimes_of_the_server_decide_alike(line, tmp_path, monkeypatch):
     export_bundle(line / "bundle", tmp_path / "x")
     assert Station(tmp_path / "x", tmp_path / "s").runtime == "onnx" and Station(tmp_path / "x", tmp_path / "s", runtime="openvino").runtime == "openvino"
     assert model_key(read_bundle(tmp_path / "x")[0]) != model_key(read_bundle(line / "bundle")[0]), "a calibration of one model would be used for another"
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end: time.sleep(0.01)
+    return condition()
+
+
+def test_whoever_is_asked_decides_alike(line, tmp_path):
+    "`inspect`, the API with each runtime and with an exported bundle, and a stream: one decision for the same pixels, and the controller hears it."
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from thesis_ad.inspection.camera import Client, Folder, Stream
+    from thesis_ad.inspection.plc import FAIL, PASS, SimulatedController, code_of
+    from thesis_ad.inspection.server import Limits, Station, create_app
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("good/000", "good/001", "scratch/000", "scratch/001"): shutil.copy(line / f"part/test/{name}.png", photos / f"{name.replace('/', '_')}.png")
+    (photos / "torn.png").write_bytes(b"no image")
+    export_bundle(line / "bundle", tmp_path / "x", "openvino")
+    with SimulatedController() as controller:
+        command("inspect", line / "bundle", photos, "-o", tmp_path / "out", "--exit-zero", "--plc", f"127.0.0.1:{controller.port}")
+        assert until(lambda: len(controller.received) == 5)
+        signals = [frame[0] for frame in controller.received]
+        command("inspect", line / "bundle", photos / "good_000.png", photos / "torn.png", "--part-id", "VIN", "--exit-zero", "--plc", f"127.0.0.1:{controller.port}")
+        assert until(lambda: len(controller.received) == 6) and controller.received[-1][0] == FAIL, "one image of the part is unread"
+    said = pd.read_csv(tmp_path / "out" / "decisions.csv")
+    wanted = {Path(row.path).stem: row.status for row in said.itertuples()}
+    assert {*wanted.values()} == {"OK", "NOK", "unread"} and signals == [PASS if status == "OK" else FAIL for status in said.status]
+    for k, (bundle, runtime) in enumerate(((line / "bundle", "torch"), (line / "bundle", "onnx"), (line / "bundle", "openvino"), (tmp_path / "x", "auto"))):
+        judge = Client("http://testserver")
+        judge._http = TestClient(create_app(Station(bundle, tmp_path / f"s{k}", runtime=runtime, limits=Limits(seconds=600))))
+        told, belt = {}, Folder(photos, existing=True).start()
+        running = Stream([belt], judge, on_part=lambda one: told.__setitem__(one.part_id, one), wait=0.5).start()
+        assert until(lambda: len(told) == 5)
+        running.close()
+        assert {name: one.decision for name, one in told.items()} == wanted, runtime
+        assert [code_of(told[name].decision) for name in wanted] == signals
+        scores = np.array([told[Path(row.path).stem].facts["score"] for row in said.itertuples() if row.status != "unread"])
+        assert relative(said.score.dropna().to_numpy(), scores) < (1e-9 if runtime == "torch" else LIMIT)
 
 
 def python(script, *arguments, **environment):

@@ -30,7 +30,7 @@ from thesis_ad.decision.threshold import calibrate
 from thesis_ad.files import read_image
 from thesis_ad.inspection.ledger import SECRETS, Ledger, make_key
 from thesis_ad.inspection.report import judge
-from thesis_ad.inspection.server import Gate, Limits, Station, Worker, create_app
+from thesis_ad.inspection.server import Gate, Limits, Station, Watch, Worker, create_app
 from thesis_ad.models.detector import create, load_bundle
 from thesis_ad.settings import UserError, rng
 
@@ -220,6 +220,63 @@ def test_a_bundle_is_taught_while_the_server_runs(taught, tmp_path):
     sentence(client.post("/reload"), 401)
 
 
+# Drift
+
+def asked(client, path, count): return [client.post("/predict", files={"file": path.read_bytes()}, params={"maps": False}) for _ in range(count)]
+
+
+def gauge(client, name): return float(next(line for line in client.get("/metrics").text.splitlines() if line.startswith(name + " ")).split()[1])
+
+
+def test_a_warning_of_drift_comes_and_goes(bundle, taught):
+    client, bad = opened(bundle, watch=Watch(10)), taught[0].parent / "bad.png"
+    told = [answer.json()["drift"] for answer in asked(client, bad, 10)]
+    assert told[:9] == [None] * 9 and "higher" in told[9], "said once there are ten scores"
+    live, state = client.get("/recent").json(), client.get("/model").json()["drift"]
+    assert (live["drift"], live["stopped"]) == (told[9], False) == (state["warning"], state["stopped"]) and state["watched"]
+    assert gauge(client, "thesis_ad_drift") == 1 and gauge(client, "thesis_ad_stopped") == 0 and client.get("/ready").status_code == 200
+    good = [asked(client, path, 1)[0].json()["drift"] for path in sorted(taught[1].iterdir())]
+    assert good[0] and good[-1] is None and gauge(client, "thesis_ad_drift") == 0
+    asked(client, bad, 10)
+    assert client.post("/calibrate", files=ok_files(taught[1]), headers=TEACH).status_code == 200
+    assert client.get("/model").json()["drift"]["scores"] == 0 and "higher" in asked(client, bad, 10)[-1].json()["drift"], "a calibration is watched, too"
+
+
+def test_drift_that_stops_is_never_a_pass(bundle, taught, tmp_path):
+    "What is not decided is signed as unread, answered with 409, and a fail to a controller, until a person ends it."
+    from thesis_ad.inspection.camera import Client, Frame
+    from thesis_ad.inspection.plc import FAIL, PASS, code_of
+    bad, good = taught[0].parent / "bad.png", sorted(taught[1].iterdir())[0]
+    with Ledger(tmp_path / "ledger.sqlite", KEY) as book:
+        client = opened(bundle, ledger=book, watch=Watch(10, stops=True))
+        camera = Client("http://testserver")
+        camera._http = client
+        stream = lambda: camera(Frame(None, "good.png", good.read_bytes()), "VIN")
+        assert code_of(stream().decision) == PASS
+        statuses = [answer.status_code for answer in asked(client, bad, 11)]
+        assert 409 in statuses and statuses == sorted(statuses), "once stopped, it stays so"
+        verdict = stream()
+        assert code_of(verdict.decision) == FAIL and verdict.decision == "unread" and not verdict.away and verdict.reason.startswith("stopped by drift")
+        for _ in range(12): assert sentence(asked(client, good, 1)[0], 409).startswith("stopped by drift"), "good parts do not end it"
+        assert (book.last.decision, book.last.sequence) == ("unread", 25) and book.last.status.startswith("stopped by drift")
+        assert client.get("/recent").json()["stopped"] and gauge(client, "thesis_ad_stopped") == 1 and "drift" in client.get("/ready").json()["detail"]
+        items = client.post("/predict/batch", files=ok_files(taught[1], 2)).json()["items"]
+        assert [item["status"] for item in items] == [409, 409]
+        sentence(client.post("/drift/clear"), 401)
+        assert client.post("/drift/clear", headers=TEACH).json()["stopped"] is False
+        assert code_of(stream().decision) == PASS and client.get("/ready").json()["ready"] and client.get("/ledger/verify").json()["ok"]
+
+
+def test_a_threshold_from_the_environment_is_watched_and_one_without_scores_is_not(bundle, taught, monkeypatch):
+    from thesis_ad.models.detector import update_bundle
+    monkeypatch.setenv("THRESHOLD", "1e6")
+    assert opened(bundle).get("/model").json()["drift"]["watched"]
+    monkeypatch.delenv("THRESHOLD")
+    update_bundle(bundle, threshold={"value": 1.0, "how": "by hand"})
+    client = opened(bundle, watch=Watch(10, stops=True))
+    assert not client.get("/model").json()["drift"]["watched"]
+
+
 # Limits
 
 def test_limits_are_applied_before_decoding(taught):
@@ -322,7 +379,7 @@ def test_mutated_images_are_answered_and_harm_nothing(taught):
 
 
 CHECKS = ["not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance"]
-OPERATIONS = [("POST", path) for path in ("/predict", "/predict/batch", "/calibrate", "/reload")] + [
+OPERATIONS = [("POST", path) for path in ("/predict", "/predict/batch", "/calibrate", "/reload", "/drift/clear")] + [
     ("GET", path) for path in ("/health", "/ready", "/metrics", "/model", "/recent", "/recent/{number}.jpg", "/ledger", "/ledger/verify")]
 
 
@@ -376,6 +433,7 @@ def test_served_over_a_socket(taught, tmp_path, capsys):
 
 def test_what_cannot_be_served_is_one_sentence(taught, tmp_path, capsys, monkeypatch):
     for name in SECRETS: monkeypatch.delenv(name, raising=False)
-    for arguments, words in (((tmp_path / "none",), "not a bundle"), ((taught[0], "--ledger", tmp_path / "l.sqlite"), "key"), ((taught[0], "--runtime", "onxx"), "runtime")):
+    for arguments, words in (((tmp_path / "none",), "not a bundle"), ((taught[0], "--ledger", tmp_path / "l.sqlite"), "key"), ((taught[0], "--runtime", "onxx"), "runtime"),
+                             ((taught[0], "--drift-window", 0, "--drift-stops"), "watches no scores"), ((taught[0], "--drift-window", 5), "at least 10")):
         with pytest.raises(SystemExit) as end: cli.main(["serve", *map(str, arguments)])
         assert end.value.code == 2 and words in capsys.readouterr().err.strip().splitlines()[-1]

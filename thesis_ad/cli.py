@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'data_app', 'Out', 'Settings', 'Ignore', 'Device', 'Seed', 'Threads', 'Calibration', 'OkFolders', 'NokFolders',
            'MaskFolders', 'ClusterPlace', 'Carry', 'Layout', 'CACHES', 'LedgerFile', 'ReportFolder', 'Pdf', 'PartId',
-           'Operator', 'Scale', 'KeyFiles', 'EXIT_CODES', 'ledger_app', 'LedgerArgument', 'TokenFile', 'NO_MEMORY',
-           'parse_settings', 'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make', 'data_verify',
-           'data_get', 'data_masks', 'data_check', 'fit', 'evaluate', 'calibrate', 'inspect', 'ledger_verify',
-           'ledger_export', 'serve', 'stream', 'export', 'dashboard', 'reproduce', 'verify', 'study', 'main']
+           'Operator', 'Scale', 'KeyFiles', 'Controller', 'EXIT_CODES', 'ledger_app', 'LedgerArgument', 'TokenFile',
+           'NO_MEMORY', 'parse_settings', 'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make',
+           'data_verify', 'data_get', 'data_masks', 'data_check', 'fit', 'evaluate', 'calibrate', 'inspect',
+           'ledger_verify', 'ledger_export', 'serve', 'stream', 'export', 'dashboard', 'reproduce', 'verify', 'study',
+           'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
 import ast, contextlib, json, math, os, platform, shutil, sys, warnings
@@ -328,6 +329,27 @@ def _filing(detector, bundle, ledger, report, pdf, key_files, **facts):
         yield filing
         filing.close()
 
+# %% ../nbs/90_cli.ipynb #a775b9b4
+Controller = Annotated[Optional[str], typer.Option("--plc", help="Tell each decision to the controller HOST or HOST:PORT, one byte, all but OK as fail.")]
+
+@contextlib.contextmanager
+def _telling(place, part_id):
+    "A function (detector, filing) -> filing that tells the controller at `place` as well, if there is one."
+    if not place:
+        yield lambda detector, filing: filing
+        return
+    from thesis_ad.decision.threshold import decide
+    plc = _served("plc")
+    def decision(detector, score):
+        found = decide(detector, score)[0]
+        return "undecided" if found is None else ("OK", "NOK")[int(found)]
+    with _controller(place) as link, plc.Signals(link, lambda score: "undecided", one_part=bool(part_id)) as signals:
+        def told(detector, filing):
+            signals.decide, signals.filing = lambda score: decision(detector, score), filing
+            return signals
+        yield told
+    if signals.lost: print(f"controller: {len(signals.lost)} of {signals.sent} decisions were not delivered ({_one_line(signals.lost[0].reason)})", file=sys.stderr)
+
 # %% ../nbs/90_cli.ipynb #6f272d35
 EXIT_CODES = {"OK": 0, "NOK": 1, "undecided": 2, "unread": 2}
 
@@ -363,7 +385,7 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if
             out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Write overlays and decisions.csv there.")] = None,
             ledger: LedgerFile = None, report: ReportFolder = None, pdf: Pdf = False, part_id: PartId = "",
             operator: Operator = "", mm_per_pixel: Scale = None, key_file: KeyFiles = None,
-            ignore: Ignore = None,
+            ignore: Ignore = None, plc: Controller = None,
             maps: Annotated[Optional[str], typer.Option(help="Write raw anomaly maps, too: npy, png or tiff.")] = None,
             masks: Annotated[bool, typer.Option("--masks", help="Write masks of the pixels above the pixel threshold, too.")] = False,
             explain: Annotated[bool, typer.Option("--explain", help="Print what each member of auto says of each image.")] = False,
@@ -374,10 +396,13 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if
     from thesis_ad.decision.inspecting import files_to_inspect, inspect
     from thesis_ad.models.detector import load_bundle
     pin_threads(threads)
-    detector = load_bundle(bundle, device)
-    _same_region(detector, bundle, ignore)
-    files, notes = files_to_inspect(images)
-    with _filing(detector, bundle, ledger, report, pdf, key_file, part_id=part_id, operator=operator, mm_per_pixel=mm_per_pixel) as filing:
+    with contextlib.ExitStack() as stack:
+        told = stack.enter_context(_telling(plc, part_id))
+        detector = load_bundle(bundle, device)
+        _same_region(detector, bundle, ignore)
+        files, notes = files_to_inspect(images)
+        facts = {"part_id": part_id if ledger or report or not plc else "", "operator": operator, "mm_per_pixel": mm_per_pixel}
+        filing = told(detector, stack.enter_context(_filing(detector, bundle, ledger, report, pdf, key_file, **facts)))
         table = inspect(detector, files, out, progress="inspecting", maps=maps, masks=masks, filing=filing)
     _print_inspected(table, notes)
     if explain: _print_members(detector, table)
@@ -430,6 +455,8 @@ def serve(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit."
           ledger: LedgerFile = None, key_file: KeyFiles = None, mm_per_pixel: Scale = None,
           token_file: TokenFile = None,
           runtime: Annotated[str, typer.Option(help="What computes: torch, onnx or openvino; auto: what BUNDLE was exported for, else torch.")] = "auto",
+          drift_window: Annotated[int, typer.Option(min=0, help="Latest scores that are compared with those of the threshold; 0: none.")] = 50,
+          drift_stops: Annotated[bool, typer.Option("--drift-stops", help="Drift stops the station until a person looks: nothing is decided, and a controller reads a fail.")] = False,
           wait: Annotated[bool, typer.Option("--wait", help="Start without a bundle and wait until one is taught.")] = False,
           device: Device = "cpu", threads: Threads = 1):
     "Inspect over HTTP: /predict, /calibrate, /ready, /metrics and more; /docs shows all of it."
@@ -437,7 +464,7 @@ def serve(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit."
     server, token, keys = _served("server"), _token(token_file), _keys(key_file) if ledger else []
     pin_threads(threads)
     book = Ledger(ledger, keys[0], keys[1:]) if ledger else None
-    station = server.Station(bundle, folder, book, token, device, runtime, mm_per_pixel=mm_per_pixel, wait=wait)
+    station = server.Station(bundle, folder, book, token, device, runtime, mm_per_pixel=mm_per_pixel, wait=wait, watch=server.Watch(drift_window, drift_stops))
     if not token: print("no token is set (THESIS_AD_TOKEN), so /calibrate and /reload are refused", file=sys.stderr)
     server.serve(station, host, port, threads)
 
@@ -462,11 +489,13 @@ def stream(sources: Annotated[list[str], typer.Argument(help="A webcam's number,
     starter = camera.open_trigger(trigger) if trigger else None
     opened = [camera.open_source(source, existing) for source in sources]
     def tell(verdict): found.put((verdict, line.send(verdict.decision) if line else None))
-    running, told = camera.Stream(opened, client, every, views, rule, starter, tell, away).start(), 0
+    running, told, drift = camera.Stream(opened, client, every, views, rule, starter, tell, away).start(), 0, None
     try:
         while (not running.join(0.05) or not found.empty()) and not 0 < count <= told:
             while not found.empty() and not 0 < count <= told:
-                print(_verdict_line(*found.get()), flush=True)
+                one, delivery = found.get()
+                print(_verdict_line(one, delivery), flush=True)
+                drift = _print_drift(one, drift)
                 told += 1
     finally:
         running.close()
@@ -478,6 +507,13 @@ def _controller(place):
     plc, (host, _, port) = _served("plc"), place.partition(":")
     if not host or not (port or "1").isdigit(): raise UserError(f"a controller is HOST or HOST:PORT, not '{place}'")
     return plc.Plc(host, int(port or plc.PORT))
+
+def _print_drift(one, before):
+    "The drift that a `Verdict` tells of, printed on stderr where it begins; that of `before` for one that tells nothing."
+    if one.decision == "unread": return before
+    now = next((view["drift"] for view in (one.facts, *one.facts.get("views", ())) if view.get("drift")), None)
+    if now and not before: print(f"warning: drift: {_one_line(now)}", file=sys.stderr, flush=True)
+    return now
 
 def _verdict_line(one, delivery):
     "A `Verdict` and what became of its signal for a person, on one line."

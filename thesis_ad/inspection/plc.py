@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PASS', 'FAIL', 'BEAT', 'PORT', 'PAUSES', 'CONFIRMATIONS', 'MODES', 'RESULTS', 'code_of', 'Delivery', 'Link',
-           'unacknowledged', 'Plc', 'SimulatedController', 'ModbusPlc', 'MqttResults']
+           'unacknowledged', 'Plc', 'SimulatedController', 'Signals', 'ModbusPlc', 'MqttResults']
 
 # %% ../../nbs/72_inspection.plc.ipynb #6d7da8df
 import contextlib, json, logging, socket, struct, threading, time
@@ -245,6 +245,36 @@ def _serve(self, line):
     self.passing = False
 
 SimulatedController._serve = _serve
+
+# %% ../../nbs/72_inspection.plc.ipynb #2b23c68d
+class Signals:
+    "Tells a `Link` the decision on each part of an inspection; `decide(score)` is 'OK', 'NOK' or anything else. A context manager."
+    def __init__(self, link, decide, filing=None, one_part=False):
+        self.link, self.decide, self.filing, self.one_part = link, decide, filing, one_part
+        self.sent, self.lost, self._part = 0, [], []            # signals, deliveries that failed, decisions of the one part
+
+    def judged(self, images, i, score, heat):
+        "Pass on image `i` with its score and map, then signal."
+        if self.filing: self.filing.judged(images, i, score, heat)
+        self._decided(self.decide(score))
+
+    def unread(self, path, reason):
+        "Pass on that a file cannot be judged, then signal."
+        if self.filing: self.filing.unread(path, reason)
+        self._decided("unread")
+
+    def _decided(self, decision):
+        if self.one_part: self._part.append(decision)
+        else: self._send(decision)
+
+    def _send(self, decision):
+        delivery = self.link.send(decision)
+        self.sent += 1
+        if not delivery.delivered: self.lost.append(delivery)
+
+    def __enter__(self): return self
+    def __exit__(self, kind, *error):
+        if kind or self.one_part: self._send("OK" if not kind and self._part and {*self._part} == {"OK"} else "unread")
 
 # %% ../../nbs/72_inspection.plc.ipynb #e6cf5bcf
 RESULTS = {FAIL: 1, PASS: 2}        # register values; 0 is a register that nobody has written

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'REASONS', 'router', 'At', 'Text', 'ImageFile', 'ImageFiles', 'Maps', 'FAULTS', 'Deviations', 'guarded',
-           'NOT_READY', 'Limits', 'refusal', 'check_image', 'Worker', 'load_model', 'model_key', 'read_calibration',
-           'find_threshold', 'Station', 'score_image', 'Recent', 'grey', 'RegionOut', 'Decision', 'Prediction',
-           'Calibration', 'Problem', 'Item', 'Batch', 'Ready', 'Row', 'Live', 'problems', 'Metrics', 'predict',
-           'predict_batch', 'check_token', 'calibrate_route', 'health', 'ready', 'metrics', 'model', 'reload', 'recent',
-           'recent_overlay', 'ledger', 'ledger_verify', 'Gate', 'create_app', 'serve']
+           'NOT_READY', 'Limits', 'refusal', 'check_image', 'Worker', 'Watch', 'load_model', 'model_key',
+           'read_calibration', 'find_threshold', 'Station', 'score_image', 'Recent', 'grey', 'RegionOut', 'Decision',
+           'Prediction', 'Calibration', 'Problem', 'Item', 'Batch', 'Ready', 'Row', 'Live', 'DriftState', 'problems',
+           'Metrics', 'predict', 'predict_batch', 'check_token', 'calibrate_route', 'health', 'ready', 'metrics',
+           'model', 'reload', 'drift_clear', 'recent', 'recent_overlay', 'ledger', 'ledger_verify', 'Gate',
+           'create_app', 'serve']
 
 # %% ../../nbs/73_inspection.server.ipynb #acc1a0ae
 import asyncio, base64, io, json, math, os, socket, threading, time, warnings
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hmac import compare_digest
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -34,6 +35,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import thesis_ad
+from ..decision.drift import FEWEST, drift, drift_sentence
 from ..decision.threshold import OkPixels, mean_sigma, unseen
 from ..files import content_key, sha256, write_json
 from .ledger import entries, utc_now, verify
@@ -118,6 +120,35 @@ def _close(worker): worker._pool.shutdown(wait=True, cancel_futures=True)
 
 Worker.run, Worker._done, Worker.close = _run, _done, _close
 
+# %% ../../nbs/73_inspection.server.ipynb #be42396c
+class Watch:
+    "The last `count` scores of a station (0: none are watched) and what they say of drift; with `stops`, an alarm stays."
+    def __init__(self, count=50, stops=False):
+        if count and count < FEWEST: raise UserError(f"drift is looked for in at least {FEWEST} scores, not in {count}")
+        if stops and not count: raise UserError("drift cannot stop a station that watches no scores")
+        self.count, self.stops = count, stops
+        self.clear()
+
+    def clear(self):
+        "Forget scores and alarm: after a calibration, with a new bundle, or because a person says so."
+        self._rows, self.found, self.stopped = deque(maxlen=self.count), None, ""
+
+    def add(self, detector, score, name):
+        "Note the score of the part `name`, decided by `detector`."
+        self._rows.append((score, name))
+        self.found = drift(detector, *zip(*self._rows)) if self.count and len(self._rows) == self.count else None
+        if self.found and self.stops: self.stopped = self.stopped or self.sentence
+
+    @property
+    def sentence(self):
+        "What is wrong, in words; empty if nothing is."
+        return self.stopped or (drift_sentence(self.found) if self.found else "")
+
+    def facts(self):
+        "As a JSON-able dictionary."
+        return {"scores": len(self._rows), "count": self.count, "direction": self.found.direction if self.found else "",
+                "warning": self.sentence or None, "stops": self.stops, "stopped": bool(self.stopped)}
+
 # %% ../../nbs/73_inspection.server.ipynb #dd503be1
 def load_model(bundle, device="cpu", runtime="auto"):
     "(detector, name of its runtime) of a bundle; auto is PyTorch, or what the bundle was exported for."
@@ -148,7 +179,8 @@ def find_threshold(detector, calibration, model):
         try: value = float(given)
         except ValueError: value = math.nan
         if not math.isfinite(value): raise UserError(f"the environment variable THRESHOLD is a number, not '{given}'")
-        return {"value": value, "how": "environment", "pixel": (own or {}).get("pixel")}, "environment"
+        kept = {name: fact for name, fact in (own or {}).items() if name in ("ok_scores", "parts")}     # drift is told by these
+        return {"value": value, "how": "environment", "pixel": (own or {}).get("pixel")} | kept, "environment"
     facts = read_calibration(calibration, model)
     return (facts, "calibration") if facts else (own, "bundle" if own else "none")
 
@@ -156,12 +188,12 @@ def find_threshold(detector, calibration, model):
 class Station:
     "A bundle at work. `folder` keeps its calibration, `ledger` signs its decisions if there is one."
     def __init__(self, bundle, folder=None, ledger=None, token="", device="cpu", runtime="auto", limits=Limits(),
-                 mm_per_pixel=None, wait=False):
+                 mm_per_pixel=None, wait=False, watch=None):
         self.bundle, self.folder, self.mm_per_pixel = Path(bundle), Path(folder or f"{bundle}.station"), mm_per_pixel
         self.ledger, self.token, self.device, self.limits = ledger, token, device, limits
         self.wanted = one_of(runtime, RUNTIMES, "runtime")
         self.runtime, self.detector, self.recent, self.started = runtime, None, Recent(), utc_now()
-        self.calibration = self.folder / "calibration.json"
+        self.calibration, self.watch = self.folder / "calibration.json", watch or Watch()
         if not wait or self.bundle.exists(): self.load()
 
     def load(self):
@@ -172,6 +204,7 @@ class Station:
         detector.threshold, source = find_threshold(detector, self.calibration, model)
         score_image(detector, np.full((*detector.input_size, 3), 127, np.uint8))
         self.facts, self.hash, self.model, self.source, self.runtime, self.detector = facts, hash, model, source, runtime, detector
+        self.watch.clear()
 
     def check_ready(self):
         "A refusal (503) unless the station can decide."
@@ -219,10 +252,13 @@ def _decide(self, file, part_id, operator, maps, deadline):
     try: one = judge(self.detector, data, name, **facts)
     except Exception as error: raise refusal(422, f"the image cannot be judged ({type(error).__name__})") from error
     if one.decision == "unread": raise refusal(422, one.status)
+    self.watch.add(self.detector, one.score, one.part_id)
     if time.monotonic() > deadline: raise refusal(503, "the decision came too late", 1)
+    if self.watch.stopped: one = replace(one, decision="unread", status=f"stopped by drift: {self.watch.stopped}")
     if self.ledger:
         try: one = signed(one, self.ledger)
         except (UserError, OSError) as error: raise refusal(503, f"the decision could not be signed: {error}") from None
+    if self.watch.stopped: raise refusal(409, one.status)
     return self.told(one, maps, time.monotonic() - start)
 
 # %% ../../nbs/73_inspection.server.ipynb #c3c43864
@@ -238,7 +274,8 @@ def _told(self, one, maps, seconds):
     height, width = drawn.shape[:2]
     return row | {"regions": [vars(region) for region in one.regions], "heat_map": heat, "name": one.name,
                   "overlay": _text(png(drawn)) if maps else None, "height": height, "width": width,
-                  "image": one.sha256, "bundle": one.bundle, "milliseconds": 1000 * seconds}
+                  "image": one.sha256, "bundle": one.bundle, "milliseconds": 1000 * seconds,
+                  "drift": self.watch.sentence or None}
 
 Station.decide, Station.told = _decide, _told
 
@@ -279,9 +316,11 @@ def _calibrate(self, files, k, deadline):
 def _set_threshold(self, scores, pixels, k, facts):
     "Keep mean + k standard deviations of raw OK scores as the threshold; the `Calibration` as a dictionary."
     threshold, n = mean_sigma(scores, k), len(scores)
-    kept = threshold.facts() | facts | {"per": "picture", "pictures": n, "parts": n, "pixel": pixels.threshold()}
+    kept = threshold.facts() | facts | {"per": "picture", "pictures": n, "parts": n, "pixel": pixels.threshold(),
+                                       "ok_scores": np.sort(scores).tolist()}
     write_json(self.calibration, kept | {"model": self.model, "time": utc_now()})
     self.detector.threshold, self.source = find_threshold(self.detector, self.calibration, self.model)
+    self.watch.clear()
     return {"new_threshold": threshold.value, "mean_score": float(scores.mean()), "std_score": float(scores.std(ddof=1)),
             "n_images": n, "k": k, "left_out": facts["left_out"], "threshold": self.threshold(), "source": self.source}
 
@@ -333,6 +372,7 @@ class Prediction(Decision):
     image: str = Field(examples=["9f86d081884c7d65"], description="SHA-256 of the image file")
     bundle: str = Field(examples=["60303ae22b998861"], description="SHA-256 of the bundle")
     milliseconds: float = Field(examples=[41.5], description="from decoded header to decision")
+    drift: Optional[str] = Field(None, description="a warning about the latest scores, null if they are as at the calibration")
 
 class Calibration(BaseModel):
     "A new threshold and the raw scores it rests on."
@@ -375,9 +415,20 @@ class Live(BaseModel):
     items: list[Row]
     number: int = Field(examples=[7], description="number of the latest decision")
     threshold: Optional[float] = Field(examples=[5.02])
+    drift: Optional[str] = Field(None, description="a warning about the latest scores")
+    stopped: bool = Field(False, description="whether drift has stopped the station")
+
+class DriftState(BaseModel):
+    "The watch for drift."
+    scores: int = Field(examples=[50], description="scores that are looked at")
+    count: int = Field(examples=[50], description="scores that are looked at once there are enough; 0 without a watch")
+    direction: Literal["", "higher", "lower"] = Field(examples=[""], description="of the latest scores")
+    warning: Optional[str] = Field(examples=[None])
+    stops: bool = Field(examples=[False], description="whether drift stops the station")
+    stopped: bool = Field(examples=[False], description="whether it has")
 
 REASONS = {400: "malformed request", 401: "token missing or wrong", 403: "no token is set on the server", 404: "not there",
-           408: "sent too slowly", 413: "too large", 415: "format not accepted", 422: "not an image, or a wrong field",
+           408: "sent too slowly", 409: "stopped by drift", 413: "too large", 415: "format not accepted", 422: "not an image, or a wrong field",
            503: "busy or not ready"}
 
 def problems(*statuses): return {status: {"model": Problem, "description": REASONS[status]} for status in statuses}
@@ -395,6 +446,11 @@ class Metrics:
         Gauge("thesis_ad_jobs", "Jobs running and waiting.", registry=self.registry).set_function(lambda: worker.jobs)
         value = Gauge("thesis_ad_threshold", "The threshold in force, NaN without one.", registry=self.registry)
         value.set_function(station.threshold)
+        watch = station.watch
+        drift = Gauge("thesis_ad_drift", "1: the latest scores are higher than at the calibration, -1: lower.", registry=self.registry)
+        drift.set_function(lambda: {"higher": 1, "lower": -1}.get(watch.facts()["direction"], 0))
+        stopped = Gauge("thesis_ad_stopped", "1 if drift has stopped the station.", registry=self.registry)
+        stopped.set_function(lambda: bool(watch.stopped))
         for decision in ("OK", "NOK"): self.decisions.labels(decision)
         ProcessCollector(registry=self.registry)
 
@@ -420,7 +476,7 @@ Text = Annotated[str, Form(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 ImageFile = Annotated[UploadFile, File(description="PNG, JPEG, BMP or TIFF")]
 ImageFiles = Annotated[list[UploadFile], File(description="PNG, JPEG, BMP or TIFF")]
 Maps = Annotated[bool, Query(description="false leaves out heat maps and overlays")]
-FAULTS = problems(400, 408, 413, 415, 422, 503)
+FAULTS = problems(400, 408, 409, 413, 415, 422, 503)
 
 @router.post("/predict", response_model=Prediction, responses=FAULTS, tags=["inspection"])
 async def predict(at: At, file: ImageFile, part_id: Text = "", operator: Text = "", maps: Maps = True):
@@ -486,6 +542,9 @@ async def ready(at: At, response: Response):
     if at.worker.jobs > at.worker.waiting:
         response.status_code = 503
         return Ready(ready=False, detail="busy: the queue is full")
+    if at.station.watch.stopped:
+        response.status_code = 503
+        return Ready(ready=False, detail=f"stopped by drift: {at.station.watch.stopped}")
     return Ready(ready=True, detail=f"deciding at the threshold {at.station.threshold():.6g}")
 
 # %% ../../nbs/73_inspection.server.ipynb #62586e7b
@@ -507,7 +566,7 @@ def _described(self):
     return {name: self.facts[name] for name in names} | {
         "bundle": self.bundle.name, "bundle_sha256": self.hash, "threshold": self.detector.threshold, "source": self.source,
         "runtime": self.runtime, "started": self.started, "ledger": self.ledger.path.name if self.ledger else None,
-        "limits": asdict(self.limits)}
+        "limits": asdict(self.limits), "drift": self.watch.facts() | {"watched": "ok_scores" in (self.detector.threshold or {})}}
 
 Station.described = _described
 
@@ -520,12 +579,20 @@ async def reload(at: At):
     await at.worker.run(load, seconds=120)
     return at.station.described()
 
+@router.post("/drift/clear", response_model=DriftState, responses=problems(401, 403, 422, 503), **guarded)
+async def drift_clear(at: At):
+    "End a warning or a stop after a person has looked at the parts, and forget the latest scores."
+    await at.worker.run(at.station.watch.clear, seconds=at.station.limits.seconds)
+    return at.station.watch.facts()
+
+
 # %% ../../nbs/73_inspection.server.ipynb #ce747133
 @router.get("/recent", response_model=Live, responses=problems(422), tags=["dashboard"])
 async def recent(at: At, after: Annotated[int, Query(ge=0, le=2**53)] = 0):
     "The decisions after a number, at most the last 1,000."
     seen, value = at.station.recent, at.station.threshold()
-    return Live(items=seen.after(after), number=seen.number, threshold=None if math.isnan(value) else value)
+    watch, threshold = at.station.watch, None if math.isnan(value) else value
+    return Live(items=seen.after(after), number=seen.number, threshold=threshold, drift=watch.sentence or None, stopped=bool(watch.stopped))
 
 @router.get("/recent/{number}.jpg", response_class=Response, tags=["dashboard"],
             responses={200: {"content": {"image/jpeg": {}}}, **problems(404, 422)})
