@@ -84,7 +84,7 @@ def pixel_auroc_against_sklearn(pairs):
 def exported(runtime, pairs):
     from thesis_ad.data.datasets import open_dataset
     from thesis_ad.inspection.export import export_bundle
-    from thesis_ad.models.detector import create, load_bundle, predict_set
+    from thesis_ad.models.detector import create, load_bundle
     data, folder = open_dataset("prefilter_a"), Path(tempfile.mkdtemp())
     bundle = create("patchcore", device="cpu").fit(data.train.evenly(20)).save(folder / "b")
     export_bundle(bundle, folder / "x", runtime)

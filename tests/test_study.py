@@ -59,6 +59,7 @@ def test_from_the_command_line(parts):
 
 
 def test_only_what_is_missing_is_computed(parts, monkeypatch, tmp_path):
+    monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "cache"))
     fits = []
     original = protocol.create
     def counted(*arguments, **settings):
