@@ -17,7 +17,7 @@ def _ellipse(shape, draw, low=0.02, high=0.08):
     "A soft ellipse float32 [H, W] in 0 … 1 at a random place."
     edge = min(shape)
     centre = [draw.uniform(0.12, 0.88) * n for n in shape]
-    axes, angle = draw.uniform(low, high, 2) * edge, draw.uniform(0, np.pi)
+    axes, angle = np.maximum(draw.uniform(low, high, 2) * edge, 2), draw.uniform(0, np.pi)
     y, x = np.mgrid[:shape[0], :shape[1]].astype(np.float32)
     y, x = y - centre[0], x - centre[1]
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)

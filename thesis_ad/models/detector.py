@@ -365,8 +365,10 @@ def read_bundle(path):
     if not isinstance(facts, dict) or _canonical(_sealed(facts)) != text: raise UserError(f"{path / FILES[0]} {changed}")
     if not (path / FILES[1]).is_file(): raise UserError(f"{path} is not a bundle (it lacks {FILES[1]})")
     blob = (path / FILES[1]).read_bytes()
-    if facts["tensors_sha256"] != sha256(blob): raise UserError(f"{path / FILES[1]} {changed}")
-    for name, digest in facts.get("files", {}).items():
+    if facts.get("tensors_sha256") != sha256(blob): raise UserError(f"{path / FILES[1]} {changed}")
+    files = facts.get("files", {})
+    if not isinstance(files, dict) or any(Path(name).name != name for name in files): raise UserError(f"{path / FILES[0]} {changed}")
+    for name, digest in files.items():
         if not (path / name).is_file(): raise UserError(f"{path} is not a bundle (it lacks {name})")
         if sha256(path / name) != digest: raise UserError(f"{path / name} was changed after it was written; export the bundle again")
     return facts, blob
