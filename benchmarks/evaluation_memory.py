@@ -48,7 +48,7 @@ def measure(bundle, root, count):
             target = some / file.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(file, target)
-    command = [sys.executable, "-m", "thesis_ad.cli", "evaluate", str(bundle), str(some), "-o", str(root.parent / f"results{count}")]
+    command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", "evaluate", str(bundle), str(some), "-o", str(root.parent / f"results{count}")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
