@@ -332,7 +332,8 @@ def out_of_sample(detector, images, progress=None):
 # %% ../../nbs/50_decision.threshold.ipynb #28b5ea9c
 def may_set_a_threshold(detector, images):
     "The images of an `ImageSet` whose scores are out of sample, and how many are left out."
-    seen = np.isin(picture_numbers(images), [n for n in detector.trained_on.tolist() if n not in held_scores(detector)])
+    held = held_scores(detector)
+    seen = np.isin(picture_numbers(images), [n for n in detector.trained_on.tolist() if n not in held])
     return images.take(~seen), int(seen.sum())
 
 def _options(method, options, ok, groups, per):
