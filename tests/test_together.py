@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -109,12 +110,12 @@ def test_two_processes_that_are_killed_go_on_where_they_were(mvtec_folder, tmp_p
     monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "cache"))
     both = start(2, "autoencoder", mvtec_folder, settings, tmp_path / "killed")
     while not list((tmp_path / "cache").glob("checkpoints/*.safetensors")): assert both[0].poll() is None
+    time.sleep(0.05)            # into the next update
     for one in both: one.kill(); one.communicate()
     assert not (tmp_path / "killed").exists()
     finish(start(2, "autoencoder", mvtec_folder, settings, tmp_path / "killed"))
     whole, killed = (load_bundle(tmp_path / name, "cpu") for name in ("whole", "killed"))
-    assert whole.facts["updates"] == killed.facts["updates"] and whole.facts["steps"] == killed.facts["steps"]
-    assert np.allclose(whole.facts["loss_train"], killed.facts["loss_train"], rtol=DRIFT["autoencoder"])        # one process goes on to the bit; two to rounding
+    assert whole.facts == killed.facts
     assert not list((tmp_path / "cache/checkpoints").glob("[!.]*"))        # a kill may leave a hidden part, which the next run sweeps
 
 

@@ -185,7 +185,7 @@ def test_budget_is_steps_or_epochs():
 
 def small_network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.3))
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.3)).to(memory_format=torch.channels_last)
 
 
 def fitted(d, steps=8, looks=(), interrupted_at=None):

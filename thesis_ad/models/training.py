@@ -193,6 +193,8 @@ def _resume(path, network, optimiser):
         wanted, weights = shapes(network.state_dict()), optimiser.param_groups[0]["params"]
         of_weights = all(t.dim() == 0 or t.shape == weights[i].shape for i, one in state.items() for t in one.values())
         if not (state and of_weights and shapes(of("network")) == wanted and shapes(of("best")) in ({}, wanted)): return None, {}
+        for i, one in state.items():            # a fused update reads memory in the order of the weight's
+            for name, t in one.items(): one[name] = torch.empty_like(weights[i], dtype=t.dtype).copy_(t) if t.dim() else t
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
         network.load_state_dict(of("network"))
         return p, of("best")
