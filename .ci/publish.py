@@ -33,6 +33,11 @@ def smaller(output, name):
     return output
 
 
+def kept(outputs, name):
+    "The outputs of a cell as they are committed; a widget's are left out, since it needs a kernel."
+    return [smaller(output, name) for output in outputs if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]
+
+
 def central_result(table):
     "The README's table of image AUROC and misses as Markdown, rendered datasets first."
     datasets = sorted(table.columns, key=lambda name: (not read_manifest(name).rendered, name))
@@ -44,18 +49,18 @@ def central_result(table):
 for target in sorted((root / "nbs" / "evaluation").glob("*.ipynb")):
     source = root / "runs" / "paper" / target.name
     notebook, run = nbformat.read(target, 4), nbformat.read(source, 4)
-    executed = [cell for cell in run.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    if [cell.source for cell in executed] != [cell.source for cell in notebook.cells]:
-        raise SystemExit(f"{source} was run from another version of {target.name}; run make reproduce ARGS='--profile paper' first")
-    for number, (cell, done) in enumerate(zip(notebook.cells, executed)):
-        if cell.cell_type == "code": cell.outputs, cell.execution_count = [smaller(output, number) for output in done.outputs], None
+    executed = [cell for cell in run.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if [cell.source for cell in executed] != [cell.source for cell in code]:
+        raise SystemExit(f"{source} was run from other code than that of {target.name}; run make reproduce ARGS='--profile paper' first")
+    for number, (cell, done) in enumerate(zip(code, executed)): cell.outputs, cell.execution_count = kept(done.outputs, number), None
     nbformat.write(notebook, target)
     print(target.relative_to(root))
 
 for target in sorted((root / "nbs").glob("*.ipynb")):
     notebook = nbformat.read(target, 4)
     for number, cell in enumerate(notebook.cells):
-        if cell.cell_type == "code": cell.outputs = [smaller(output, number) for output in cell.outputs]
+        if cell.cell_type == "code": cell.outputs = kept(cell.outputs, number)
     nbformat.write(notebook, target)
 
 readme, mark = root / "README.md", "<!-- central result -->\n"
@@ -67,5 +72,8 @@ readme.write_text(before + mark + central_result(table) + "\n" + mark + after)
 for target in sorted((root / "nbs" / "book").glob("*.ipynb")):       # they read the published tables and assert what they say of them
     notebook = nbformat.read(target, 4)
     NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(target.parent)}}).execute()
+    notebook.metadata.pop("widgets", None)
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code": cell.outputs = kept(cell.outputs, number)
     nbformat.write(notebook, target)
     print(target.relative_to(root))
