@@ -8,11 +8,11 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from test_threshold import refused, thesis_ad
 
-from thesis_ad.data.datasets import ImageSet
+from thesis_ad.data.datasets import ImageSet, open_dataset
 from thesis_ad.decision.drift import drift_of_scores
 from thesis_ad.decision.threshold import calibrate, conformal_threshold, grouped_threshold, held_scores
 from thesis_ad.images.pseudo import KINDS, pseudo_defect
-from thesis_ad.models.auto import folds_of, number_of_folds
+from thesis_ad.models.auto import folds_of, joined, number_of_folds
 from thesis_ad.models.detector import create, load_bundle
 from thesis_ad.settings import UserError, rng
 
@@ -33,6 +33,15 @@ def photos(tmp_path_factory):
     result = thesis_ad("fit", "auto", root / "photos", "-o", root / "bundle", *SMALL)
     assert result.returncode == 0, result.stderr
     return root, result
+
+
+@pytest.mark.parametrize("first, second", [("files", "files"), ("memory", "files"), ("files", "memory"), ("memory", "memory")])
+def test_images_in_files_and_in_memory_are_joined(first, second, mvtec_folder):
+    data = open_dataset(mvtec_folder)
+    def held(images, where): return images if where == "files" else ImageSet.from_arrays([images.picture(i) for i in range(len(images))], labels=images.labels)
+    both = joined(held(data.train, first), held(data.calibration, second))
+    expected = [images.picture(i) for images in (data.train, data.calibration.ok()) for i in range(len(images))]
+    assert len(both) == len(expected) and all(np.array_equal(both.picture(i), image) for i, image in enumerate(expected)) and not both.labels.any()
 
 
 def test_a_flat_folder_of_twelve_photos_becomes_a_bundle_that_decides(photos):

@@ -65,7 +65,7 @@ def notebooks_of(profile):
 
 def notebook_key(path, profile):
     "A hash of everything an evaluation notebook depends on."
-    cells = [cell["source"] for cell in json.loads(path.read_text())["cells"]]
+    cells = [cell["source"] for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     return content_key(cells, dataclasses.asdict(profile), code_hash(99 if path.stem in STATION else 69), [dataset_for(name, profile).key for name in profile.datasets])
 
 def _notebook_of(path):

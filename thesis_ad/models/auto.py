@@ -101,14 +101,19 @@ def number_of_folds(images):
     "Five, and up to fifteen for few images: members that learn from fewer images than the delivered ones give higher scores, and with few images every one counts."
     return int(np.clip(round(300 / images), 5, 15))
 
+def _pixels(images):
+    "The images of an `ImageSet` uint8 [H, W, 3] by path."
+    return {path: images.picture(i) if images.arrays is None else images.arrays[path] for i, path in enumerate(images.paths)}
+
 def joined(train, more):
     "The `ImageSet` of the images of `train` and the OK images of `more` (or None)."
     if more is None or not len(more.ok()): return train
-    more, arrays = more.ok(), train.arrays
-    if arrays is None: table = more.table.assign(path=[os.path.relpath(more.root / path, train.root) for path in more.paths])
+    more, arrays = more.ok(), None
+    if train.arrays is None and more.arrays is None: paths = [os.path.relpath(more.root / path, train.root) for path in more.paths]
     else:
-        table = more.table.assign(path=[f"more/{path}" for path in more.paths], mask="")
-        arrays = arrays | {new: more.arrays[path] for new, path in zip(table.path, more.paths)}
+        paths = [f"more/{path}" for path in more.paths]
+        arrays = _pixels(train) | dict(zip(paths, _pixels(more).values()))
+    table = more.table.assign(path=paths, mask="")
     return train.view(table=pd.concat([train.table, table], ignore_index=True), arrays=arrays)
 
 # %% ../../nbs/49_models.auto.ipynb #058a54f0
