@@ -37,6 +37,7 @@ NOTEBOOKS = {                                 # stem: methods it needs on every 
     "30_baseline_vs_dfr": ("dfr", "pca", "autoencoder", "autoencoder_plain"),
     "40_map_resolution": ("dfr", "dfr_fine"),
     "42_defect_size": ("dfr", "dfr_fine"),
+    "44_scale_and_tiles": (),
     "45_borders": (),
     "50_detectors": ALL,
     "52_speed_and_accuracy": ALL,
