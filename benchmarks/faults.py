@@ -34,6 +34,7 @@ settings: {small: {size: [64, 64], replicates: 50}}
 TABLES = ("results", "summary", "ranks", "significance")
 NOTEBOOK = "40_map_resolution"
 LIMIT = 1200            # seconds until a run counts as hanging
+workers = 2             # processes of a study's pool
 rendered = None         # a folder of rendered images, so that not every run renders them again
 
 
@@ -50,7 +51,7 @@ class Run:
         (self.folder / "study.yaml").write_text(STUDY)
         if rendered and not (self.cache / "data").exists(): shutil.copytree(rendered, self.cache / "data")
 
-    def arguments(self): return "study", self.folder / "study.yaml", "-o", self.out, "--workers", 2
+    def arguments(self): return "study", self.folder / "study.yaml", "-o", self.out, "--workers", workers
 
     @property
     def cache(self): return self.folder / "cache"
@@ -88,7 +89,7 @@ class Run:
         finally:
             with contextlib.suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL)
         if "Traceback" in self.said(): return "traceback"
-        last = [line for line in self.said().splitlines() if line.strip()][-1:]
+        last = [line for line in self.said().splitlines() if line.strip() and not line.startswith(" ") and "Warning" not in line][-1:]
         return "finished" if code == 0 else f"stopped: {last[0] if last else code}"
 
 
@@ -137,7 +138,7 @@ def run_killed(folder):
 
 def workers_killed(folder):
     "A worker of the pool is killed every 20 seconds."
-    run, times, draw = Run(folder), 0, random.Random(0)
+    run, times, draw = Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "out", "--workers", 2), 0, random.Random(0)
     ends = time.monotonic() + LIMIT
     while run.running() and time.monotonic() < ends:
         time.sleep(20)
@@ -183,7 +184,7 @@ def cache_emptied(folder):
 
 def two_at_once(folder):
     "The same study twice at the same time, on one cache."
-    first, second = Run(folder), Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "second", "--workers", 2, name="second")
+    first, second = Run(folder), Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "second", "--workers", workers, name="second")
     ended = [first.finish(), second.finish()]
     same = first.tables() == second.tables()
     return 2, ended[0] if ended[0] == ended[1] and same else f"{ended}, tables {'equal' if same else 'differ'}", first
@@ -215,7 +216,9 @@ def clock_moved(folder):
     if library is None: raise PermissionError("the clock is moved by libfaketime, which is not installed")
     clock, times, draw = Path(folder) / "clock", 0, random.Random(3)
     clock.write_text("+0d\n")
-    run = Run(folder, environment={"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"})
+    (Path(folder) / "sleep").mkdir()                # libfaketime does not know the call by which Python sleeps
+    (Path(folder) / "sleep/sitecustomize.py").write_text("import select, time\ntime.sleep = lambda seconds: select.select([], [], [], seconds) and None\n")
+    run = Run(folder, environment={"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(folder) / 'sleep'}", "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"})
     ends = time.monotonic() + LIMIT
     while run.running() and time.monotonic() < ends:
         time.sleep(3)
@@ -359,7 +362,7 @@ def strike(name, expected):
         tables, wanted = expected or (found, fits)
         left = len(list(run.cache.rglob(".*.part*")))
         row = dict(zip(COLUMNS, (name, times, ended, repeated, bool(found) and found == tables, fits, wanted, left)))
-        if not row["tables_equal"] or "traceback" in ended: print(before + run.said())
+        if not row["tables_equal"] or "traceback" in ended or "Warning" in before: print(before + run.said())
         global rendered
         if rendered is None: rendered = shutil.copytree(run.cache / "data", Path(tempfile.mkdtemp(prefix="faults_data_")) / "data")
         return row, (found, fits)
@@ -368,8 +371,10 @@ def strike(name, expected):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sorted(FAULTS))
+    parser.add_argument("--workers", type=int, default=workers, help="processes of a study whose workers are not the ones to be killed; 1 is half the work")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     options = parser.parse_args()
+    globals()["workers"] = options.workers
     rows, expected = {}, {}
     if options.only and options.out.exists(): rows = {row["fault"]: row for row in pd.read_csv(options.out).to_dict("records")}
     for name in dict.fromkeys(["undisturbed", *(["reproduction_undisturbed"] if {*(options.only or FAULTS)} & {one.__name__ for one in REPRODUCTIONS} else []), *(options.only or FAULTS)]):
