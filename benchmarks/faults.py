@@ -1,10 +1,12 @@
 """What goes wrong on machines, done on purpose to a small study: does it end, with the same tables, and with nothing lost or counted twice?
 
-Each fault runs `thesis-ad study` (or `reproduce`) in processes of its own, with a cache of its own, and is compared with an undisturbed run:
-either the tables are equal byte by byte, or the command stops with one sentence and, repeated without the fault, gives those tables.
-Writes faults.csv: fault, how often it struck, how the disturbed run ended, whether the tables are equal, fits done in all, and those an undisturbed run does.
+Each fault runs `thesis-ad study` or `thesis-ad reproduce` in processes of its own, with a cache of its own, and is compared with an undisturbed run:
+either the tables (and figures) are equal byte by byte, or the command stops with one sentence and, repeated without the fault, gives those tables.
+Writes faults.csv: fault, how often it struck, how the disturbed run ended, whether it was repeated, whether the final tables are equal, finished
+evaluations in the cache, those of an undisturbed run, and half-written files that were left. A row is written when its fault is over; `--only` renews
+the rows that it names. Mounting small disks needs root and the moved clock libfaketime (Debian: apt-get install libfaketime); without them the row says so.
 
-    python benchmarks/faults.py                      # about ten minutes on two cores
+    python benchmarks/faults.py                      # about twenty minutes on two cores
     python benchmarks/faults.py --only disk_full
 """
 import argparse
@@ -30,18 +32,31 @@ seeds: [0, 1]
 settings: {small: {size: [64, 64], replicates: 50}}
 """
 TABLES = ("results", "summary", "ranks", "significance")
-LIMIT = 400             # seconds until a run counts as hanging
+NOTEBOOK = "40_map_resolution"
+LIMIT = 1200            # seconds until a run counts as hanging
+workers = 2             # processes of a study's pool
+rendered = None         # a folder of rendered images, so that not every run renders them again
 
 
 class Run:
-    "A command in a process group of its own, with a cache folder of its own."
+    "A study in a process group of its own, with a cache folder of its own."
     def __init__(self, folder, *arguments, name="out", environment=None):
-        self.folder, self.out = Path(folder), Path(folder) / name
-        environment = os.environ | {"THESIS_AD_CACHE": str(self.folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | (environment or {})
-        (self.folder / "study.yaml").write_text(STUDY)
-        arguments = arguments or ("study", self.folder / "study.yaml", "-o", self.out, "--workers", 2)
+        self.folder, self.out, self.cwd = Path(folder), Path(folder) / name, ROOT
+        self.prepare()
+        environment = os.environ | {"THESIS_AD_CACHE": str(self.cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.cwd)} | (environment or {})
         self.log = open(self.folder / f"{name}.log", "w+")
-        self.process = subprocess.Popen([sys.executable, "-c", "from thesis_ad.cli import main; main()", *map(str, arguments)], stdout=self.log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, cwd=ROOT)
+        self.process = subprocess.Popen([sys.executable, "-c", "from thesis_ad.cli import main; main()", *map(str, arguments or self.arguments())], stdout=self.log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, cwd=self.cwd)
+
+    def prepare(self):
+        (self.folder / "study.yaml").write_text(STUDY)
+        if rendered and not (self.cache / "data").exists(): shutil.copytree(rendered, self.cache / "data")
+
+    def arguments(self): return "study", self.folder / "study.yaml", "-o", self.out, "--workers", workers
+
+    @property
+    def cache(self): return self.folder / "cache"
+
+    def tables(self): return {name: (self.out / f"{name}.csv").read_bytes() for name in TABLES if (self.out / f"{name}.csv").exists()}
 
     def said(self): return (self.folder / f"{self.out.name}.log").read_text()
 
@@ -74,11 +89,34 @@ class Run:
         finally:
             with contextlib.suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL)
         if "Traceback" in self.said(): return "traceback"
-        last = [line for line in self.said().splitlines() if line.strip()][-1:]
+        last = [line for line in self.said().splitlines() if line.strip() and not line.startswith(" ") and "Warning" not in line][-1:]
         return "finished" if code == 0 else f"stopped: {last[0] if last else code}"
 
 
-def tables(out): return {name: (out / f"{name}.csv").read_bytes() for name in TABLES if (out / f"{name}.csv").exists()}
+class Reproduction(Run):
+    "One evaluation notebook of profile smoke and its fits, in a clone of its own."
+    def prepare(self):
+        super().prepare()
+        self.cwd = self.folder / "clone"
+        if self.cwd.exists(): return
+        for name in ("nbs/evaluation", "thesis_ad", "data_manifest"): shutil.copytree(ROOT / name, self.cwd / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        shutil.copy2(ROOT / "settings.ini", self.cwd)
+
+    def arguments(self): return "reproduce", "--profile", "smoke", "--only", NOTEBOOK, "--set", "dfr_steps=8", "--set", "replicates=50", "--workers", 2
+
+    def tables(self):
+        figures = self.folder / "clone/figures"
+        return {path.relative_to(figures).as_posix(): path.read_bytes() for path in sorted(figures.rglob("*.*")) if path.is_file() and not path.name.startswith(".")}
+
+    def kernels(self):
+        "{process: processor seconds} of this run's kernels."
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, ValueError):
+                if b"ipykernel_launcher" not in (path / "cmdline").read_bytes() or f"THESIS_AD_CACHE={self.cache}".encode() not in (path / "environ").read_bytes().split(b"\0"): continue
+                used = (path / "stat").read_text().rpartition(")")[2].split()
+                found[int(path.name)] = (int(used[11]) + int(used[12])) / os.sysconf("SC_CLK_TCK")
+        return found
 
 
 # ---- the faults: each is given a folder, and returns (times it struck, how the run ended, the last run) ----
@@ -99,11 +137,11 @@ def run_killed(folder):
     return times, run.finish(), run
 
 def workers_killed(folder):
-    "A worker of the pool is killed every few seconds."
-    run, times, draw = Run(folder), 0, random.Random(0)
+    "A worker of the pool is killed every 20 seconds."
+    run, times, draw = Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "out", "--workers", 2), 0, random.Random(0)
     ends = time.monotonic() + LIMIT
     while run.running() and time.monotonic() < ends:
-        time.sleep(4)
+        time.sleep(20)
         if run.running() and times < 8 and (there := run.workers()):
             with contextlib.suppress(ProcessLookupError): os.kill(draw.choice(there), signal.SIGKILL); times += 1
     return times, run.finish(), run
@@ -142,14 +180,13 @@ def cache_emptied(folder):
     run.wait_for(3)
     shutil.rmtree(run.folder / "cache", ignore_errors=True)
     ended = run.finish()
-    if ended != "finished": run = Run(folder); run.finish()
     return 1, ended, run
 
 def two_at_once(folder):
     "The same study twice at the same time, on one cache."
-    first, second = Run(folder), Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "second", "--workers", 2, name="second")
+    first, second = Run(folder), Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "second", "--workers", workers, name="second")
     ended = [first.finish(), second.finish()]
-    same = tables(first.out) == tables(second.out)
+    same = first.tables() == second.tables()
     return 2, ended[0] if ended[0] == ended[1] and same else f"{ended}, tables {'equal' if same else 'differ'}", first
 
 def half_written_files_left(folder):
@@ -163,7 +200,7 @@ def half_written_files_left(folder):
     left = list((Path(folder) / "cache").rglob(".*.part*"))
     return 5, ended if not left else f"{len(left)} leftovers stayed", run
 
-def clock_moved(folder):
+def file_times_moved(folder):
     "Every file of the cache gets a time of 1990 or of 2090 while the study runs, as on machines whose clocks disagree."
     run, times = Run(folder), 0
     ends = time.monotonic() + LIMIT
@@ -171,6 +208,23 @@ def clock_moved(folder):
         for path in (run.folder / "cache").rglob("*"):
             with contextlib.suppress(OSError): os.utime(path, (random.choice([631152000, 3786912000]),) * 2); times += 1
         time.sleep(1)
+    return times, run.finish(), run
+
+def clock_moved(folder):
+    "The clock that all processes of the study see jumps ahead or back by up to two years every three seconds."
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    if library is None: raise PermissionError("the clock is moved by libfaketime, which is not installed")
+    clock, times, draw = Path(folder) / "clock", 0, random.Random(3)
+    clock.write_text("+0d\n")
+    (Path(folder) / "sleep").mkdir()                # libfaketime does not know the call by which Python sleeps
+    (Path(folder) / "sleep/sitecustomize.py").write_text("import select, time\ntime.sleep = lambda seconds: select.select([], [], [], seconds) and None\n")
+    run = Run(folder, environment={"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(folder) / 'sleep'}", "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"})
+    ends = time.monotonic() + LIMIT
+    while run.running() and time.monotonic() < ends:
+        time.sleep(3)
+        clock.with_suffix(".new").write_text(f"{draw.randrange(-730, 730):+}d\n")
+        os.replace(clock.with_suffix(".new"), clock)
+        times += 1
     return times, run.finish(), run
 
 @contextlib.contextmanager
@@ -181,27 +235,67 @@ def _mounted(path, *options):
     finally: subprocess.run(["umount", "-l", path], check=True)
 
 def disk_full(folder):
-    "The cache lies on a disk of 3 MB; then on one that is large enough."
-    with _mounted(Path(folder) / "cache", "size=3m"):
+    "The cache lies on a disk on which its images have room and little else; then on one that is large enough."
+    with _mounted(Path(folder) / "cache", "size=6m"):
         run = Run(folder)
         ended = run.finish()
-        if "no space left" not in run.said().lower(): ended = f"{ended} (and no word of the disk)"
         lines = [line for line in run.said().splitlines() if "no space left" in line.lower()]
-    run = Run(folder)
-    again = run.finish()
-    return len(lines), f"{len(lines)} rows with a sentence, then {again}", run
+    return len(lines), f"{len(lines)} lines name the disk; {ended}" if lines else f"{ended} (and no word of the disk)", run
+
+def results_disk_full(folder):
+    "The folder for the tables lies on a disk of 8 kB; then on one that is large enough."
+    with _mounted(Path(folder) / "out", "size=8k"):
+        run = Run(folder)
+        ended = run.finish()
+    return 1, ended, run
 
 def results_read_only(folder):
     "The folder for the tables lies on a disk that is mounted read-only."
-    with _mounted(Path(folder) / "locked", "size=1m"):
-        subprocess.run(["mount", "-o", "remount,ro", Path(folder) / "locked"], check=True)
-        run = Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "locked/out", name="locked")
+    with _mounted(Path(folder) / "out", "size=1m", "ro"):
+        run = Run(folder)
         ended = run.finish()
-    run = Run(folder)
-    run.finish()
-    return 1, ended.replace(str(folder), "…"), run
+    return 1, ended, run
 
-FAULTS = {one.__name__: one for one in (undisturbed, run_killed, workers_killed, cache_truncated, cache_bits_flipped, cache_files_deleted, cache_emptied, two_at_once, half_written_files_left, clock_moved, disk_full, results_read_only)}
+# ---- reproductions: a notebook with its figures ----
+
+def reproduction_undisturbed(folder):
+    run = Reproduction(folder)
+    return 0, run.finish(), run
+
+def kernel_killed(folder):
+    "The notebook's kernel is killed before its first word, and the kernel that is started in its place in the midst of its work."
+    run, times = Reproduction(folder), 0
+    ends = time.monotonic() + LIMIT
+    while run.running() and times < 2 and time.monotonic() < ends:
+        for process, used in run.kernels().items():
+            if used > (0.05, 3)[times]:
+                with contextlib.suppress(ProcessLookupError): os.kill(process, signal.SIGKILL); times += 1
+                break
+        time.sleep(0.02)
+    return times, run.finish(), run
+
+def two_reproductions_at_once(folder):
+    "The same reproduction twice at the same time, in one clone, on one cache."
+    first = Reproduction(folder)
+    second = Reproduction(folder, name="second")
+    ended = [first.finish(), second.finish()]
+    return 2, ended[0] if ended[0] == ended[1] else " and ".join(ended), first
+
+def figures_read_only(folder):
+    "The folder for figures lies on a disk that is mounted read-only."
+    with _mounted(Path(folder) / "clone_figures", "size=1m", "ro") as locked:
+        first = Reproduction(folder, "--version", name="clone")                  # makes the clone
+        first.finish()
+        (first.cwd / "figures").symlink_to(locked)
+        run = Reproduction(folder)
+        ended = run.finish()
+    (run.cwd / "figures").unlink()
+    return 1, ended, run
+
+STUDIES = (undisturbed, run_killed, workers_killed, cache_truncated, cache_bits_flipped, cache_files_deleted, cache_emptied, two_at_once, half_written_files_left, file_times_moved, clock_moved,
+           disk_full, results_disk_full, results_read_only)
+REPRODUCTIONS = (reproduction_undisturbed, kernel_killed, two_reproductions_at_once, figures_read_only)
+FAULTS = {one.__name__: one for one in (*STUDIES, *REPRODUCTIONS)}
 
 
 # ---- on a cluster ----
@@ -245,34 +339,52 @@ def _on_cluster(folder, victims, pause):
     finally: cluster.close()
 
 def cluster_undisturbed(folder): return _on_cluster(folder, ["worker0"], LIMIT)
-def cluster_workers_killed(folder): return _on_cluster(folder, ["worker0", "worker1", "worker2"], 10)
-def cluster_scheduler_restarted(folder): return _on_cluster(folder, ["scheduler"], 12)
+def cluster_workers_killed(folder): return _on_cluster(folder, ["worker0", "worker1", "worker2"], 20)
+def cluster_scheduler_restarted(folder): return _on_cluster(folder, ["scheduler"], 20)
 
 with contextlib.suppress(ImportError):
     import distributed  # noqa: F401
     FAULTS |= {one.__name__: one for one in (cluster_undisturbed, cluster_workers_killed, cluster_scheduler_restarted)}
 
 
+COLUMNS = ["fault", "struck", "ended", "repeated", "tables_equal", "evaluations", "evaluations_undisturbed", "leftovers"]
+
+def strike(name, expected):
+    "The row of a fault, and its last run; `expected` is (tables, evaluations) of the undisturbed run, or None for that one itself."
+    with tempfile.TemporaryDirectory(prefix="faults_") as folder:
+        try: times, ended, run = FAULTS[name](folder)
+        except PermissionError as error: return dict(zip(COLUMNS, (name, 0, f"not injected: {error}"))), None
+        ended, before = ended.replace(str(Path(folder)), "FOLDER"), run.said()
+        if repeated := ended != "finished":
+            run = type(run)(folder)
+            if (again := run.finish()) != "finished": ended += f"; repeated: {again}"
+        found, fits = run.tables(), run.fits()
+        tables, wanted = expected or (found, fits)
+        left = len(list(run.cache.rglob(".*.part*")))
+        row = dict(zip(COLUMNS, (name, times, ended, repeated, bool(found) and found == tables, fits, wanted, left)))
+        if not row["tables_equal"] or "traceback" in ended or "Warning" in before: print(before + run.said())
+        global rendered
+        if rendered is None: rendered = shutil.copytree(run.cache / "data", Path(tempfile.mkdtemp(prefix="faults_data_")) / "data")
+        return row, (found, fits)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sorted(FAULTS))
+    parser.add_argument("--workers", type=int, default=workers, help="processes of a study whose workers are not the ones to be killed; 1 is half the work")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     options = parser.parse_args()
-    rows, expected, wanted = [], None, 0
-    for name in dict.fromkeys(["undisturbed", *(options.only or FAULTS)]):
-        with tempfile.TemporaryDirectory(prefix="faults_") as folder:
-            start = time.monotonic()
-            try: times, ended, run = FAULTS[name](folder)
-            except PermissionError as error: print(f"{name}: left out, {error}"); continue
-            found = tables(run.out)
-            if name == "undisturbed": expected, wanted = found, run.fits()
-            left = len([path for path in (Path(folder) / "cache").rglob(".*.part*")])
-            rows.append((name, times, ended, found == expected and len(found) == len(TABLES), run.fits(), wanted, left))
-            print(f"{name:28}struck {times:4}  {ended[:90]:92}tables {'equal' if rows[-1][3] else 'DIFFER'}  {run.fits()} of {wanted} evaluations, {left} leftovers, {time.monotonic() - start:.0f} s", flush=True)
-            if not rows[-1][3]: print(run.said())
-        table = pd.DataFrame(rows, columns=["fault", "struck", "ended", "tables_equal", "evaluations", "evaluations_undisturbed", "leftovers"])
-        if not options.only: table.to_csv(options.out, index=False)
-    sys.exit(0 if table.tables_equal.all() else 1)
+    globals()["workers"] = options.workers
+    rows, expected = {}, {}
+    if options.only and options.out.exists(): rows = {row["fault"]: row for row in pd.read_csv(options.out).to_dict("records")}
+    for name in dict.fromkeys(["undisturbed", *(["reproduction_undisturbed"] if {*(options.only or FAULTS)} & {one.__name__ for one in REPRODUCTIONS} else []), *(options.only or FAULTS)]):
+        start, kind = time.monotonic(), FAULTS[name] in REPRODUCTIONS
+        rows[name], found = strike(name, expected.get(kind))
+        expected.setdefault(kind, found)
+        print(", ".join(f"{key} {value}" for key, value in rows[name].items()), f"{time.monotonic() - start:.0f} s", flush=True)
+        pd.DataFrame([rows[one] for one in FAULTS if one in rows], columns=COLUMNS).to_csv(options.out, index=False)
+    shutil.rmtree(rendered.parent, ignore_errors=True)
+    sys.exit(0 if all(row.get("tables_equal", True) for row in rows.values()) else 1)
 
 
 if __name__ == "__main__": main()

@@ -145,12 +145,13 @@ def notebook(path, *cells):
     return path
 
 
-def test_a_kernel_that_dies_before_its_first_word_is_started_again(kernels_that_die, tmp_path):
+def test_a_kernel_that_dies_before_its_first_word_is_started_again(kernels_that_die, tmp_path, caplog):
     starts = kernels_that_die(2)
     run_notebook(notebook(tmp_path / "10_toy.ipynb", "6 * 7"), tmp_path / "runs" / "10_toy.ipynb", {})
     assert starts.read_text() == "xxx"
     done = nbformat.read(tmp_path / "runs" / "10_toy.ipynb", 4)
     assert done.cells[-1].outputs[0]["data"]["text/plain"] == "42"
+    assert not [record for record in caplog.records if record.name == "papermill"], "a kernel that is replaced is no news"
 
 
 def test_a_kernel_that_never_starts_is_a_sentence(kernels_that_die, tmp_path):

@@ -92,6 +92,15 @@ def test_a_damaged_cache_is_made_again_and_changes_no_number(parts, tmp_path, mo
     assert (tmp_path / "b/results.csv").read_bytes() == before
 
 
+def test_a_cost_that_cannot_be_kept_stops_no_study(parts, tmp_path, monkeypatch):
+    monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "cache"))
+    def full(path, facts): raise UserError(f"no space left to write {path}")
+    monkeypatch.setattr(module, "write_json", full)
+    parts.write_text(TEXT.replace("categories: all", "categories: [bottle]"))
+    results = run_study(read_study(parts), tmp_path / "out", **QUIET)
+    assert (results.error == "").all() and not (tmp_path / "cache/costs").exists()
+
+
 def test_what_a_past_run_cost_is_what_the_next_one_is_expected_to(parts, tmp_path, monkeypatch):
     monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "cache"))
     study = parse_study(TEXT.replace("categories: all", "categories: [bottle]"), beside=parts.parent)

@@ -8,7 +8,7 @@ __all__ = ['ALL', 'NOTEBOOKS', 'LAST', 'PUBLIC_NOTEBOOKS', 'STATION', 'LONG', 'n
            'published_tables', 'verify']
 
 # %% ../nbs/80_reproduce.ipynb #6e9523c2
-import contextlib, dataclasses, functools, io, json, os, subprocess, sys, time
+import contextlib, dataclasses, functools, io, json, logging, os, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +103,7 @@ def _execute(source, target, parameters, starts=3):
     "Papermill; a kernel that dies before its first word is started again."
     import papermill
     from nbclient.exceptions import DeadKernelError
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)          # what matters is said here
     for left in reversed(range(starts)):
         try:
             with _one_thread():

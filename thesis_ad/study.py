@@ -9,7 +9,7 @@ __all__ = ['KEYS', 'COLUMNS', 'RESULT_COLUMNS', 'COST_COLUMNS', 'SAVE_SECONDS', 
            'critical_difference', 'plot_ranks']
 
 # %% ../nbs/81_study.ipynb #b2130bac
-import dataclasses, itertools, json, math, time
+import contextlib, dataclasses, itertools, json, math, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,7 +174,9 @@ def note_cost(combination, result):
     like, work = _likeness(combination.task)
     cost = _cost(combination, result)
     facts = {"method": combination.task.method, "like": like, "work": work, "seconds": cost["fit_seconds"] + cost["evaluate_seconds"], "memory_mib": cost["memory_mib"]}
-    write_json(cache_dir() / "costs" / f"{content_key(like, combination.seed)}.json", facts | {"size": list(prepared(combination.task)[0].size)})
+    facts |= {"size": list(prepared(combination.task)[0].size)}
+    with contextlib.suppress(OSError, UserError):               # a full disk: no study ends for an estimate
+        write_json(cache_dir() / "costs" / f"{content_key(like, combination.seed)}.json", facts)
 
 def expected(task, known):
     "(seconds, MiB, how it is known) that a task is expected to take: 'itself', 'its detector', 'other detectors' or 'nothing' (NaN)."

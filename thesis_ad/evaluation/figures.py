@@ -153,7 +153,7 @@ def rates_at_threshold(scores, calibration, alpha=0.05):
 
 
 # %% ../../nbs/62_evaluation.figures.ipynb #99812cef
-CENTRAL = ("dfr", "patchcore", "padim", "efficientad", "autoencoder")       # one method of each kind, in the README
+CENTRAL = ("auto", "dfr", "patchcore", "padim", "efficientad", "autoencoder")       # one method of each kind, in the README
 
 def central_table(summary, rates, methods=CENTRAL):
     "Text [method, dataset] of image AUROC in percent, its interval and the misses, as '86.7 [76.1, 93.0] · 50 missed'."
