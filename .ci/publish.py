@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from thesis_ad.data.manifest import read_manifest
-from thesis_ad.evaluation.figures import central_table, rates_at_threshold, read_table
+from thesis_ad.evaluation.figures import central_table, read_table
 
 root = Path(__file__).resolve().parents[1]
 LARGE = 60_000    # base64 characters of a PNG above which it is kept as JPEG …
@@ -65,8 +65,7 @@ for target in sorted((root / "nbs").glob("*.ipynb")):
 
 readme, mark = root / "README.md", "<!-- central result -->\n"
 before, after = readme.read_text().split(mark)[::2]
-summary, scores, calibration = (read_table(root / "figures" / "paper" / "tables" / f"{name}.csv") for name in ("summary", "scores", "scores_calibration"))
-table = central_table(summary, rates_at_threshold(scores, calibration))
+table = central_table(read_table(root / "figures" / "paper" / "tables" / "summary.csv"))
 readme.write_text(before + mark + central_result(table) + "\n" + mark + after)
 
 for target in sorted((root / "nbs" / "book").glob("*.ipynb")):       # they read the published tables and assert what they say of them

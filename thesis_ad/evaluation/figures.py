@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'STYLE', 'MAPS', 'DPI', 'LARGEST', 'PARTS', 'CENTRAL', 'PUBLISHED', 'Results', 'write_csv', 'read_table',
-           'merge_parts', 'percent', 'reading_table', 'dataset_title', 'rates_at_threshold', 'central_table',
-           'roc_band', 'plot_roc', 'plot_histogram', 'plot_confusion', 'beats', 'plot_beats', 'outline', 'plot_maps',
-           'plot_losses']
+           'merge_parts', 'percent', 'reading_table', 'dataset_title', 'central_table', 'roc_band', 'plot_roc',
+           'plot_histogram', 'plot_confusion', 'beats', 'plot_beats', 'outline', 'plot_maps', 'plot_losses']
 
 # %% ../../nbs/62_evaluation.figures.ipynb #d0abf351
 import io, platform, sys
@@ -19,7 +18,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..decision.threshold import conformal_threshold
 from .metrics import _alarms, image_auroc, replicate_weights
 from .protocol import code_hash, dataset_for, stack, summarise
 from ..files import atomic_write, write_json
@@ -49,7 +47,6 @@ def _pdf(figure, path):
     "Write a matplotlib figure as a vector graphic that carries no date."
     figure.savefig(path, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
 
-
 # %% ../../nbs/62_evaluation.figures.ipynb #02542472
 def _show(figure, path, caption):
     "In a notebook, show the file that was written, above its caption, instead of drawing the figure once more."
@@ -58,7 +55,6 @@ def _show(figure, path, caption):
     from IPython.display import Image as Picture, Markdown, display
     plt.close(figure)
     display(Picture(filename=path), Markdown(f"*{caption}*"))
-
 
 # %% ../../nbs/62_evaluation.figures.ipynb #cd05ebf3
 @dataclass
@@ -140,27 +136,16 @@ def dataset_title(name, profile):
     "'prefilter_a (rendered)' or 'elpv_mono (real)': a dataset as every figure and table for reading names it."
     return f"{name} ({'rendered' if dataset_for(name, profile).rendered else 'real'})"
 
-# %% ../../nbs/62_evaluation.figures.ipynb #e03a23f9
-def rates_at_threshold(scores, calibration, alpha=0.05):
-    "False-positive and miss rates at the conformal threshold for `alpha`, mean over seeds: dataset, method, false_positive_rate, miss_rate."
-    keys, rows = ["dataset", "method", "seed"], []
-    ok = {key: some.score for key, some in calibration[calibration.label == 0].groupby(keys)}
-    for key, some in scores.groupby(keys):
-        called = some.score > conformal_threshold(ok[key], alpha).value
-        rows.append((*key, called[some.label == 0].mean(), 1 - called[some.label == 1].mean()))
-    table = pd.DataFrame(rows, columns=[*keys, "false_positive_rate", "miss_rate"])
-    return table.drop(columns="seed").groupby(["dataset", "method"], as_index=False).mean()
-
-
 # %% ../../nbs/62_evaluation.figures.ipynb #99812cef
 CENTRAL = ("auto", "dfr", "patchcore", "padim", "efficientad", "autoencoder")       # one method of each kind, in the README
 
-def central_table(summary, rates, methods=CENTRAL):
+def central_table(summary, methods=CENTRAL):
     "Text [method, dataset] of image AUROC in percent, its interval and the misses, as '86.7 [76.1, 93.0] · 50 missed'."
-    auroc = summary[(summary.metric == "image_auroc") & summary.method.isin(methods)].merge(rates, on=["dataset", "method"])
-    text = [f"{percent(row.mean, row.ci_low, row.ci_high)} · {100 * row.miss_rate:.0f} missed" for row in auroc.itertuples()]
+    some = summary[summary.method.isin(methods)]
+    misses = some[some.metric == "misses"].set_index(["dataset", "method"])["mean"].rename("misses")
+    auroc = some[some.metric == "image_auroc"].join(misses, on=["dataset", "method"])
+    text = [f"{percent(row.mean, row.ci_low, row.ci_high)} · {100 * row.misses:.0f} missed" for row in auroc.itertuples()]
     return auroc.assign(text=text).pivot(index="method", columns="dataset", values="text").reindex(methods)
-
 
 # %% ../../nbs/62_evaluation.figures.ipynb #64e22c55
 def roc_band(labels, scores, groups, at, replicates=300):
@@ -181,7 +166,6 @@ def plot_roc(ax, labels, scores, name, colour=None, groups=None, line="-"):
         ax.fill_between(at, *roc_band(labels, scores, groups, at), color=drawn.get_color(), alpha=0.12, lw=0)
     ax.set(xlabel="false-positive rate", ylabel="true-positive rate", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
     ax.legend(loc="lower right")
-
 
 # %% ../../nbs/62_evaluation.figures.ipynb #261cd742
 def plot_histogram(ax, labels, scores, threshold=None, bins=30, rule="threshold"):
@@ -240,7 +224,6 @@ def _map_row(figure, row, name, heats, masks, scores=None):
     bar.set_label("score of a pixel", fontsize=6)
     bar.ax.tick_params(labelsize=6)
 
-
 # %% ../../nbs/62_evaluation.figures.ipynb #3f05726f
 def plot_maps(images, masks, maps, scores=None, width=1.6, titles=None, title=None):
     "Images under their `titles`, the same with their masks outlined, and a row for each method in `maps` (name -> anomaly maps)."
@@ -259,7 +242,6 @@ def plot_maps(images, masks, maps, scores=None, width=1.6, titles=None, title=No
         ax.spines[:].set_visible(False)
     if title: figure.suptitle(title, fontsize=9)
     return figure
-
 
 # %% ../../nbs/62_evaluation.figures.ipynb #c7d4d5ee
 def plot_losses(ax, facts, title=""):
