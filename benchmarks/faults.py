@@ -240,7 +240,7 @@ def disk_full(folder):
         run = Run(folder)
         ended = run.finish()
         lines = [line for line in run.said().splitlines() if "no space left" in line.lower()]
-    return len(lines), f"{len(lines)} lines name the disk; {ended}" if lines else f"{ended} (and no word of the disk)", run
+    return len(lines), f"{len(lines)} lines name the disk, the last: {lines[-1].replace(str(folder), 'FOLDER')}" if lines else f"{ended} (and no word of the disk)", run
 
 def results_disk_full(folder):
     "The folder for the tables lies on a disk of 8 kB; then on one that is large enough."
