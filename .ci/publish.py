@@ -1,5 +1,6 @@
 """Put the outputs of the last run of profile paper into the evaluation notebooks and its central result into the README, and run the
-chapters of the book, which read the published tables; large images in notebooks become JPEG, at most 720 pixels wide.
+chapters of the book, which read the published tables; large images in notebooks become JPEG, at most 640 pixels wide.
+A notebook without a run keeps its outputs.
 
     make publish      # after `make reproduce ARGS='--profile paper'`
 """
@@ -16,19 +17,22 @@ from thesis_ad.data.manifest import read_manifest
 from thesis_ad.evaluation.figures import central_table, read_table
 
 root = Path(__file__).resolve().parents[1]
-LARGE = 60_000    # base64 characters of a PNG above which it is kept as JPEG …
-WIDTH = 720       # … of at most so many pixels; the PNG itself is in figures/paper
+LARGE = 40_000    # base64 characters of an image above which it is kept as JPEG …
+WIDTH = 640       # … of at most so many pixels; the PNG itself is in figures/paper
 
 
 def smaller(output, name):
-    "A notebook output whose large PNG images are JPEG, and whose styled tables are called `name` and not by a random number."
+    "A notebook output whose large images are JPEG, and whose styled tables are called `name` and not by a random number."
     data = output.get("data", {})
     if "text/html" in data: data["text/html"] = re.sub(r"T_[0-9a-f]{5}", f"T_{name}", data["text/html"])
-    if len(data.get("image/png", "")) > LARGE:
-        buffer = io.BytesIO()
-        picture = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGB")
+    for kind in ("image/png", "image/jpeg"):
+        if len(data.get(kind, "")) <= LARGE: continue
+        picture = Image.open(io.BytesIO(base64.b64decode(data[kind]))).convert("RGB")
+        if kind == "image/jpeg" and picture.width <= WIDTH: continue          # it has been here before
         picture.thumbnail((WIDTH, picture.height))
-        picture.save(buffer, "JPEG", quality=80)
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=60)
+        del data[kind]
         data["image/jpeg"] = base64.b64encode(buffer.getvalue()).decode()
     return output
 
@@ -48,6 +52,9 @@ def central_result(table):
 
 for target in sorted((root / "nbs" / "evaluation").glob("*.ipynb")):
     source = root / "runs" / "paper" / target.name
+    if not source.exists():
+        print(f"{target.relative_to(root)}: not run, left as it is")
+        continue
     notebook, run = nbformat.read(target, 4), nbformat.read(source, 4)
     executed = [cell for cell in run.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
