@@ -36,7 +36,7 @@ def _png(figure, path):
         canvas, found = io.BytesIO(), io.BytesIO()
         figure.savefig(canvas, dpi=dpi, format="png")
         image = Image.open(canvas).convert("RGB")
-        (image.quantize(256) if palette else image).save(found, "PNG", optimize=True)
+        (image.quantize(128) if palette else image).save(found, "PNG", optimize=True)
         return found.getvalue()
     dpi, lowest = DPI, min(DPI, NARROWEST / figure.get_size_inches()[0])
     data = packed(dpi, False)
