@@ -153,11 +153,11 @@ def detector(name, profile, data, table, clock):
         with peak_memory() as peak, clock.part("fit"): one.fit(images, data.calibration)
         rest[count], work[count], most = clock.seconds["fit"], 2 * clock.coresets, peak[0]
     passes, rows, updates, counted = clock.pixels / 1e6 / FEW, clock.seconds.get("rows", 0.0), clock.updates, clock.gflop
-    test = data.open_test()
-    predict_set(one, test)
+    seen = data.calibration
+    predict_set(one, seen)
     clock.fresh()
-    with clock.part("predict"): predict_set(one, test)
-    predict = clock.seconds["predict"] / len(test)
+    with clock.part("predict"): predict_set(one, seen)
+    predict = clock.seconds["predict"] / len(seen)
     slope = predict if by_rows else max(0.0, (rest[MORE] - rest[FEW]) / (MORE - FEW))
     fit = max(0.0, rest[FEW] - slope * FEW) + rows * (COVARIANCE / ROWS if by_rows else 1)
     table.add("fit an image", name, "training image", slope, images=passes)
