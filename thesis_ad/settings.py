@@ -106,7 +106,7 @@ class Profile:
     seeds: tuple = (0,)                 # a detector whose result depends on its seed is fitted once with each
     parts: int = 0                      # rendered data: the first so many parts of each split and label; 0 keeps all
     train_pictures: int = 75            # learn from at most so many images of a dataset, evenly spaced; 0 keeps all
-    judged_pictures: int = 90           # calibrate and test on at most so many images each, evenly spaced; 0 keeps all
+    judged_pictures: int = 60           # calibrate and test on at most so many images each, evenly spaced; 0 keeps all
     render: int = 256                   # edge of a rendered image in pixels
     backbone: str = "tf_efficientnet_lite0"
     size: tuple = (256, 256)            # input of feature detectors
@@ -117,12 +117,12 @@ class Profile:
     held_out: float = 0.1               # fraction of the training images, by whole parts, that decides when training ends
     start: str = "pca"                  # of networks that reconstruct features
     enhance_share: float = 1.0          # fraction of the training images that is enhanced where a dataset is enhanced
-    autoencoder_steps: int = 120        # updates at most, of the two baselines, cae_l1 and vae
+    autoencoder_steps: int = 60         # updates at most, of the two baselines, cae_l1 and vae
     autoencoder_epochs: int = 0         # passes over the training images in place of them, if above 0
     autoencoder_batch: int = 8
     dfr_cells: tuple = (64, 64)         # map size of DFR: image // cells is the pooling stride
     dfr_cells_fine: tuple = (85, 85)    # the finer of the two map sizes compared
-    dfr_steps: int = 200                # updates at most
+    dfr_steps: int = 100                # updates at most
     dfr_epochs: int = 0
     dfr_training: str = "rows"          # "rows" (cached feature rows) or "maps" (whole maps, as the thesis trains)
     dfr_level: bool = True              # the border measured by OK cells as far from the sides; False: the thesis's crop
@@ -132,7 +132,7 @@ class Profile:
     dfr_attention_level: bool = False
     featcae_steps: int = 200
     stfpm_steps: int = 50
-    efficientad_steps: int = 80
+    efficientad_steps: int = 50
     efficientad_held_out: float = 0.2   # its levels and quantiles come from these images, too
     efficientad_width: int = 32
     efficientad_teacher: str = "backbone"   # auto: the published one where it is at hand
