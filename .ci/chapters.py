@@ -53,7 +53,7 @@ def run(path, update=False):
         with working_directory(path.parent): shell.run_all(executed, exc_stop=True, preproc=left_out)
     except Exception: return time.perf_counter() - start, [shell.prettytb(fname=path)]
     finally: sys.modules["__main__"] = here         # the shell puts the notebook in its place
-    stale, name = [], path.relative_to(ROOT)
+    stale, name = [], path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     for number, (cell, done) in enumerate(zip(committed.cells, executed.cells)):
         if cell.cell_type != "code": continue
         new = nbformat.from_dict(done.get("outputs", []))
@@ -76,7 +76,7 @@ def main():
     paths = [path for path in paths if SKIPPED not in path.read_text(encoding="utf-8")]
     results = parallel(run, paths, update=options.update, n_workers=min(options.workers, len(paths)), progress=sys.stderr.isatty())
     for seconds, path in sorted(((taken, path) for path, (taken, _) in zip(paths, results)), reverse=True):
-        if options.timing: print(f"{seconds:6.1f} s  {path.relative_to(ROOT)}")
+        if options.timing: print(f"{seconds:6.1f} s  {path.name}")
     problems = [one for _, found in results for one in found]
     for one in problems: print(one)
     print(f"{len(paths)} notebooks run, {len(problems)} cells {'updated' if options.update else 'failed or stale'}")
