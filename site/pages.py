@@ -1,5 +1,6 @@
 """Pages that are written from what lies in the repository: the index of figures, the result tables, the library's reference."""
 import ast
+import itertools
 import json
 import re
 from pathlib import Path
@@ -64,11 +65,13 @@ def docstring_lines(text, indent):
 
 
 def field_lines(node, source, indent):
-    "The fields of a dataclass or a named tuple with their defaults and trailing comments."
+    "The fields of a dataclass or a named tuple with their defaults and comments, which trail them or stand above."
     lines = []
     for one in node.body:
         if not isinstance(one, ast.AnnAssign) or one.target.id.startswith("_"): continue
         code, _, comment = source[one.end_lineno - 1].partition("  # ")
+        above = list(itertools.takewhile(lambda line: line.startswith("# "), map(str.strip, source[one.lineno - 2::-1])))
+        comment = comment or " ".join(line[2:] for line in reversed(above))
         default = f" = {ast.unparse(one.value)}" if one.value else ""
         lines += [f"{indent}.. py:attribute:: {one.target.id}: {ast.unparse(one.annotation)}{default}", f"{indent}   :no-index:", "", *docstring_lines(comment, indent + "   ")]
     return lines

@@ -44,7 +44,8 @@ def pin_threads(n=1):
     import cv2
     if n < 1: raise UserError(f"at least one thread has to run, not {n}")
     cv2.setNumThreads(n)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ[name] = str(n)    # torch reads them when it is imported
+    # torch reads them when it is imported
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ[name] = str(n)
     if "torch" in sys.modules: sys.modules["torch"].set_num_threads(n)
 
 # %% ../nbs/00_settings.ipynb #06ac6d6f
@@ -59,7 +60,9 @@ def resolve_device(name="auto"):
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto": name = next(kind for kind, there in present.items() if there)
     kind = str(name).split(":")[0]
-    if kind == "gpu": raise UserError("a graphics card is called cuda (NVIDIA, AMD) or mps (Apple); --device auto takes what is there")
+    if kind == "gpu":
+        raise UserError("a graphics card is called cuda (NVIDIA, AMD) or mps (Apple); --device auto takes "
+            "what is there")
     one_of(kind, present, "device")
     if not present[kind]: raise UserError(f"device '{name}' is not present on this machine; use --device cpu")
     return torch.device(name)
@@ -73,10 +76,12 @@ def computes_bf16(device):
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 def processor():
-    "Vector instructions of this machine's processor, such as 'avx512+avx512_bf16+amx_bf16': they decide how sums are rounded, so two machines that differ in them fit slightly different networks."
+    """Vector instructions of this machine's processor, such as 'avx512+avx512_bf16+amx_bf16': they decide how sums are
+    rounded, so two machines that differ in them fit slightly different networks."""
     import torch
     able = getattr(torch.cpu, "get_capabilities", dict)()
-    return "+".join([torch.backends.cpu.get_cpu_capability().lower(), *(name for name in ("avx512_bf16", "amx_bf16") if able.get(name))])
+    return "+".join([torch.backends.cpu.get_cpu_capability().lower(),
+        *(name for name in ("avx512_bf16", "amx_bf16") if able.get(name))])
 
 def updates_at_once(device):
     "Whether torch's optimisers can update all weights in one call on a torch device (their `fused`)."
@@ -87,7 +92,8 @@ def cache_dir():
     "The folder for everything that can be computed again: `$THESIS_AD_CACHE`, else `~/.cache/thesis_ad`."
     folder = Path(os.environ.get("THESIS_AD_CACHE") or Path.home() / ".cache" / "thesis_ad").expanduser()
     try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error: raise UserError(f"the cache folder {folder} (THESIS_AD_CACHE) cannot be made: {error.strerror}") from None
+    except OSError as error:
+        raise UserError(f"the cache folder {folder} (THESIS_AD_CACHE) cannot be made: {error.strerror}") from None
     return folder
 
 # %% ../nbs/00_settings.ipynb #70a6494e
@@ -114,7 +120,7 @@ class Profile:
     autoencoder_size: tuple = (128, 128)
     autoencoder_width: int = 16         # channels after the first convolution
     schedule: str = "plateau"           # of every trained detector: plateau, cosine or constant
-    held_out: float = 0.1               # fraction of the training images, by whole parts, that decides when training ends
+    held_out: float = 0.1  # fraction of the training images, by whole parts, that decides when training ends
     start: str = "pca"                  # of networks that reconstruct features
     enhance_share: float = 1.0          # fraction of the training images that is enhanced where a dataset is enhanced
     autoencoder_steps: int = 120        # updates at most, of the two baselines, cae_l1 and vae
@@ -125,7 +131,7 @@ class Profile:
     dfr_steps: int = 200                # updates at most
     dfr_epochs: int = 0
     dfr_training: str = "rows"          # "rows" (cached feature rows) or "maps" (whole maps, as the thesis trains)
-    dfr_level: bool = True              # the border measured by OK cells as far from the sides; False: the thesis's crop
+    dfr_level: bool = True  # the border measured by OK cells as far from the sides; False: the thesis's crop
     dfr_attention_training: str = "maps"    # its kernels see neighbours
     dfr_attention_cells: tuple = (16, 16)
     dfr_attention_steps: int = 20
@@ -147,16 +153,21 @@ class Profile:
 # %% ../nbs/00_settings.ipynb #d3e3f037
 PROFILES = {
     "smoke": Profile(
-        name="smoke", datasets=("prefilter_a",), parts=3, render=128, size=(128, 128), auto_size=(192, 192), autoencoder_size=(64, 64), autoencoder_width=8,
+        name="smoke", datasets=("prefilter_a",), parts=3, render=128, size=(128, 128), auto_size=(192, 192),
+        autoencoder_size=(64, 64), autoencoder_width=8,
         autoencoder_steps=10, dfr_cells=(32, 32), dfr_cells_fine=(42, 42), dfr_steps=30,
-        dfr_attention_steps=4, featcae_steps=40, stfpm_steps=8, efficientad_steps=16, efficientad_width=8, replicates=100),
+        dfr_attention_steps=4, featcae_steps=40, stfpm_steps=8, efficientad_steps=16, efficientad_width=8,
+        replicates=100),
     "demo": Profile(),
     "paper": Profile(
         name="paper", seeds=(0, 1, 2, 3, 4), train_pictures=0, judged_pictures=0, autoencoder_steps=400, dfr_steps=600,
-        dfr_attention_cells=(32, 32), dfr_attention_steps=60, featcae_steps=1000, stfpm_steps=150, efficientad_steps=250),
+        dfr_attention_cells=(32, 32), dfr_attention_steps=60, featcae_steps=1000, stfpm_steps=150,
+        efficientad_steps=250),
     "thesis": Profile(
-        name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), train_pictures=0, judged_pictures=0, render=512,
-        backbone="tf_efficientnet_b6.ns_jft_in1k", size=(512, 512), auto_size=(768, 768), schedule="constant", held_out=0.0, start="random", enhance_share=0.15,
+        name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), train_pictures=0, judged_pictures=0,
+        render=512,
+        backbone="tf_efficientnet_b6.ns_jft_in1k", size=(512, 512), auto_size=(768, 768), schedule="constant",
+        held_out=0.0, start="random", enhance_share=0.15,
         autoencoder_size=(512, 512), autoencoder_width=32, autoencoder_epochs=25, autoencoder_batch=16,
         dfr_cells=(128, 128), dfr_cells_fine=(170, 170), dfr_training="maps", dfr_epochs=150, dfr_level=False,
         dfr_attention_cells=(128, 128), featcae_steps=5000, stfpm_steps=10_000, efficientad_steps=70_000,
@@ -165,7 +176,8 @@ PROFILES = {
 
 # %% ../nbs/00_settings.ipynb #2ce16b6a
 _CATEGORIES = {
-    "mvtec": "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper",
+    "mvtec": "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush "
+    "transistor wood zipper",
     "mvtec2": "can fabric fruit_jelly rice sheet_metal vial wallplugs walnuts",
     "mvtec_loco": "breakfast_box juice_bottle pushpins screw_bag splicing_connectors",
     "visa": "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 pcb3 pcb4 pipe_fryum",
@@ -200,12 +212,15 @@ def get_profile(name="demo", **overrides):
     for key, value in overrides.items():
         one_of(key, fields, "profile field")
         kind = type(getattr(base, key))
-        if kind is bool and not isinstance(value, bool): raise UserError(f"profile field '{key}' is True or False, not {value!r}")
+        if kind is bool and not isinstance(value, bool):
+            raise UserError(f"profile field '{key}' is True or False, not {value!r}")
         try: overrides[key] = _items(key, value, getattr(base, key)) if kind is tuple else kind(value)
         except UserError: raise
-        except (TypeError, ValueError): raise UserError(f"profile field '{key}' wants {kind.__name__}, not {value!r}") from None
+        except (TypeError, ValueError):
+            raise UserError(f"profile field '{key}' wants {kind.__name__}, not {value!r}") from None
     profile = dataclasses.replace(base, **overrides)
-    if len(set(profile.seeds)) < len(profile.seeds): raise UserError(f"the seeds of a profile differ from one another, not {profile.seeds}")
+    if len(set(profile.seeds)) < len(profile.seeds):
+        raise UserError(f"the seeds of a profile differ from one another, not {profile.seeds}")
     return profile
 
 # %% ../nbs/00_settings.ipynb #958a345d

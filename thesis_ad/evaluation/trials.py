@@ -70,7 +70,8 @@ def changed(images, change, name):
 
 # %% ../../nbs/64_evaluation.trials.ipynb #ed1145dd
 def decisions(one, name="test", alpha=0.1):
-    "dict of false-positive and miss rate of a `Trial` on a set, at the conformal threshold of its calibration OK images."
+    """dict of false-positive and miss rate of a `Trial` on a set,
+    at the conformal threshold of its calibration OK images."""
     known, some = one.calibration, one.judged[name]
     limit = conformal_threshold(known.score[known.label == 0].to_numpy(), alpha).value
     called = above(some.score.to_numpy(), limit)

@@ -41,7 +41,8 @@ class Enhance:
 
     def __post_init__(self):
         if not 0 <= self.share <= 1: raise UserError(f"Enhance: share must lie in 0 … 1, not {self.share}")
-        if min(self.clip, self.gamma, self.sigma, *self.tiles) <= 0: raise UserError("Enhance: clip, tiles, gamma and sigma must be above 0")
+        if min(self.clip, self.gamma, self.sigma, *self.tiles) <= 0:
+            raise UserError("Enhance: clip, tiles, gamma and sigma must be above 0")
         if min(self.amount, self.smooth) < 0: raise UserError("Enhance: amount and smooth must not be negative")
 
     @property

@@ -248,10 +248,12 @@ SimulatedController._serve = _serve
 
 # %% ../../nbs/72_inspection.plc.ipynb #2b23c68d
 class Signals:
-    "Tells a `Link` the decision on each part of an inspection; `decide(score)` is 'OK', 'NOK' or anything else. A context manager."
+    """Tells a `Link` the decision on each part of an inspection; `decide(score)` is 'OK', 'NOK' or anything else.
+
+    A context manager."""
     def __init__(self, link, decide, filing=None, one_part=False):
         self.link, self.decide, self.filing, self.one_part = link, decide, filing, one_part
-        self.sent, self.lost, self._part = 0, [], []            # signals, deliveries that failed, decisions of the one part
+        self.sent, self.lost, self._part = 0, [], []  # signals, deliveries that failed, decisions of the one part
 
     def judged(self, images, i, score, heat):
         "Pass on image `i` with its score and map, then signal."

@@ -40,7 +40,8 @@ class GlobalKNN(FeatureDetector):
         self._remember(torch.cat([self.pooled(batch).cpu() for _, batch in train.batches(8, progress="features")]))
         self.facts = {"bank": len(self.bank), "channels": self.bank.shape[1], "stages": self.used_stages}
 
-    def _remember(self, bank): self.bank, self._search = bank, NearestNeighbours(bank.to(resolve_device(self.device)), self.search)
+    def _remember(self, bank):
+        self.bank, self._search = bank, NearestNeighbours(bank.to(resolve_device(self.device)), self.search)
 
     def predict(self, images):
         "(image scores float64 [B], None): this method does not localise."

@@ -23,7 +23,8 @@ from ..settings import one_of, resolve_device
 def reweight(query, nearest, bank, search, b=9):
     """Weights float64 [n] in [1 - 1/b, 1] of queries [n, C] whose nearest bank vectors have the indices `nearest` [n].
 
-    b: neighbours of the nearest vector in the bank, itself included; cut to the size of the bank; 1 gives weights of 1."""
+    b: neighbours of the nearest vector in the bank, itself included; cut to the size of the bank;
+        1 gives weights of 1."""
     b = min(b, len(bank))
     if b < 2: return np.ones(len(query))
     _, around = search(bank[nearest], b)                                              # [n, b]
@@ -56,7 +57,8 @@ class MemoryBank(PatchDetector):
             seen = random_projection(rows, self.projection, self.seed) if self.projection else rows
             rows = rows[torch.from_numpy(greedy_coreset(seen, count, seed=self.seed))]
         self.restore({"bank": rows})
-        self.facts |= {"patches": total, "candidates": min(total, self.candidates), "bank": count, "channels": rows.shape[1], "stages": self.used_stages}
+        self.facts |= {"patches": total, "candidates": min(total, self.candidates), "bank": count,
+            "channels": rows.shape[1], "stages": self.used_stages}
 
     def tensors(self): return {"bank": self.bank}
 
