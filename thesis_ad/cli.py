@@ -41,6 +41,8 @@ Calibration = Annotated[Optional[Path], typer.Option(
     help="Another folder whose pictures become the calibration split.")]
 OkFolders = Annotated[Optional[list[str]], typer.Option("--ok",
     help="A folder of OK images, below DATA or anywhere; may be repeated.")]
+
+# %% ../nbs/90_cli.ipynb #4bc8f84f
 NokFolders = Annotated[Optional[list[str]], typer.Option("--nok", help="A folder of NOK images; may be repeated.")]
 MaskFolders = Annotated[Optional[list[str]], typer.Option("--masks",
     help="A folder of masks, named as their images; may be repeated.")]
@@ -99,6 +101,7 @@ def info():
     print("weights in packages: " + (", ".join(weights) or "none")
         + (f", folder {os.environ['THESIS_AD_WEIGHTS']}" if os.environ.get("THESIS_AD_WEIGHTS") else ""))
 
+# %% ../nbs/90_cli.ipynb #5f01ed87
 CACHES = ("checkpoints", "costs", "data", "detectors", "evaluations", "features", "inspected", "weights")
 
 @app.command()
@@ -118,6 +121,7 @@ def data_list():
         manifest = read_manifest(name)
         print(f"{name:20}{manifest.title} [{manifest.kind}; {manifest.licence}]")
 
+# %% ../nbs/90_cli.ipynb #f522ac36
 @data_app.command("make")
 def data_make(name: Annotated[str, typer.Argument(help="A rendered dataset of the manifest.")],
               size: Annotated[int, typer.Option(help="Edge of a picture in pixels.")] = 256,
@@ -154,6 +158,7 @@ def data_get(name: Annotated[str, typer.Argument(help="A public dataset of the m
     from thesis_ad.data.download import Resume, get
     print(_one_line(get(name, source, url, yes, force, incomplete, downloader=Resume(timeout))))
 
+# %% ../nbs/90_cli.ipynb #533e5555
 def _verified(name, verify, quiet=False):
     "One sentence on a dataset of the manifest. `quiet`: also on a public one that was not fetched."
     from thesis_ad.data.datasets import public_source
@@ -210,6 +215,7 @@ def _report_skipped(data):
     for line in data.skipped: print(f"skipped {_one_line(line)}", file=sys.stderr)
     if data.skipped: print(f"{_pictures(len(data.skipped))} skipped", file=sys.stderr)
 
+# %% ../nbs/90_cli.ipynb #b1928538
 def _warn(warnings, most=5):
     for line in warnings[:most]: print(f"warning: {_one_line(line)}", file=sys.stderr)
     if len(warnings) > most:
@@ -228,6 +234,7 @@ def _report_folder(data):
         + [f"{len(lost)} mask{'s belong' if len(lost) > 1 else ' belongs'} to no image: {mask}" for mask in lost[:1]]
         + data.warnings)
 
+# %% ../nbs/90_cli.ipynb #a65436db
 @app.command()
 def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad methods).")],
         data: Annotated[str, typer.Argument(help="A dataset of the manifest or a folder.")],
@@ -270,6 +277,7 @@ def _same_region(detector, bundle, ignore):
         raise UserError(f"{bundle} was fitted {'without this' if detector.reading.region is None else 'with another'} "
             f"region to ignore; fit it with --ignore {ignore}, and it is left unjudged from then on")
 
+# %% ../nbs/90_cli.ipynb #aa2995c4
 @app.command()
 def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
         data: Annotated[str, typer.Argument(help="A dataset of the manifest or a folder with a test split.")], out: Out,
@@ -369,6 +377,7 @@ def _keys(files):
     from thesis_ad.inspection.ledger import signing_key
     return [signing_key(file) for file in files or (None,)]
 
+# %% ../nbs/90_cli.ipynb #75644642
 @contextlib.contextmanager
 def _filing(detector, bundle, ledger, report, pdf, key_files, **facts):
     "The `Filing` of a run; None if there is neither a ledger nor a report."
@@ -428,6 +437,7 @@ def _print_inspected(table, notes):
     for row in table[table.status == "unread"].itertuples():
         print(f"unread {_one_line(row.path)}: {_one_line(row.reason)}", file=sys.stderr)
 
+# %% ../nbs/90_cli.ipynb #a18ec153
 def _report_drift(detector, table, out=None):
     """Warn where the scores of a batch differ from those that set the threshold;
     with `out`, the facts are in drift.json beside decisions.csv."""
@@ -448,6 +458,7 @@ def _print_members(detector, table):
     print("\n".join("  ".join([*(f"{name} {value:.2f}" for name, value in row.items() if name != "path"), row["path"]])
         for row in rows))
 
+# %% ../nbs/90_cli.ipynb #7a1c5805
 @app.command()
 def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if it is to decide.")],
             images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
@@ -522,6 +533,7 @@ def _token(file):
 TokenFile = Annotated[Optional[Path], typer.Option(
     help="File with the token for teaching; default: the environment variable THESIS_AD_TOKEN.")]
 
+# %% ../nbs/90_cli.ipynb #7a2da475
 @app.command()
 def serve(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
           host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
@@ -587,6 +599,7 @@ def stream(sources: Annotated[list[str], typer.Argument(help="A webcam's number,
         running.close()
         if line: line.close()
 
+# %% ../nbs/90_cli.ipynb #dca68d81
 def _controller(place):
     "The link to a controller HOST:PORT, or None."
     if not place: return None
@@ -729,6 +742,7 @@ def _only_our_words(arguments):
 # %% ../nbs/90_cli.ipynb #d409903f
 NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")         # as torch says it, by device
 
+# %% ../nbs/90_cli.ipynb #005e414a
 def main(arguments=None):
     "Entry point of `thesis-ad`."
     try:

@@ -48,6 +48,7 @@ class Region:
             raise UserError(f"the region to ignore is {w}×{h} pixels and the image {width}×{height}")
         return np.where(self.mask[..., None], np.uint8(128), image)
 
+# %% ../nbs/01_files.ipynb #ec07c550
 @dataclass(frozen=True)
 class Reading:
     "What is chosen when files are read."
@@ -129,6 +130,7 @@ def _load(source, reading):
         if not deep: image.load()
         return _File(image, _colours(source, reading.page) if deep else None, turn or _turn(image), pages)
 
+# %% ../nbs/01_files.ipynb #ba4f74fb
 def _colours(source, page):
     "uint16 [H, W, 3 or 4]: RGB or RGBA of a file of 16-bit colours."
     data = np.frombuffer(source if isinstance(source, bytes) else Path(source).read_bytes(), np.uint8)
@@ -254,6 +256,7 @@ def _palette_marks(image):
     black = used[~colours[used].any(axis=1)]
     return values != (black[0] if len(black) == 1 else 0)
 
+# %% ../nbs/01_files.ipynb #eaa6c55f
 def _lossy(file, source):
     "Whether the values of a mask were changed by compression."
     if file.image.format != "WEBP": return file.image.format in ("JPEG", "MPO")
@@ -411,6 +414,7 @@ def is_sealed(folder):
     try: return json.loads((folder / SEAL).read_text()) == _hashes(folder)
     except (OSError, ValueError): return False
 
+# %% ../nbs/01_files.ipynb #136504d0
 def cached(kind, key, make, cache=None):
     """The folder `<cache>/<kind>/<key>`; if it is missing or damaged, `make(folder)` fills it first.
 

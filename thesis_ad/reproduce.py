@@ -26,6 +26,8 @@ from .work import Failed, carrying, each, on_cluster, parse_place, this_machine
 
 # %% ../nbs/80_reproduce.ipynb #4729a290
 ALL = "every registered detector"
+
+# %% ../nbs/80_reproduce.ipynb #d97a29e0
 NOTEBOOKS = {                                 # stem: methods it needs on every dataset of the profile
     "10_data_and_enhancement": (),
     "12_enhancement": (),
@@ -54,6 +56,8 @@ NOTEBOOKS = {                                 # stem: methods it needs on every 
     "90_station": ("auto",),
     "95_summary": (),
 }
+
+# %% ../nbs/80_reproduce.ipynb #85752fba
 LAST = ("95_summary",)                          # reads the tables of the others
 PUBLIC_NOTEBOOKS = ("90_public_data",)          # what a profile of public data runs
 STATION = ("90_station",)                      # depends on every chapter, the inspection and the commands included
@@ -76,6 +80,7 @@ def _notebook_of(path):
     try: return json.loads(path.read_text()).get("notebook")
     except FileNotFoundError: return None
 
+# %% ../nbs/80_reproduce.ipynb #f2a1dce9
 def _written(folder, stem):
     "Hashes of the files below `folder` that the notebook `stem` wrote, by relative path."
     own = [path for path in folder.rglob("*.json") if _notebook_of(path) == stem]
@@ -226,6 +231,7 @@ def _run_notebooks(due, profile, overrides, root, runs, workers, say, force=Fals
                 f"so far, about {duration(so_far / done * (len(due) - done))} left")
     return errors
 
+# %% ../nbs/80_reproduce.ipynb #ee3db629
 def reproduce(profile_name="demo", only=None, workers=None, force=False, overrides=None,
         say=functools.partial(print, flush=True), cluster=None, carry=False):
     "Bring figures and tables of a profile up to date; (number of notebooks run, list of error sentences)."
@@ -326,6 +332,7 @@ def published_tables(profile_name, root):
         raise UserError("the published tables of profile paper are read from git, and this is no git clone")
     return {Path(name).stem: read_table(io.BytesIO(one.stdout)) for name, one in found.items()}
 
+# %% ../nbs/80_reproduce.ipynb #aee8787a
 def verify(profile_name="demo", root=None):
     """[(table, verdict, names)] of every published table beside the last run of a profile;
     'missing' where the run has none."""
@@ -340,4 +347,3 @@ def verify(profile_name="demo", root=None):
         path = folder / f"{name}.csv"
         rows.append((name, *compare_tables(read_table(path), told)) if path.exists() else (name, "missing", []))
     return rows
-

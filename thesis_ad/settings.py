@@ -205,6 +205,7 @@ def _items(key, value, default):
         raise UserError(f"profile field '{key}' wants values of type {kind.__name__}, not {value!r}")
     return found
 
+# %% ../nbs/00_settings.ipynb #001f0fdd
 def get_profile(name="demo", **overrides):
     "The profile of that name with `overrides` applied; lists become tuples, unknown names and fields are refused."
     base = PROFILES[one_of(name, PROFILES, "profile")]

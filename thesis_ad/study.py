@@ -65,6 +65,7 @@ def _dataset_entries(entry, beside):
         yield (folder.name, one_of(str(category), there, f"category of {folder.name}"),
             str((folder / str(category)).resolve()))
 
+# %% ../nbs/81_study.ipynb #14809661
 def _detector_entry(entry):
     "(name, detector, settings) of one entry of `detectors`."
     known = [*methods(), *VARIANTS]
@@ -88,6 +89,7 @@ def _setting_entry(name, value, detectors):
         else: fields[one_of(key, sorted(known | set(detectors)), f"field of setting {name}")] = one
     return name, _pairs(fields), own
 
+# %% ../nbs/81_study.ipynb #478d3a59
 def parse_study(text, name="study", beside=Path()):
     "A `Study` from the text of its file; a `UserError` says which entry is wrong."
     try: given = _mapping(yaml.safe_load(text) or {}, f"study {name}")
@@ -109,6 +111,7 @@ def parse_study(text, name="study", beside=Path()):
         raise UserError(f"seeds are whole numbers, not {list(seeds)}")
     return Study(name, profile, datasets, detectors, seeds, settings)
 
+# %% ../nbs/81_study.ipynb #4afeaee2
 def read_study(path):
     "The `Study` of a YAML file."
     path = Path(path)
@@ -131,6 +134,7 @@ class Combination:
 
 COLUMNS = ["dataset", "category", "detector", "setting", "seed"]
 
+# %% ../nbs/81_study.ipynb #9a0470c0
 def _seeded(task):
     "Whether another seed could change the task; True where its data cannot be opened, which its run will say."
     try: enhance = dataset_for(task.dataset, task.profile).enhance
@@ -184,6 +188,7 @@ def _likeness(task):
     images = len(data.train) + len(data.calibration) + int((data.table.split == "test").sum())
     return content_key(task.method, settings, data.train.key), images * math.prod(detector.size)
 
+# %% ../nbs/81_study.ipynb #057b95b1
 def note_cost(combination, result):
     "Keep what a finished combination cost, for later estimates."
     like, work = _likeness(combination.task)
@@ -220,6 +225,7 @@ def plan(grid):
                 "error": sentence_of(error)})
     return pd.DataFrame(rows)
 
+# %% ../nbs/81_study.ipynb #eef13344
 def plan_lines(table, workers=1):
     "What a plan says to a person, line by line."
     counts = table.state.value_counts()
@@ -274,6 +280,7 @@ def run_study(study, out, workers=1, say=None):
         write_csv(table, out / f"{name}.csv")
     return results
 
+# %% ../nbs/81_study.ipynb #5711a785
 def _progress_line(one, result, n, total, so_far):
     said = (f"failed: {result.sentence}" if isinstance(result, Failed)
         else f"image AUROC {result.value('image_auroc'):.4f}")
@@ -340,6 +347,7 @@ RANK_COLUMNS = ["metric", "detector", "mean_rank", "mean", "sd_datasets", "datas
 PAIR_COLUMNS = ["metric", "a", "b", "rank_difference", "mean_difference", "p_nemenyi", "p_wilcoxon",
     "p_wilcoxon_holm", "datasets"]
 
+# %% ../nbs/81_study.ipynb #80a9d8e5
 def ranks(results):
     "(RANK_COLUMNS, PAIR_COLUMNS): mean ranks over the datasets and every pair of detectors, one block a metric."
     mean_ranks, pairs = [], []

@@ -87,6 +87,7 @@ def library_hash():
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
+# %% ../nbs/02_work.ipynb #f02df054
 def installed(name):
     "The installed version of a package; 'none' without one."
     try: return version(name)
@@ -121,6 +122,7 @@ def check_worker(setup):
     except Exception as error: return f"is not ready: {sentence_of(error)}"
     return ""
 
+# %% ../nbs/02_work.ipynb #76f152eb
 _checked = {}
 
 def _work(setup, key, function, item, keep_going, folders):
@@ -174,6 +176,7 @@ def _dask():
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is said here
     return dask, distributed
 
+# %% ../nbs/02_work.ipynb #cc30307b
 def _slurm(jobs):
     "A running `SLURMCluster` with one thread a worker, so that sums are taken in one order."
     try: from dask_jobqueue import SLURMCluster
@@ -190,6 +193,7 @@ def _slurm(jobs):
 # %% ../nbs/02_work.ipynb #2279fe20
 PATIENCE = 60           # seconds that a lost scheduler, or the first worker, is waited for
 
+# %% ../nbs/02_work.ipynb #168294b1
 class Cluster:
     "An open connection; see `on_cluster`."
     def __init__(self, place, ready=None, carry=False, patience=PATIENCE):
@@ -228,6 +232,7 @@ def _connect(cluster):
         raise UserError(f"the scheduler at {cluster.place} and this machine do not understand each other "
             f"({sentence_of(error)}); do both have the same versions of dask and distributed?") from None
 
+# %% ../nbs/02_work.ipynb #9097ca53
 def _workers(cluster):
     "What the scheduler says of its workers, by address; nothing where it does not answer."
     try: return cluster.client.scheduler_info(n_workers=-1).get("workers", {})
@@ -267,6 +272,7 @@ def _check(cluster):
         if isinstance(said, Exception): raise UserError(f"worker {address} is not ready: {sentence_of(said)}")
         if said: raise UserError(f"worker {address} {said}")
 
+# %% ../nbs/02_work.ipynb #3bb2441a
 def _describe(cluster):
     "One line on an open cluster: workers, scheduler, dashboard."
     n = len(cluster.workers())
@@ -323,6 +329,7 @@ def _home(function, item, result, keep_going):
     unpack(cache_dir(), result.folders)
     return _call(function, item, keep_going)
 
+# %% ../nbs/02_work.ipynb #9c979ee4
 def _there(cluster, function, items, keep_going, folders):
     "`each` on a cluster."
     dask, todo, futures, scheduler = _dask()[0], list(range(len(items))), {}, None
@@ -367,6 +374,7 @@ def on_cluster(place, ready=None, carry=False, say=None, patience=PATIENCE):
         _open = before
         cluster.close()
 
+# %% ../nbs/02_work.ipynb #480ae409
 def each(function, items, workers=1, keep_going=False, folders=None):
     """Yield (index, result) of `function` on each of `items`, as they finish: on the open cluster, else in `workers`
     processes of this machine.

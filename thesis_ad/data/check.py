@@ -55,6 +55,7 @@ def _bits(opened):
         return max(8, opened.fp.read(1)[0])
     return {"1": 1, "F": 32, "I": 32}.get(opened.mode, 16 if ";16" in opened.mode else 8)
 
+# %% ../../nbs/14_data.check.ipynb #6f7eaa31
 def _facts(path):
     """FACTS of an image file, or (None, reason).
 
@@ -87,6 +88,7 @@ def _named(names, most=20):
 
 def _count(n, what): return f"{n} {what}{'' if n == 1 else 's'}"
 
+# %% ../../nbs/14_data.check.ipynb #3e61f09b
 def copy_warnings(table):
     "(weight, sentence) on images that are in two splits, or that are OK and NOK at once."
     kinds = table.groupby("sha256").label.nunique()
@@ -134,6 +136,7 @@ def mask_findings(data, table, masks):
         if _marks_any(data.root, some)]
     if marked: yield 3, f"{_count(len(marked), 'OK image')} with a mask that marks something: {_named(marked)}"
 
+# %% ../../nbs/14_data.check.ipynb #72271b81
 def _marks_any(root, masks):
     try: return any(read_mask(root / mask).any() for mask in masks)
     except UserError: return False
@@ -158,6 +161,7 @@ def file_findings(data, table, unread):
         yield 7, f"{_count(len(left_out), 'file')} left out: {_named(f'{path} {why}' for path, why in left_out)}"
     yield from ((6, note) for note in data.warnings)
 
+# %% ../../nbs/14_data.check.ipynb #5aba5f12
 def count_findings(table):
     "(weight, sentence) on splits that are too small for what is done with them."
     n = Counter(zip(table.split, table.label))
@@ -194,6 +198,7 @@ class Check:
         yield from ("", _count(len(self.warnings), "warning") + ", the heaviest first" * (len(self.warnings) > 1))
         yield from (f"{n}. {line}" for n, line in enumerate(self.warnings, start=1))
 
+# %% ../../nbs/14_data.check.ipynb #d8b2132d
 def _aligned(table, most=60):
     "Lines of a table, at most so many rows."
     yield from (f"  {line}" for line in table.head(most).to_string(index=False).splitlines())
@@ -212,6 +217,7 @@ def _folders(data):
     table = pd.DataFrame(rows, columns=["folder", "taken for"]).value_counts().rename("files").reset_index()
     return table.sort_values(["folder", "taken for"])[["folder", "files", "taken for"]]
 
+# %% ../../nbs/14_data.check.ipynb #30447b14
 def check_folder(name, **said):
     """The `Check` of a folder or of a dataset of the manifest; a `UserError` if it cannot be used.
 

@@ -167,6 +167,7 @@ def _coco_mask(one, size):
     left, top, width, height = one["bbox"]
     return _filled(box_points(left, top, left + width, top + height), size)
 
+# %% ../../nbs/16_data.cvat.ipynb #b0592110
 def read_coco(data, where):
     "([Annotated], Counter of what marks no area) of the bytes of an export as COCO 1.0."
     try:

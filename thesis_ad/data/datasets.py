@@ -32,6 +32,7 @@ def evenly_spaced(n, count):
     "At most `count` of 0 … n − 1, evenly spaced from the first to the last, int64 ascending."
     return np.unique(np.linspace(0, n - 1, min(count, n)).round().astype(int))
 
+# %% ../../nbs/13_data.datasets.ipynb #881a1ee7
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     "Pictures read on demand as float32 [3, H, W] in [0, 1]; labels 0 = OK, 1 = NOK."
@@ -130,6 +131,7 @@ class _Pictures(OrderedDict):
 
 _pictures = _Pictures()
 
+# %% ../../nbs/13_data.datasets.ipynb #d5c2302d
 def _decoded(images, i):
     "uint8 [H, W, 3] of the file of picture `i`, or of its array, at the set's size."
     path = images.table.path.iloc[i]
@@ -238,6 +240,7 @@ def _stamp(path):
     except OSError: return None
     return [facts.st_size, facts.st_mtime_ns]
 
+# %% ../../nbs/13_data.datasets.ipynb #4ad8f9cc
 def _note(key): return cache_dir() / "inspected" / f"{key}.json"
 
 def _recalled(key, stamps):
@@ -296,6 +299,7 @@ def _other_size(mask, image, path=None):
         * ((h, w) == (width, height) and path is not None and turned(path)))
     return f"is {w}×{h} pixels but its picture is {width}×{height}{hint}"
 
+# %% ../../nbs/13_data.datasets.ipynb #f71b3237
 def inspect_masks(table, root, what="masks", quiet=False):
     """Table `image,mask,fraction,border,wrong` of the mask files of an inspected `table`.
 
@@ -489,6 +493,7 @@ def public_root(manifest, category=""):
             f"{manifest.name} --force")
     return root
 
+# %% ../../nbs/13_data.datasets.ipynb #32962d1c
 def open_public(manifest, category="", calibration=None):
     "The `Dataset` of a public dataset or of one of its categories, such as (mvtec, bottle)."
     data = open_folder(public_root(manifest, category), calibration, layout=manifest.layout)

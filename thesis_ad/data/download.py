@@ -320,6 +320,7 @@ def _take(manifest, source, url, incomplete, downloader, progress):
     if not source: archive.unlink()
     return facts
 
+# %% ../../nbs/15_data.download.ipynb #84d31267
 def _fetchable(name, source, url, force):
     "The `Manifest` of a public dataset that may be fetched now."
     manifest = read_manifest(name)

@@ -56,6 +56,8 @@ WORDS = {
     "container": """image images img imgs pic pics picture pictures photo photos foto fotos bild bilder data dataset
         jpegimages rgb immagini imagenes imagens 图像 图片 画像""",
 }
+
+# %% ../../nbs/11_data.layouts.ipynb #c678543c
 DENIALS = dict.fromkeys("no not non without nicht ohne kein keine sans pas sin senza sem zonder bez utan".split(),
     "not")
 DENIALS |= {"free": "free", "frei": "free"}                         # these deny the word before them
@@ -180,6 +182,7 @@ def unmasked(stem):
     if after: return after[1], after[2].lower()
     return (before[2], before[1].lower()) if before else None
 
+# %% ../../nbs/11_data.layouts.ipynb #3430c461
 def _split(path):
     "(folders, stem) of a POSIX path."
     *folders, name = path.split("/")
@@ -212,6 +215,7 @@ class Place:
     @property
     def stem(self): return PurePosixPath(self.path).stem
 
+# %% ../../nbs/11_data.layouts.ipynb #f39fe22a
 def _is_split(name): return bool(meanings(name)) and meanings(name) <= set(SPLITS)
 
 def _names(folders):
@@ -236,6 +240,7 @@ def _one_of_each(path, said):
         if len(some) > 1: raise _Unread(f"the folders of {path} say {' and '.join(sorted(some))} at once")
     return next(iter(splits), ""), {"ok": 0, "nok": 1}.get(next(iter(labels), None))
 
+# %% ../../nbs/11_data.layouts.ipynb #c6019f5f
 def place(path):
     "The `Place` of an image or mask by the words on its way; `_Unread` where they contradict one another."
     folders = _split(path)[0]
@@ -271,6 +276,7 @@ def _image_names(one):
     return (exact, {(one.kind, *tail), (bare, *tail)},
         {(*split, *tail), tail, (f"<{'nok' if one.label else 'ok'}>", *tail)})
 
+# %% ../../nbs/11_data.layouts.ipynb #94deda93
 def _mask_names(one):
     "(name, way) of a mask: by its stem, by its stem without the word mask, by its folder."
     base = unmasked(one.stem)
@@ -309,6 +315,7 @@ def match_masks(images, masks):
         found[free[0].path].append(one.path)
     return found, lost
 
+# %% ../../nbs/11_data.layouts.ipynb #3971f7bb
 def beside(paths):
     "{mask: image} of files such as 001_GT.png that lie beside their 001.png."
     images, found = {_split(path): path for path in paths}, {}
@@ -337,6 +344,7 @@ def group_of(path, inner):
     stamp = re.match(r"zoom_\d+[_-](.+)$", PurePosixPath(path).stem)
     return "/".join(inner) or stamp.group(1) if stamp else path
 
+# %% ../../nbs/11_data.layouts.ipynb #39a11df4
 def lighting_of(path):
     """(group, lighting) of an image of MVTec AD 2: `bad/000_shift_1.png` is object `bad/000` under `shift_1`;
     other names are their own group, under no lighting."""
@@ -381,6 +389,7 @@ def _of_places(places, root, left_out, layout=None):
     return FolderTable(table if splits != {""} else share_out(table), root, layout, tuple(left_out),
         tuple(lost), ok_masks)
 
+# %% ../../nbs/11_data.layouts.ipynb #cdbc9137
 def _family(images, splits):
     "Name of the layout of MVTec's family that these places have."
     folders = {name.lower() for one in images for name in _split(one.path)[0]}
@@ -407,6 +416,7 @@ def _usable(tree):
         else: paths.append(path)
     return paths, left_out
 
+# %% ../../nbs/11_data.layouts.ipynb #bd63b298
 def read_words(tree, lenient=False):
     """The `FolderTable` of a tree by the names of its folders.
 
@@ -454,6 +464,7 @@ def read_pairs(tree):
     return FolderTable(table if splits else share_out(table), tree.root,
         "kolektor2" if splits else "kolektor", tree.left_out)
 
+# %% ../../nbs/11_data.layouts.ipynb #94cee4c4
 def _kolektor(tree):
     "`read_pairs` of folders named as Kolektor's are."
     for folders in {_split(path)[0] for path in tree.images}:
@@ -475,6 +486,7 @@ def _visa_table(root):
         if len(rows): return home, rows
     return None
 
+# %% ../../nbs/11_data.layouts.ipynb #71b49db1
 def read_visa(tree):
     "The `FolderTable` of one object of VisA by split_csv/1cls.csv, which lies in its folder or in the one above."
     home, listed = _visa_table(tree.root) or (None, None)
@@ -501,6 +513,7 @@ def _tile_images(tree):
     return {path: mask if (mask := path[:-4] + ".png") in there else ""
         for path in tree.images if path.lower().endswith(".jpg")}
 
+# %% ../../nbs/11_data.layouts.ipynb #b921757d
 def tiles_of(names):
     "Names of magnetic tiles of file names such as exp1_num_108719.jpg, one each, by gaps between their frame numbers."
     numbers = [re.search(r"num_(\d+)", name) for name in names]
@@ -565,6 +578,7 @@ def read_flat(tree, deep=False):
     rows = [(path, "train", 0, "good", "", group_of(f"train/ok/{path}", _split(path)[0])) for path in tree.images]
     return FolderTable(pd.DataFrame(rows, columns=COLUMNS), tree.root, "flat", tree.left_out)
 
+# %% ../../nbs/11_data.layouts.ipynb #0c454c07
 def _around(folder):
     "What the names of the folders beside a folder say."
     try: names = [one.name for one in os.scandir(folder.parent) if one.is_dir()]
@@ -592,6 +606,7 @@ def _cell(text):
     return {"0.0": "0", "false": "0", "1.0": "1", "true": "1"}.get(plain(text.strip()),
         text.strip() if text.strip() in ("0", "1") else "")
 
+# %% ../../nbs/11_data.layouts.ipynb #c400c5fd
 def _refuse_labels(tree):
     "`_Unread` if a table beside the images says of one of them that it is not OK."
     names = {PurePosixPath(path).name for path in tree.images}
@@ -673,6 +688,7 @@ LAYOUTS = {
 SHOWN = {"ok": "OK", "nok": "NOK", "mask": "masks", "container": "images", "private": "left out", "other": "left out",
     "unsure": "unclear"}
 
+# %% ../../nbs/11_data.layouts.ipynb #25c448e3
 def folders_found(tree):
     "Lines such as `test/good (5 images: test, OK)`, one for each folder that holds images, two names deep at most."
     for folders, n in sorted(Counter(_split(path)[0][:2] for path in tree.images).items()):

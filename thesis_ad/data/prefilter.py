@@ -280,6 +280,7 @@ def _capture(part, orientation, light=Light()):
         lamps=(np.exp(g.normal(0, .02, 2)) * light.bars).tolist(), shift_of_bars=light.shift,
         ambient=math.exp(g.normal(0, .03)))
 
+# %% ../../nbs/12_data.prefilter.ipynb #d719aec2
 def _dust(part, orientation, zoom, n):
     "uint8 [n, n]: how far dust covers each sample."
     g = rng("prefilter dust", part.seed, orientation)
@@ -433,6 +434,7 @@ def _orientations(recipe, split, label, index):
     views = recipe.nok_views if label == "nok" and recipe.nok_views else getattr(recipe, f"{split}_views")
     return sorted((index * views + j) % ORIENTATIONS for j in range(views))
 
+# %% ../../nbs/12_data.prefilter.ipynb #332b0d8e
 def recipe_table(recipe):
     """
     A row for each image: `path, split, label, defect, mask, group` as in a manifest,

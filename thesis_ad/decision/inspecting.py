@@ -41,6 +41,7 @@ def _written_here(path):
         with open(path, "rb") as file: return is_marked(file.read(1024))
     except OSError: return False
 
+# %% ../../nbs/53_decision.inspecting.ipynb #250a67db
 def files_to_inspect(paths):
     "(list of the files that `paths` ask for, sentences on what was left out); an empty folder is a `UserError`."
     files, notes = [], []
@@ -86,6 +87,7 @@ def _readable(detector, files):
     return (ImageSet(table, reading=detector.reading),
         {int(i): line.removeprefix(f"{names[i]}: ") for i, line in zip(broken, skipped)})
 
+# %% ../../nbs/53_decision.inspecting.ipynb #809eb73b
 def _chunks(detector, files):
     """Yield (names, `ImageSet` of the readable ones, reasons of the others by position) of an `ImageSet` or of a list
     of files."""
@@ -116,6 +118,7 @@ def output_name(number, file, kind=""):
     stem = "".join(c if c.isprintable() and c not in '<>:"/\\|?*' else "_" for c in Path(file).stem)
     return f"{number:05d}_{stem.encode('utf-8', 'replace')[:120].decode('utf-8', 'ignore')}{kind and '_' + kind}"
 
+# %% ../../nbs/53_decision.inspecting.ipynb #67ec18f1
 def remove_earlier(folder):
     "Remove what an earlier inspection wrote into `folder`: the files that its decisions.csv names, and that table."
     table = Path(folder) / "decisions.csv"
@@ -148,6 +151,7 @@ def map_bytes(heat, kind):
     return marked_png(np.round((heat.astype(np.float64) - low) / max(high - low, 1e-300) * 65535).astype(np.uint16),
         f"{low!r} ... {high!r}")
 
+# %% ../../nbs/53_decision.inspecting.ipynb #283afa8a
 def captioned(image, text):
     "An image uint8 [H, W, 3] with a line of text on a dark band at its lower edge, as large as fits."
     (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1, 1)
@@ -197,6 +201,7 @@ def _row(detector, name, score, reason):
     return row | {"status": "undecided" if decision is None else ("OK", "NOK")[int(decision)], "score": score,
                   "confidence": None if confidence is None else float(confidence)}
 
+# %% ../../nbs/53_decision.inspecting.ipynb #b13c4ac6
 def inspect(detector, files, out=None, progress=None, maps=None, masks=False, filing=None):
     """Table `INSPECTED` with a row for each of `files` (paths, or an `ImageSet`), in order.
 

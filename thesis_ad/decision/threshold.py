@@ -93,6 +93,7 @@ def fit_platt(scores, labels, solver="newton"):
         else "the fitted probability does not rise with the score: these scores do not tell NOK from OK")
     return Sigmoid(float(a / spread), float(b - a * centre / spread), n_ok, n_nok, warning)
 
+# %% ../../nbs/50_decision.threshold.ipynb #abe123f5
 def one_each(scores, others=None):
     "float64 [N] of finite scores, as many as `others`; a `UserError` names the first that is not a number."
     scores = np.asarray(scores, np.float64).ravel()
@@ -110,6 +111,7 @@ def share_interval(hits, n, level=0.95):
     found = stats.binomtest(int(hits), int(n)).proportion_ci(level, method="exact")
     return float(found.low), float(found.high)
 
+# %% ../../nbs/50_decision.threshold.ipynb #9b462736
 def reliability(labels, probabilities, bins=10):
     """Table `low,high,n,probability,share,share_low,share_high`: mean P(NOK) and share of NOK in equal bins of [0, 1];
     empty bins are left out."""
@@ -387,6 +389,7 @@ def _options(method, options, ok, groups, per):
         return ok, method, options | {"groups": groups}
     return group_maxima(ok, groups) if per == "part" else ok, method, options
 
+# %% ../../nbs/50_decision.threshold.ipynb #351e59ad
 def calibrate(detector, images, method="conformal", per="picture", pixel="maxima", progress=None, **options):
     """Set `threshold` and `sigmoid` of a fitted detector from an `ImageSet` (OK; NOK for the sigmoid); the `Threshold`.
 
@@ -424,6 +427,7 @@ def decide(detector, scores):
     decisions = None if threshold is None else above(scores, threshold["value"])
     return decisions, None if sigmoid is None else Sigmoid(**sigmoid)(scores)
 
+# %% ../../nbs/50_decision.threshold.ipynb #15c19ac2
 def describe(facts):
     "A threshold's facts in sentences for a person."
     if "n" not in facts: return f"NOK where the image score is above {facts['value']:.6g} ({facts['how']})."

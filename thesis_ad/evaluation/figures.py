@@ -32,6 +32,7 @@ STYLE = {"font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8, "legend.fonts
 MAPS = "inferno"                              # the colour map of anomaly maps, and of nothing else
 DPI, LARGEST, NARROWEST = 200, 80_000, 600    # of a PNG; bytes above which it has a palette and fewer dots; pixels
 
+# %% ../../nbs/62_evaluation.figures.ipynb #7f07dc9a
 def _png(figure, path):
     """Write a matplotlib figure as a lossless PNG of `DPI`, or with a palette and as many dots as `LARGEST` bytes and
     `NARROWEST` pixels allow."""
@@ -115,6 +116,7 @@ def read_table(path):
     "A CSV of numbers and names; only an empty field is a missing value."
     return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"group": str})
 
+# %% ../../nbs/62_evaluation.figures.ipynb #742cffaf
 def merge_parts(folder):
     """Merge the notebooks' parts below `<folder>/tables/parts` into the common tables, and sum up over seeds;
     two notebooks must agree on a shared row."""

@@ -277,6 +277,7 @@ def auroc_interval(labels, scores, groups=None, level=0.95):
     low, high = _logit_bounds(auroc, t, variance)
     return float(min(low, _newcombe_low(auroc, t, m, n))), float(max(high, 1 - _newcombe_low(1 - auroc, t, m, n)))
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #940ebe5a
 def _fewest_groups(labels, groups):
     "The smaller of the numbers of groups with an OK image and with a NOK image."
     return min(len(np.unique(groups[labels == label])) for label in (0, 1))
@@ -329,6 +330,7 @@ def seed_variance(*values):
     variance = float(sum(term for term, _ in terms))
     return (variance, variance**2 / sum(term**2 / n for term, n in terms)) if variance > 0 else (0.0, np.inf)
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #27306eb0
 def over_seeds(value, low, high, *values, level=0.95):
     """(low, high) of a mean over training seeds, or of a difference of such means, for new parts and new seeds;
     `low` and `high`: for new parts alone, `values`: one array [S] a method."""
@@ -378,6 +380,7 @@ class DeLong(NamedTuple):
     error: float
     p: float
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #a745f29f
 def delong(labels, a, b, groups=None):
     """DeLong's test of AUROC(a) − AUROC(b) on the same images, over groups if given. p is NaN where a class is missing,
     has one group, or all placements differ alike.
@@ -520,6 +523,7 @@ class PixelBins:
 # %% ../../nbs/60_evaluation.metrics.ipynb #61fedcb9
 PIXEL_METRICS = ("pixel_auroc", "aupro_0.30", "aupro_0.05")
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #0d7a6077
 class PixelStream:
     """Maps and masks of images, one after the other: kept up to `limit` pixels (None: all),
     counted in `PixelBins` beyond that."""
@@ -588,6 +592,7 @@ def _pixel_rows(labels, groups, stream, which, replicates, seed):
     return {name: (value, *((nan, nan) if drawn is None else expanded_percentiles(value, drawn, fewest)), *counts)
         for name, (value, _, drawn) in found.items()}
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #72131e95
 def _streamed(labels, maps, masks, kinds=None):
     "A `PixelStream` that keeps all of these maps; None if there are none, and a stream is given back as it is."
     if maps is None or isinstance(maps, PixelStream): return maps
@@ -612,6 +617,7 @@ def evaluate_scores(labels, scores, groups=None, maps=None, masks=None, seed=0, 
     rows = _pixel_rows(labels, groups, stream, range(len(stream.images) if stream else 0), replicates, seed)
     return _table(rows, labels, scores, groups, replicates, seed, threshold)
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #bf1d3ad3
 def _table(rows, labels, scores, groups, replicates, seed, threshold):
     "The rows of `evaluate_scores` from those of the pixels and from the scores."
     n_ok, n_nok = int((labels == 0).sum()), int(labels.sum())

@@ -84,6 +84,7 @@ def evaluation_code():
     return content_key([sha256(root / f"{name}.py")
         for name in ("evaluation/metrics", "evaluation/protocol", "decision/threshold")])
 
+# %% ../../nbs/61_evaluation.protocol.ipynb #094e58a4
 @functools.cache
 def fit_code(method):
     "A hash of the code that a fit of this method rests on."
@@ -156,6 +157,7 @@ def score_table(name, method, images, scores, seed=0):
     return pd.DataFrame({"dataset": name, "method": method, "seed": seed, "image": images.paths, "group": images.groups,
         "defect": images.defects, "label": images.labels, "score": np.asarray(scores, np.float64)})[SCORE_COLUMNS]
 
+# %% ../../nbs/61_evaluation.protocol.ipynb #6724c3c7
 def evaluate(detector, images, name, method=None, replicates=1000, progress=None):
     """(scores, metrics, per-defect metrics) of a fitted detector on an image set with OK and NOK;
     every detector is resampled on the same replicates."""
@@ -207,6 +209,7 @@ def run(task):
     except FileNotFoundError: return _run(task)         # the cache was emptied meanwhile
     finally: return_memory()
 
+# %% ../../nbs/61_evaluation.protocol.ipynb #573e18a5
 def _evaluation_key(task, fit, test):
     "(key in the cache of the evaluation of a fit, whether it says how long a prediction takes)."
     timed = task.seed == task.profile.seed              # another seed takes as long
@@ -220,6 +223,7 @@ def kept(task):
         cache_dir() / "evaluations" / _evaluation_key(task, fit, data.open_test())[0])
     return tuple(folder if is_sealed(folder) else None for folder in folders)
 
+# %% ../../nbs/61_evaluation.protocol.ipynb #a223b36f
 def _run(task):
     "See `run`."
     bundle, data = fit_cached(task)
@@ -245,6 +249,7 @@ def _run(task):
     return Evaluation(task.dataset, task.method, read["metrics"].backbone[0], task.seed, **read,
         seconds=seconds, bundle=bundle)
 
+# %% ../../nbs/61_evaluation.protocol.ipynb #c3e85406
 TABLES = ("scores", "metrics", "defects", "calibration")
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #5c115065

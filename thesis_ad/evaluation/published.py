@@ -29,6 +29,8 @@ global_knn|masters project, pooled WRN50||99.13//37.70||||
 """
 _MVTEC_COLUMNS = ("mean", "bottle", "cable", "metal_nut", "screw", "capsule")
 _METRICS = ("image_auroc", "pixel_auroc", "aupro_0.30")
+
+# %% ../../nbs/63_evaluation.published.ipynb #1d31d372
 _OTHERS = """
 mvtec2|mean|efficientad|MVTec AD 2 (Heckler-Kram et al.)|aupro_0.05|30.8
 mvtec2|mean|patchcore|MVTec AD 2 (Heckler-Kram et al.)|aupro_0.05|28.8

@@ -40,6 +40,7 @@ def _judged(detector, sets, folder, name):
         table = score_table(name, detector.method, images, predict_set(detector, images)[0], detector.seed)
         table.to_csv(folder / f"{key}.csv", index=False)
 
+# %% ../../nbs/64_evaluation.trials.ipynb #ced3585d
 def trial(method, profile, train, calibration, judged, seed=None, enhance=False, timed=True, **settings):
     "The `Trial` of a method under a profile with `settings` changed; train, calibration, judged[name] are `ImageSet`s."
     pin_threads(1)

@@ -224,6 +224,7 @@ def _room(folder):
             file.unlink()
     return FEATURE_LIMIT - used
 
+# %% ../../nbs/30_features.backbones.ipynb #988e5f32
 @contextlib.contextmanager
 def kept_features(folder=None):
     """Keep and reuse feature maps below `folder` while the context is open;
@@ -249,6 +250,7 @@ def _maps(backbone, images, wanted):
     return [cut(m, edge // backbone.strides[i]) if edge and not backbone.keep_margin else m.contiguous()
         for i, m in zip(wanted, maps)]
 
+# %% ../../nbs/30_features.backbones.ipynb #7615b060
 def _file_of(m):
     "Bytes of a .npy file, and four more: their checksum."
     np.save(file := io.BytesIO(), m)
@@ -264,6 +266,7 @@ def _read(file, channels):
     return (found if found.dtype == torch.float32 and found.ndim == 4 and found.shape[:2] == (1, channels)
         and found.numel() and torch.isfinite(found).all() else None)
 
+# %% ../../nbs/30_features.backbones.ipynb #302c9fff
 def _one(backbone, image, wanted):
     "The maps of the `wanted` stages of one image [1, 3, H, W] on the CPU, from the disk where they are kept."
     if _kept is None: return _maps(backbone, image, wanted)

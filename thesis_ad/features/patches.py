@@ -46,6 +46,7 @@ def soften(m, typical):
     a vector of zeros stays."""
     return m / (m.square().sum(1, keepdim=True) + typical ** 2).sqrt().clamp_min(1e-12)
 
+# %% ../../nbs/35_features.patches.ipynb #f0e5f714
 def stage_maps(backbone, images, stages, kernel=3, typical=None):
     """A list of float32 [B, C_i, h_i, w_i]: the maps of `stages`, averaged over kernel × kernel cells, and softened by
     `typical` (a length a stage)."""

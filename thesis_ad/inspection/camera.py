@@ -99,6 +99,7 @@ class Frame:
         "Bytes of an image file with exactly these pixels."
         return self.data if self.data is not None else png(self.image)
 
+# %% ../../nbs/74_inspection.camera.ipynb #5819b244
 class Camera(Source):
     "A webcam (its number), an RTSP address or a video file, read by OpenCV."
     def __init__(self, source):
@@ -224,6 +225,7 @@ class TcpTrigger(Trigger):
         with suppress(OSError): self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
 
+# %% ../../nbs/74_inspection.camera.ipynb #17eb2419
 def open_trigger(text):
     "The trigger of `file:PATH` or `tcp:PORT`."
     kind, _, place = str(text).partition(":")
@@ -250,6 +252,7 @@ class Verdict:
         if not data: return None
         return cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
 
+# %% ../../nbs/74_inspection.camera.ipynb #b1804779
 class Client:
     "Asks the server at `url` to decide; a callable (frame, part id) -> `Verdict`."
     def __init__(self, url, maps=True, operator="", timeout=10.0):
@@ -336,6 +339,7 @@ def _run(self):
         idle = not self.trigger and all(frame is None and (self.files or source.ended) for source, frame in frames)
         if not idle and not self.closing.is_set(): self._take(frames, part_id)
 
+# %% ../../nbs/74_inspection.camera.ipynb #49336fd4
 def _part(self):
     "The next triggered part id or None; frames from before the trigger show another part and are dropped."
     while not self.trigger.refused.empty():
@@ -365,6 +369,7 @@ def _take(self, frames, part_id):
     self.judged += 1
     self._tell(views[0] if len(views) == 1 else part_verdict(views, part_id, self.rule))
 
+# %% ../../nbs/74_inspection.camera.ipynb #ff197c7a
 def _ask(self, frames, part_id):
     "A `Verdict` on each (source, frame or None)."
     return [self.judge(frame, part_id) if frame else Verdict("unread", f"{source.name} gives no frame", part_id)

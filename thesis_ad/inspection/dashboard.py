@@ -42,6 +42,7 @@ def place():
     given = {field: os.environ[name] for field, name in names.items() if os.environ.get(name)}
     return Place(given.get("api", Place.api), Path(given.get("bundle", Place.bundle)), given.get("token", ""))
 
+# %% ../../nbs/75_inspection.dashboard.ipynb #0f18afb5
 def ask(method, path, timeout=10.0, **options):
     "JSON or bytes that the server answers; a `UserError` with its sentence otherwise."
     here = place()
@@ -103,6 +104,7 @@ def drifting(answer):
     except UserError as error: st.error(str(error))
     else: st.rerun(scope="fragment")
 
+# %% ../../nbs/75_inspection.dashboard.ipynb #e99a60c2
 @st.fragment(run_every=1.0)
 def live():
     "The light, the latest overlay, the scores and the last NOK parts."
@@ -138,6 +140,7 @@ def keep_photos(files, folder):
                 with atomic_write(target) as part: part.write_bytes(data)
     return problems
 
+# %% ../../nbs/75_inspection.dashboard.ipynb #d09c0865
 @lru_cache(8)
 def _findings(folder, names):
     """What `thesis-ad data check` says of the OK images `names` in a folder, the heaviest first;
@@ -176,6 +179,7 @@ def progress_of(command):
     if process.returncode:
         raise UserError(last.removeprefix("thesis-ad: ") or f"it ended with code {process.returncode}")
 
+# %% ../../nbs/75_inspection.dashboard.ipynb #0e7f17f7
 def command(*arguments): return [sys.executable, "-c", "from thesis_ad.cli import main; main()", *map(str, arguments)]
 
 def go_live(new, bundle):
@@ -247,6 +251,7 @@ def _fit(method, settings, photos, new):
         shutil.rmtree(new, ignore_errors=True)
         st.error(str(error))
 
+# %% ../../nbs/75_inspection.dashboard.ipynb #eb022146
 def _go_live(new, bundle):
     "Exchange the bundles and have the server load the new one."
     go_live(new, bundle)
@@ -288,6 +293,7 @@ def ledger():
     columns = ["sequence", "time", "part_id", "decision", "score", "threshold", "operator", "status", "key", "hash"]
     st.dataframe(pd.DataFrame(entries, columns=columns), hide_index=True, width="stretch")
 
+# %% ../../nbs/75_inspection.dashboard.ipynb #3bed44f3
 def model():
     "What decides, and since when."
     try: facts = ask("GET", "/model")

@@ -119,6 +119,7 @@ def patchcore_graph(d):
         return score, smooth_map(cells, d.input_size, d.sigma)
     return run
 
+# %% ../../nbs/72_inspection.export.ipynb #43d292bc
 def _patches(d):
     """A function from images to a bank's patch scores [1, h, w], the features [h·w, C],
     and the nearest vectors' indices [h·w, k]."""
@@ -220,6 +221,7 @@ def efficientad_graph(d):
         return heat.amax((1, 2)), heat
     return run
 
+# %% ../../nbs/72_inspection.export.ipynb #25788eae
 @graph("autoencoder")
 def autoencoder_graph(d):
     count = max(1, round(d.top * math.prod(d.input_size) / 512 ** 2))
@@ -274,6 +276,7 @@ class Graph(nn.Module):
         score, heat = self.run(images)
         return (score,) if heat is None else (score, heat)
 
+# %% ../../nbs/72_inspection.export.ipynb #e3a64dac
 def _networks(detector):
     "Every network of a detector and of its `members`, once."
     held = [one.backbone if isinstance(one, SharedMaps) else one for one in vars(detector).values()]
@@ -293,6 +296,7 @@ def write_onnx(graph, path):
             opset_version=17, dynamo=False)
     _folded(path)
 
+# %% ../../nbs/72_inspection.export.ipynb #9174f315
 def _folded(path):
     """Let ONNX Runtime compute in the file `path` what depends on the size alone, padding above all,
     and fold it into the layers."""
@@ -350,6 +354,7 @@ def _exact(model):
     return [node.name for node in model.graph.node if node.op_type == "Conv"
         and (groups(node) > 1 or users[node.input[0]] - {"Conv", "Add"})]
 
+# %% ../../nbs/72_inspection.export.ipynb #2b56acb9
 def quantise(source, target, images):
     """Write the model `source` to `target` with its convolutions in 8 bits;
     ranges from `images`, float32 [1, 3, H, W] each."""
@@ -478,6 +483,7 @@ def _ranges(detector, data, count=32):
     prepared = detector.prepare(data.train.ok().evenly(count))
     return [prepared[i][None].numpy() for i in range(min(count, len(prepared)))]
 
+# %% ../../nbs/72_inspection.export.ipynb #4e2f5c04
 def _facts(eager, facts, made, format):
     "(facts, tensors) of an exported bundle before it is sealed."
     from safetensors.numpy import save

@@ -32,6 +32,7 @@ class Key:
         "Hex HMAC-SHA256 of `text` as a `kind` of record; a signature of one kind is not valid for another."
         return hmac.digest(self.secret, f"{kind}\n{text}".encode(), "sha256").hex()
 
+# %% ../../nbs/71_inspection.ledger.ipynb #d100fbd2
 def make_key(secret, where="the secret"):
     "The `Key` of a secret (bytes); a `UserError` that names `where` it came from if it has less than 32 bytes."
     if len(secret) < 32: raise UserError(f"{where} has {len(secret)} bytes and a signing key needs at least 32")
@@ -54,6 +55,7 @@ def canonical(record):
     "The one JSON text of a dictionary: sorted keys, no spaces, ASCII; a `ValueError` for numbers that are not finite."
     return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
+# %% ../../nbs/71_inspection.ledger.ipynb #786381b2
 @dataclass(frozen=True)
 class Entry:
     "One signed decision. `hash` is the SHA-256 of `text()`, `signature` its HMAC."
@@ -121,6 +123,7 @@ def write_head(path, key, sequence, hash, pending=""):
         try: os.fsync(folder)                           # the name, too, is to survive a power cut
         finally: os.close(folder)
 
+# %% ../../nbs/71_inspection.ledger.ipynb #c3851376
 def read_head(path, keys):
     "The head of the ledger `path` as a dictionary or None; a `UserError` unless one of `keys` signed it."
     file = head_file(path)
@@ -317,6 +320,7 @@ def _verified(db, path, keys, progress):
         note = f"a writer was stopped while it wrote entry {head['sequence'] + 1}, which is {fate}"
     return Verification(good, last.hash if last else START, bad, reason, note)
 
+# %% ../../nbs/71_inspection.ledger.ipynb #ab3487ed
 def verify(path, keys, known=(), progress=None):
     "The `Verification` of a ledger by a `Key` or several; `known`: hashes that reports name. `progress` titles a bar."
     keys = [keys] if isinstance(keys, Key) else list(keys)

@@ -31,6 +31,7 @@ class Delivery:
     reason: str = ""            # why it was not delivered
     seconds: float = 0.0        # how long `send` took
 
+# %% ../../nbs/72_inspection.plc.ipynb #2356a899
 class _Connected:
     "Keeps a connection open in a thread. Subclasses define `_open`, `_alive`, `_beat` and `_shut`."
     def __init__(self, bound, heartbeat):
@@ -122,11 +123,13 @@ class Link(_Link):
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
 
+# %% ../../nbs/72_inspection.plc.ipynb #9210a836
 class _Part: decision, delivery = "unread", None        # what `Link.part` yields
 
 # %% ../../nbs/72_inspection.plc.ipynb #7f14a5a8
 CONFIRMATIONS = ("sent", "acknowledged", "answered")
 
+# %% ../../nbs/72_inspection.plc.ipynb #addbe71c
 class _Tcp(Link):
     "Frames on a TCP socket."
     def _open(self):
@@ -202,6 +205,7 @@ class Plc(_Tcp):
 # %% ../../nbs/72_inspection.plc.ipynb #62e627e7
 MODES = ("on time", "slow", "dead", "half-open", "resetting")
 
+# %% ../../nbs/72_inspection.plc.ipynb #b4fb8715
 class SimulatedController:
     "A controller on this machine, for trials without one; `received` holds its frames, `passing` its signal."
     def __init__(self, mode="on time", size=1, answers=False, delay=0.1, port=0):
@@ -282,6 +286,7 @@ class Signals:
 RESULTS = {FAIL: 1, PASS: 2}        # register values; 0 is a register that nobody has written
 logging.getLogger("pymodbus").addHandler(logging.NullHandler())      # it need not print what a `Delivery` says
 
+# %% ../../nbs/72_inspection.plc.ipynb #a7deab76
 class ModbusPlc(Link):
     "A controller behind Modbus TCP: registers `address` (result), + 1 (number of the decision), + 2 (heartbeat)."
     def __init__(self, host, port=502, address=0, device=1, connect_timeout=0.05, bound=0.04, heartbeat=None):

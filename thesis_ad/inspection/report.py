@@ -162,6 +162,8 @@ def png(image):
 
 # %% ../../nbs/70_inspection.report.ipynb #95695b18
 COLOURS = {"OK": OK_COLOUR, "NOK": NOK_COLOUR, "unread": "#595959"}
+
+# %% ../../nbs/70_inspection.report.ipynb #e7db0d07
 STYLE = """
 @page { size: A4; margin: 14mm }
 * { box-sizing: border-box; print-color-adjust: exact; -webkit-print-color-adjust: exact }
@@ -192,6 +194,7 @@ th { white-space: nowrap; width: 1% }
 .sign div { border-top: 1px solid #1a1a1a }
 """
 
+# %% ../../nbs/70_inspection.report.ipynb #a2844a1a
 def _embedded(image, longest=900):
     "An image as an address that contains it, made smaller if a side is longer than `longest` pixels."
     scale = longest / max(image.shape[:2])
@@ -216,6 +219,7 @@ def fact_rows(one):
     if one.marked is not None: rows.append(("marked area", _area(one)))
     return rows
 
+# %% ../../nbs/70_inspection.report.ipynb #f27afcaa
 def trace_rows(one):
     "Rows (name, value) by which an `Inspection` is traced: hashes and the ledger entry."
     entry = one.entry
@@ -318,6 +322,7 @@ def signed(one, ledger):
     return replace(one, entry=ledger.append(one.part_id or one.name, one.bundle, one.sha256, one.score, one.threshold,
                                             one.decision, one.status, one.operator))
 
+# %% ../../nbs/70_inspection.report.ipynb #7e498ea8
 class Report:
     "The report of one part in `folder`, an `Inspection` at a time; `close` writes it."
     def __init__(self, folder, pdf=False):

@@ -164,6 +164,7 @@ def model_key(facts):
     return content_key(facts["detector"], facts["settings"], facts["tensors_sha256"],
         *([facts["files"]] if "files" in facts else []))
 
+# %% ../../nbs/73_inspection.server.ipynb #773609b2
 def read_calibration(path, model):
     "The threshold's facts in `calibration.json`, or None if there is no such file or it belongs to another model."
     if not Path(path).exists(): return None
@@ -383,6 +384,7 @@ class Prediction(Decision):
     drift: Optional[str] = Field(None,
         description="a warning about the latest scores, null if they are as at the calibration")
 
+# %% ../../nbs/73_inspection.server.ipynb #ae73c068
 class Calibration(BaseModel):
     "A new threshold and the raw scores it rests on."
     new_threshold: float = Field(examples=[5.02], description="mean + k standard deviations")
@@ -427,6 +429,7 @@ class Live(BaseModel):
     drift: Optional[str] = Field(None, description="a warning about the latest scores")
     stopped: bool = Field(False, description="whether drift has stopped the station")
 
+# %% ../../nbs/73_inspection.server.ipynb #41de0f87
 class DriftState(BaseModel):
     "The watch for drift."
     scores: int = Field(examples=[50], description="scores that are looked at")
@@ -470,6 +473,7 @@ class Metrics:
         self.seconds.observe(seconds)
         self.score.set(one.score)
 
+# %% ../../nbs/73_inspection.server.ipynb #b8e3998c
 def _threshold(self):
     "The threshold in force, NaN without one."
     return math.nan if self.detector is None or self.detector.threshold is None else self.detector.threshold["value"]
@@ -488,6 +492,7 @@ ImageFiles = Annotated[list[UploadFile], File(description="PNG, JPEG, BMP or TIF
 Maps = Annotated[bool, Query(description="false leaves out heat maps and overlays")]
 FAULTS = problems(400, 408, 409, 413, 415, 422, 503)
 
+# %% ../../nbs/73_inspection.server.ipynb #9116f1cd
 @router.post("/predict", response_model=Prediction, responses=FAULTS, tags=["inspection"])
 async def predict(at: At, file: ImageFile, part_id: Text = "", operator: Text = "", maps: Maps = True):
     "Decide on one image. Without a `part_id` the server makes one up."
@@ -586,6 +591,7 @@ def _described(self):
 
 Station.described = _described
 
+# %% ../../nbs/73_inspection.server.ipynb #bc9a0bd9
 @router.post("/reload", responses=problems(401, 403, 422, 503), **guarded)
 async def reload(at: At):
     "Load the bundle again from its folder, after it was taught anew. If it cannot be loaded the old one stays."
@@ -600,7 +606,6 @@ async def drift_clear(at: At):
     "End a warning or a stop after a person has looked at the parts, and forget the latest scores."
     await at.worker.run(at.station.watch.clear, seconds=at.station.limits.seconds)
     return at.station.watch.facts()
-
 
 # %% ../../nbs/73_inspection.server.ipynb #ce747133
 @router.get("/recent", response_model=Live, responses=problems(422), tags=["dashboard"])

@@ -170,6 +170,7 @@ def _cells(members, images):
     found = {name: member.cells(sizes[at]) for name, (member, at) in members.items()}
     return {name: cells[1] if isinstance(cells, tuple) else cells for name, cells in found.items()}
 
+# %% ../../nbs/49_models.auto.ipynb #97c53d3e
 class _AtSize:
     "The prepared `images` of the finer resolution, resized to the one that a member sees."
     def __init__(self, images, size): self.images, self.size = images, size
@@ -211,6 +212,7 @@ def _own(train, indices, scores, heat):
     return {name: torch.from_numpy(column.to_numpy().copy())
         for name, column in rows.groupby("image", as_index=False).max().items()}
 
+# %% ../../nbs/49_models.auto.ipynb #4459882a
 def _fit(d, train):
     "Out-of-fold maps give levels, scale and scores; the members that are kept learn from all images."
     if len(np.unique(train.paths)) < FEWEST:

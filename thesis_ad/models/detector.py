@@ -49,6 +49,7 @@ def checked(predict):
 # %% ../../nbs/39_models.detector.ipynb #344286de
 LONGEST = 100_000       # pixels a side; more is a slip of the finger
 
+# %% ../../nbs/39_models.detector.ipynb #cbeafcf9
 @dataclass(kw_only=True)
 class Preparation:
     "The settings that all detectors share: how a picture is prepared, and from which seed and where a detector runs."
@@ -298,6 +299,7 @@ def _judge(detector, images, names, batch_size):
     for indices, batch in images.batches(batch_size):
         yield indices, *detector.predict(check_pixels(batch, names[indices]))
 
+# %% ../../nbs/39_models.detector.ipynb #91284efc
 def _predict_tiles(detector, tiles, batch_size):
     "(largest score of a tile, blended map or None) of the picture that `tiles` are cut from."
     blend, scores, heat = Blend(canvas_size(tiles, 0, tiles.tile)), [], None
@@ -317,6 +319,7 @@ def _predict_batches(detector, images, prepared, batch_size):
     for _, scores, maps in _judge(detector, prepared, images.paths, batch_size):
         yield from zip(scores, [None] * len(scores) if maps is None else maps)
 
+# %% ../../nbs/39_models.detector.ipynb #9bb742e9
 def predict_each(detector, images, batch_size=8, progress=None):
     "Yield (score, map float32 at the file's own resolution or None) for each picture of a raw `ImageSet`, in order."
     found = _predict_batches(detector, images, detector.prepare(images), batch_size)
@@ -373,6 +376,7 @@ def check_place(path):
         raise UserError(f"{path} exists and is not a bundle alone (there is {there[0]}); choose another place")
     check_writable(path.resolve().parent)
 
+# %% ../../nbs/39_models.detector.ipynb #b3badc99
 def save_bundle(detector, path):
     """Write a fitted detector as a bundle folder, whole or not at all;
     what is there is replaced only if it is a bundle and nothing else."""
@@ -443,6 +447,7 @@ def load_bundle(path, device="auto"):
         raise UserError(f"{path} does not hold together ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:150]}); fit the detector again") from None
 
+# %% ../../nbs/39_models.detector.ipynb #0c86e2fd
 def _loaded(path, device, facts, blob):
     "See `load_bundle`; `facts` and `blob` are intact, which does not mean that they fit one another."
     if "exported" in facts:

@@ -123,6 +123,7 @@ def _as_identity(layer, W, bias, mean, variance, rest):
         norm.running_mean[n:], norm.running_var[n:] = other.mean(0), other.var(0)
     norm.weight[:n], norm.bias[:n] = (variance + norm.eps).sqrt(), mean
 
+# %% ../../nbs/42_models.dfr.ipynb #e94dedcc
 @torch.no_grad()
 def start_as_pca(network, axes, x):
     """Set the weights of a `FeatureAutoencoder` (kernel 1, no attention, no skips, 2c ≤ C) to PCA with `axes` V [C, c];
@@ -172,6 +173,7 @@ def new_network(d, channels, latent, **kind):
         torch.manual_seed(torch_seed(d.method, "weights", d.seed))
         return FeatureAutoencoder(channels, latent, **kind).to(resolve_device(d.device)).eval()
 
+# %% ../../nbs/42_models.dfr.ipynb #507af3de
 def prepared_network(d, pca, latent, rows, **kind):
     "A `new_network` that standardises like `pca` and, if `d.start` is 'pca' and its widths allow it, starts as PCA."
     network = new_network(d, rows.shape[1], latent, **kind)
@@ -202,6 +204,7 @@ def _whole(d, name, auto=False, least=1):
     raise UserError(f"{d.method}: {name} must be {'auto or ' if auto else ''}a whole number from {least} on, "
         f"not {value!r}")
 
+# %% ../../nbs/42_models.dfr.ipynb #17c3ea4c
 def _check(d):
     "Refuse settings that no reconstruction of features could use; numbers given as text become numbers."
     d.latent, d.crop = _whole(d, "latent", auto=True), _whole(d, "crop", auto=True, least=0)

@@ -76,6 +76,7 @@ def sampled_patches(extract, images, first, total, limit, seed, batch_size=8):
         kept.append(rows[torch.from_numpy(chosen[low:high] - start)])
     return torch.cat(kept), per_image
 
+# %% ../../nbs/49_models.shards.ipynb #850fc4f9
 def sampled_rows(features, images, first, total, limit, passes, seed):
     """What `collect_rows` on `total` images keeps of the `images` from number `first` on:
     a list with float16 [n, C] a pass."""
@@ -215,6 +216,7 @@ def _fit_pca(d, shards, workers, train, calibration):
 
 SHARDED = {"gaussian": _fit_gaussian, "padim": _fit_padim, "pca": _fit_pca, "patchcore": _fit_bank}
 
+# %% ../../nbs/49_models.shards.ipynb #eb8990ea
 def fit_by_shards(detector, train, calibration=None, shards=2, workers=1, coresets=False):
     """`detector.fit(train, calibration)` with the pass over the images divided among `shards` calls,
     `workers` at a time; the detector.

@@ -38,6 +38,7 @@ def hold_out(train, seed=0, share=0.2):
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES = ("plateau", "cosine", "constant")
 
+# %% ../../nbs/37_models.training.ipynb #978507ed
 @dataclass(kw_only=True)
 class Trained:
     "Settings that all trained detectors share; a class derives from this one and from `Detector`."
@@ -112,6 +113,7 @@ GAIN = 0.005        # relative fall of the held-out loss that counts as an impro
 LOOKS = 20          # looks in a full budget
 DECIDES = "loss_held_out"
 
+# %% ../../nbs/37_models.training.ipynb #1b97b881
 @dataclass
 class Progress:
     "How far a training is."
@@ -148,6 +150,7 @@ def _advance(p, d, steps):
     elif p.step >= steps: p.stopped = "the budget was used up"
     return bool(p.stopped)
 
+# %% ../../nbs/37_models.training.ipynb #7df5fb0a
 def _update(network, optimiser, loss, batch, p, d, steps):
     "One weight update; its loss is noted in `p`."
     for group in optimiser.param_groups: group["lr"] = d.learning_rate * rate(d.schedule, p.step, steps, p.cooling)
@@ -190,6 +193,7 @@ def _save(path, network, optimiser, best, p):
     except (OSError, UserError) as error:
         logging.getLogger("thesis_ad").warning("no checkpoint could be written: %s", error)
 
+# %% ../../nbs/37_models.training.ipynb #4455dc02
 def _resume(path, network, optimiser):
     """(progress, best weights) from a checkpoint whose tensors now are those of `network` and `optimiser`;
     (None, {}) and no change without one."""
@@ -263,6 +267,7 @@ def train_network(network, loss, batch, d, steps, looks, images_per_step, name=N
     return p.curve | {"updates": p.step, "images_seen": round(p.step * images_per_step), "stopped": p.stopped,
         "kept_update": p.kept if best else p.step}
 
+# %% ../../nbs/37_models.training.ipynb #b4ecd3b5
 def _state(network): return {name: t.detach().clone() for name, t in network.state_dict().items()}
 
 def _look(network, looks, d, step):
