@@ -1,6 +1,7 @@
 """Pages that are written from what lies in the repository: the index of figures, the result tables,
 the library's reference."""
 import ast
+import copy
 import itertools
 import json
 import re
@@ -88,12 +89,19 @@ def field_lines(node, source, indent):
 
 def arguments(node):
     "Arguments of a function as they are written; of an option of the command line, its type alone."
-    given = node.args
+    given = copy.deepcopy(node.args)
+    if patched_class(node): given.args[0] = ast.arg(given.args[0].arg)
     for one in (*given.posonlyargs, *given.args, *given.kwonlyargs):
         kind = one.annotation
         if isinstance(kind, ast.Subscript) and getattr(kind.value, "id", "") == "Annotated":
             one.annotation = kind.slice.elts[0]
     return ast.unparse(given)
+
+
+def patched_class(node):
+    "Name of the class that a function decorated with fastcore's `patch` becomes a method of; None for all else."
+    marks = [ast.unparse(one).split("(")[0] for one in getattr(node, "decorator_list", [])]
+    return ast.unparse(node.args.args[0].annotation) if isinstance(node, ast.FunctionDef) and "patch" in marks else None
 
 
 def module_lines(path, name):
@@ -103,15 +111,15 @@ def module_lines(path, name):
     tree, lines = ast.parse(source), source.splitlines()
     out = [f".. py:module:: {name}", ""]
     for node in tree.body:
-        if getattr(node, "name", "_").startswith("_"): continue
+        if getattr(node, "name", "_").startswith("_") or isinstance(node, ast.FunctionDef) and patched_class(node): continue
         text = ast.get_docstring(node)
         if isinstance(node, ast.FunctionDef) and text:
             out += [f".. py:function:: {node.name}({arguments(node)})", "", *docstring_lines(text, "   ")]
         if not isinstance(node, ast.ClassDef): continue
         bases = ", ".join(ast.unparse(base) for base in node.bases)
-        out += [f".. py:class:: {node.name}" + (f"({bases})" if bases else ""), "", *docstring_lines(text, "   "),
-            *field_lines(node, lines, "   ")]
-        for one in node.body:
+        out += [f".. py:class:: {node.name}" + (f"({bases})" if bases else ""), "",
+            *docstring_lines(text, "   "), *field_lines(node, lines, "   ")]
+        for one in [*node.body, *(one for one in tree.body if patched_class(one) == node.name)]:
             if isinstance(one, ast.FunctionDef) and not one.name.startswith("_") and ast.get_docstring(one):
                 out += [f"   .. py:method:: {one.name}({arguments(one)})", "",
                     *docstring_lines(ast.get_docstring(one), "      ")]

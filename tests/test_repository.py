@@ -175,7 +175,7 @@ def test_a_module_imports_only_from_chapters_before_it():
 def test_the_library_imports_no_notebook_tool():
     allowed = {"thesis_ad/reproduce.py": {"papermill", "nbclient"},          # nbclient's errors are papermill's
                "thesis_ad/evaluation/figures.py": {"IPython"}}  # shows a picture where IPython runs already
-    tools = {"nbdev", "fastcore", "execnb", "ghapi", "papermill", "nbformat", "nbclient", "IPython",
+    tools = {"nbdev", "execnb", "ghapi", "papermill", "nbformat", "nbclient", "IPython",
         "jupytext", "pytest"}
     wrong = [f"{where(path)}:{line} imports {name}" for path in MODULES if path.name != "_modidx.py"
         for name, line in imports(path) if name.split(".")[0] in tools - allowed.get(where(path), set())]
@@ -187,7 +187,7 @@ def test_the_library_runs_without_a_notebook_tool():
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in MODULES if path.name not in ("_modidx.py", "__init__.py")]
     script = (f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint([name for name in "
-        "('IPython', 'papermill', 'nbclient', 'nbformat', 'nbdev', 'fastcore') if name in sys.modules])")
+        "('IPython', 'papermill', 'nbclient', 'nbformat', 'nbdev') if name in sys.modules])")
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 

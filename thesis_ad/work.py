@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from fastcore.basics import patch
 import joblib
 
 try: import resource
@@ -215,10 +216,12 @@ class Cluster:
         self.check()
         return self
 
-    def close(self):
-        for one in (self.client, self.own):
-            with contextlib.suppress(Exception): one and one.close()
-        if self.token: (cache_dir() / self.token).unlink(missing_ok=True)
+# %% ../nbs/02_work.ipynb #211f62b5
+@patch
+def close(self: Cluster):
+    for one in (self.client, self.own):
+        with contextlib.suppress(Exception): one and one.close()
+    if self.token: (cache_dir() / self.token).unlink(missing_ok=True)
 
 # %% ../nbs/02_work.ipynb #9445efda
 def _connect(cluster):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import cv2
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -181,22 +182,24 @@ class Check:
     masks: pd.DataFrame              # image, mask, fraction, border, wrong
     warnings: list                   # sentences, the heaviest first
 
-    def lines(self):
-        "The report, line by line."
-        yield self.summary
-        yield from ("", "what each folder was taken for", *_aligned(self.folders))
-        counts = self.images.assign(kind=self.images.defect.where(self.images.label == 1, "OK"),
-            masked=self.images["mask"] != "")
-        yield from ("", "images", *_aligned(counts.groupby(["split", "kind"]).agg(images=("path", "size"),
-            masks=("masked", "sum"), groups=("group", "nunique")).reset_index()))
-        sizes = self.images.assign(size=self.images.width.astype(str) + "×" + self.images.height.astype(str))
-        yield from ("", "files", *_aligned(sizes.groupby(["mode", "size"]).agg(images=("path", "size"))
-            .sort_values("images", ascending=False).reset_index(), 12))
-        if len(self.masks):
-            yield from ("", "marked fraction of each mask", *_aligned(self.masks.assign(
-                fraction=self.masks.fraction.map("{:.3%}".format).replace("nan%", "-"))[["mask", "fraction"]], 40))
-        yield from ("", _count(len(self.warnings), "warning") + ", the heaviest first" * (len(self.warnings) > 1))
-        yield from (f"{n}. {line}" for n, line in enumerate(self.warnings, start=1))
+# %% ../../nbs/14_data.check.ipynb #44d97a4e
+@patch
+def lines(self: Check):
+    "The report, line by line."
+    yield self.summary
+    yield from ("", "what each folder was taken for", *_aligned(self.folders))
+    counts = self.images.assign(kind=self.images.defect.where(self.images.label == 1, "OK"),
+        masked=self.images["mask"] != "")
+    yield from ("", "images", *_aligned(counts.groupby(["split", "kind"]).agg(images=("path", "size"),
+        masks=("masked", "sum"), groups=("group", "nunique")).reset_index()))
+    sizes = self.images.assign(size=self.images.width.astype(str) + "×" + self.images.height.astype(str))
+    yield from ("", "files", *_aligned(sizes.groupby(["mode", "size"]).agg(images=("path", "size"))
+        .sort_values("images", ascending=False).reset_index(), 12))
+    if len(self.masks):
+        yield from ("", "marked fraction of each mask", *_aligned(self.masks.assign(
+            fraction=self.masks.fraction.map("{:.3%}".format).replace("nan%", "-"))[["mask", "fraction"]], 40))
+    yield from ("", _count(len(self.warnings), "warning") + ", the heaviest first" * (len(self.warnings) > 1))
+    yield from (f"{n}. {line}" for n, line in enumerate(self.warnings, start=1))
 
 # %% ../../nbs/14_data.check.ipynb #d8b2132d
 def _aligned(table, most=60):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -57,42 +58,51 @@ class ImageSet:
 
     def __iter__(self): return (self[i] for i in range(len(self)))
 
-    @property
-    def key(self):
-        """16 hex digits of files, labels, groups, size, transform and seed,
-        and of how files are read where that is a choice."""
-        chosen = (self.white, self.reading.page) + (repr(self.reading.region),) * (self.reading.region is not None)
-        return content_key(self.table[["path", "sha256", "label", "group", "mask"]].astype(str).values.tolist(),
-            self.size, repr(self.transform), self.seed, *chosen * (chosen != (0, 1)))
+# %% ../../nbs/13_data.datasets.ipynb #07d49881
+@patch(as_prop=True)
+def key(self: ImageSet):
+    """16 hex digits of files, labels, groups, size, transform and seed,
+    and of how files are read where that is a choice."""
+    chosen = (self.white, self.reading.page) + (repr(self.reading.region),) * (self.reading.region is not None)
+    return content_key(self.table[["path", "sha256", "label", "group", "mask"]].astype(str).values.tolist(),
+        self.size, repr(self.transform), self.seed, *chosen * (chosen != (0, 1)))
 
-    def view(self, **changes):
-        "The same pictures with another `size`, `transform` or `seed`."
-        return dataclasses.replace(self, **changes)
+@patch
+def view(self: ImageSet, **changes):
+    "The same pictures with another `size`, `transform` or `seed`."
+    return dataclasses.replace(self, **changes)
 
-    def take(self, indices):
-        "The pictures at `indices` (integers or a boolean mask), in that order."
-        indices = np.asarray(indices)
-        if indices.dtype == bool: indices = np.flatnonzero(indices)
-        return dataclasses.replace(self, table=self.table.iloc[indices].reset_index(drop=True))
+@patch
+def take(self: ImageSet, indices):
+    "The pictures at `indices` (integers or a boolean mask), in that order."
+    indices = np.asarray(indices)
+    if indices.dtype == bool: indices = np.flatnonzero(indices)
+    return dataclasses.replace(self, table=self.table.iloc[indices].reset_index(drop=True))
 
-    def evenly(self, count):
-        "At most `count` of the pictures, evenly spaced."
-        return self.take(evenly_spaced(len(self), count))
+@patch
+def evenly(self: ImageSet, count):
+    "At most `count` of the pictures, evenly spaced."
+    return self.take(evenly_spaced(len(self), count))
 
-    def shuffled(self, draw):
-        "All indices in a random order drawn from the generator `draw`, for `batches`."
-        return draw.permutation(len(self))
+# %% ../../nbs/13_data.datasets.ipynb #f4e2a822
+@patch
+def shuffled(self: ImageSet, draw):
+    "All indices in a random order drawn from the generator `draw`, for `batches`."
+    return draw.permutation(len(self))
 
-    def ok(self): return self.take(self.labels == 0)
+@patch
+def ok(self: ImageSet): return self.take(self.labels == 0)
 
-    def nok(self): return self.take(self.labels == 1)
+@patch
+def nok(self: ImageSet): return self.take(self.labels == 1)
 
-    @property
-    def white(self): return self.reading.white or white_level(self.table)
+@patch(as_prop=True)
+def white(self: ImageSet): return self.reading.white or white_level(self.table)
 
-    def shape(self, i):
-        "(height, width) of the file of picture `i`."
-        return int(self.table.height.iloc[i]), int(self.table.width.iloc[i])
+@patch
+def shape(self: ImageSet, i):
+    "(height, width) of the file of picture `i`."
+    return int(self.table.height.iloc[i]), int(self.table.width.iloc[i])
 
 # %% ../../nbs/13_data.datasets.ipynb #aaaa36af
 def white_level(table):
@@ -350,44 +360,50 @@ class Dataset:
     calibration = cached_property(lambda self: self._open("calibration"))
     _sealed = cached_property(lambda self: self._open("test"))
 
-    def at_most(self, **counts):
-        """The same dataset with at most so many images of each split named (train=75), evenly spaced over its table;
-        0 keeps all."""
-        dropped = [np.flatnonzero(self.table.split == split) for split in counts]
-        dropped = [np.delete(rows, evenly_spaced(len(rows), count)) for rows, count in zip(dropped, counts.values())
-            if 0 < count < len(rows)]
-        if not dropped: return self
-        table = self.table.drop(index=np.concatenate(dropped)).reset_index(drop=True)
-        return dataclasses.replace(self, table=table, skipped=[], notes=[], without_mask=[], warnings=[])
+# %% ../../nbs/13_data.datasets.ipynb #98979a29
+@patch
+def at_most(self: Dataset, **counts):
+    """The same dataset with at most so many images of each split named (train=75), evenly spaced over its table;
+    0 keeps all."""
+    dropped = [np.flatnonzero(self.table.split == split) for split in counts]
+    dropped = [np.delete(rows, evenly_spaced(len(rows), count)) for rows, count in zip(dropped, counts.values())
+        if 0 < count < len(rows)]
+    if not dropped: return self
+    table = self.table.drop(index=np.concatenate(dropped)).reset_index(drop=True)
+    return dataclasses.replace(self, table=table, skipped=[], notes=[], without_mask=[], warnings=[])
 
-    def read(self, reading):
-        "The same dataset, its files read as a `Reading` says."
-        return dataclasses.replace(self, reading=reading, skipped=[], notes=[], without_mask=[])
+@patch
+def read(self: Dataset, reading):
+    "The same dataset, its files read as a `Reading` says."
+    return dataclasses.replace(self, reading=reading, skipped=[], notes=[], without_mask=[])
 
-    def _white(self, rows, split):
-        "The white level of all splits: that of `reading`, or of the training files; 0 where these `rows` have 8 bits."
-        if self.reading.white or split == "train" or not white_level(rows) or not (self.table.split == "train").any():
-            return self.reading.white or white_level(rows)
-        return self.train.white or white_level(rows)
+@patch
+def _white(self: Dataset, rows, split):
+    "The white level of all splits: that of `reading`, or of the training files; 0 where these `rows` have 8 bits."
+    if self.reading.white or split == "train" or not white_level(rows) or not (self.table.split == "train").any():
+        return self.reading.white or white_level(rows)
+    return self.train.white or white_level(rows)
 
-    def _open(self, split):
-        rows = self.table[self.table.split == split].reset_index(drop=True)
-        if rows.empty and split == "calibration":
-            return ImageSet(rows.assign(sha256="", height=0, width=0, white=0.0, bright=0.0, pages=1), self.root)
-        if rows.empty:
-            raise UserError(f"{self.folder.given if self.folder else self.root} has no {split} pictures "
-                f"({self.summary})")
-        rows, skipped = inspect_files(rows, self.root, f"{self.name} {split}", reading=self.reading)
-        self.skipped.extend(skipped)
-        if rows.empty: raise UserError(f"no {split} picture of {self.root} can be read; the first: {skipped[0]}")
-        reading = dataclasses.replace(self.reading, white=self._white(rows, split))
-        self.notes.extend(f"{split}: {note}" for note in reading_notes(rows, reading))
-        masks = inspect_masks(rows, self.root, f"{self.name} {split} masks")
-        wrong = masks[masks.wrong != ""]
-        self.without_mask.extend(f"{self.root / mask}: {why}" for mask, why in zip(wrong["mask"], wrong.wrong))
-        self.warnings.extend(mask_warnings(masks))
-        return ImageSet(rows.assign(mask=rows["mask"].mask(rows.path.isin(wrong.image), "")), self.root,
-            reading=reading)
+# %% ../../nbs/13_data.datasets.ipynb #b5b2bf84
+@patch
+def _open(self: Dataset, split):
+    rows = self.table[self.table.split == split].reset_index(drop=True)
+    if rows.empty and split == "calibration":
+        return ImageSet(rows.assign(sha256="", height=0, width=0, white=0.0, bright=0.0, pages=1), self.root)
+    if rows.empty:
+        raise UserError(f"{self.folder.given if self.folder else self.root} has no {split} pictures "
+            f"({self.summary})")
+    rows, skipped = inspect_files(rows, self.root, f"{self.name} {split}", reading=self.reading)
+    self.skipped.extend(skipped)
+    if rows.empty: raise UserError(f"no {split} picture of {self.root} can be read; the first: {skipped[0]}")
+    reading = dataclasses.replace(self.reading, white=self._white(rows, split))
+    self.notes.extend(f"{split}: {note}" for note in reading_notes(rows, reading))
+    masks = inspect_masks(rows, self.root, f"{self.name} {split} masks")
+    wrong = masks[masks.wrong != ""]
+    self.without_mask.extend(f"{self.root / mask}: {why}" for mask, why in zip(wrong["mask"], wrong.wrong))
+    self.warnings.extend(mask_warnings(masks))
+    return ImageSet(rows.assign(mask=rows["mask"].mask(rows.path.isin(wrong.image), "")), self.root,
+        reading=reading)
 
 # %% ../../nbs/13_data.datasets.ipynb #1ec399cc
 def _summary(data):

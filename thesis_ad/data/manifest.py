@@ -12,6 +12,7 @@ import io, os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 import yaml
@@ -132,8 +133,9 @@ class Manifest:
     @property
     def rendered(self): return self.kind == "rendered"
 
-    @property
-    def public(self): return self.kind == "public"
+# %% ../../nbs/10_data.manifest.ipynb #f492fccd
+@patch(as_prop=True)
+def public(self: Manifest): return self.kind == "public"
 
 # %% ../../nbs/10_data.manifest.ipynb #22ff0dd7
 def split_name(name):

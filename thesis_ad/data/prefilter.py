@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
 import cv2
+from fastcore.basics import patch
 import joblib
 import numpy as np
 import pandas as pd
@@ -412,11 +413,13 @@ class Recipe:
     def __post_init__(self):
         if self.seed not in range(1000): raise UserError(f"the seed of a rendered dataset is 0 to 999, not {self.seed}")
 
-    def first(self, parts):
-        "The recipe with at most `parts` parts of each split and label: a subset of this one."
-        counts = {f.name: min(getattr(self, f.name), parts) for f in dataclasses.fields(self)
-            if f.name.endswith("_parts")}
-        return dataclasses.replace(self, **counts)
+# %% ../../nbs/12_data.prefilter.ipynb #d7ee41e9
+@patch
+def first(self: Recipe, parts):
+    "The recipe with at most `parts` parts of each split and label: a subset of this one."
+    counts = {f.name: min(getattr(self, f.name), parts) for f in dataclasses.fields(self)
+        if f.name.endswith("_parts")}
+    return dataclasses.replace(self, **counts)
 
 # %% ../../nbs/12_data.prefilter.ipynb #b7911262
 def _full(name, zooms, seed):

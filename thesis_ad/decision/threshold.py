@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import cv2
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
@@ -282,15 +283,17 @@ class OkPixels:
         self.highest = np.concatenate([self.highest, heat.ravel()])
         if len(self.highest) > self.keep: self.highest = np.partition(self.highest, -self.keep)[-self.keep:]
 
-    def threshold(self, alpha=0.05):
-        """The `pixel` entry of a bundle's threshold, marked iff above `value`; None if there was no map.
+# %% ../../nbs/50_decision.threshold.ipynb #8d474718
+@patch
+def threshold(self: OkPixels, alpha=0.05):
+    """The `pixel` entry of a bundle's threshold, marked iff above `value`; None if there was no map.
 
-        An alpha too small for the maxima becomes the smallest possible."""
-        if not self.maxima: return None
-        base = {"typical": float(np.median(self.medians)), "n": len(self.maxima)}
-        if self.keep: return base | {"how": "quantile", "quantile": self.quantile, "value": float(self.highest.min())}
-        alpha = max(alpha, 1 / (len(self.maxima) + 1))
-        return base | {"how": "maxima", "alpha": alpha, "value": conformal_threshold(self.maxima, alpha).value}
+    An alpha too small for the maxima becomes the smallest possible."""
+    if not self.maxima: return None
+    base = {"typical": float(np.median(self.medians)), "n": len(self.maxima)}
+    if self.keep: return base | {"how": "quantile", "quantile": self.quantile, "value": float(self.highest.min())}
+    alpha = max(alpha, 1 / (len(self.maxima) + 1))
+    return base | {"how": "maxima", "alpha": alpha, "value": conformal_threshold(self.maxima, alpha).value}
 
 # %% ../../nbs/50_decision.threshold.ipynb #a31ec541
 def grouped_threshold(ok_scores, alpha=None, groups=None):

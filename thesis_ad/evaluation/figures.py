@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from fastcore.basics import patch
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -83,25 +84,29 @@ class Results:
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "processor": processor()}
 
-    def figure(self, figure, name, caption, datasets=None):
-        "Write a matplotlib figure and its provenance; `caption` says what to see."
-        path = self.folder / f"{name}.png"
-        with atomic_write(path) as part: _png(figure, part)
-        with atomic_write(path.with_suffix(".pdf")) as part: _pdf(figure, part)
-        _show(figure, path, caption)
-        datasets = self.profile.datasets if datasets is None else datasets
-        write_json(path.with_suffix(".json"), {"caption": caption} | self.provenance(datasets))
+# %% ../../nbs/62_evaluation.figures.ipynb #f5cc033c
+@patch
+def figure(self: Results, figure, name, caption, datasets=None):
+    "Write a matplotlib figure and its provenance; `caption` says what to see."
+    path = self.folder / f"{name}.png"
+    with atomic_write(path) as part: _png(figure, part)
+    with atomic_write(path.with_suffix(".pdf")) as part: _pdf(figure, part)
+    _show(figure, path, caption)
+    datasets = self.profile.datasets if datasets is None else datasets
+    write_json(path.with_suffix(".json"), {"caption": caption} | self.provenance(datasets))
 
-    def table(self, table, name, caption, datasets=None):
-        "Write a table of the notebook's own as CSV, with its provenance."
-        write_csv(table, self.folder / "tables" / f"{name}.csv")
-        datasets = self.profile.datasets if datasets is None else datasets
-        write_json(self.folder / "tables" / f"{name}.json", {"caption": caption} | self.provenance(datasets))
+@patch
+def table(self: Results, table, name, caption, datasets=None):
+    "Write a table of the notebook's own as CSV, with its provenance."
+    write_csv(table, self.folder / "tables" / f"{name}.csv")
+    datasets = self.profile.datasets if datasets is None else datasets
+    write_json(self.folder / "tables" / f"{name}.json", {"caption": caption} | self.provenance(datasets))
 
-    def evaluations(self, evaluations):
-        "Write this notebook's parts of the common tables."
-        for part, what in PARTS.items():
-            write_csv(stack(evaluations, what), self.folder / "tables" / "parts" / self.notebook / f"{part}.csv")
+@patch
+def evaluations(self: Results, evaluations):
+    "Write this notebook's parts of the common tables."
+    for part, what in PARTS.items():
+        write_csv(stack(evaluations, what), self.folder / "tables" / "parts" / self.notebook / f"{part}.csv")
 
 # %% ../../nbs/62_evaluation.figures.ipynb #f9ea409f
 PARTS = {"metrics": "metrics", "scores": "scores", "scores_calibration": "calibration"}

@@ -13,6 +13,7 @@ __all__ = ['EXACT_PIXELS', 'PIXEL_METRICS', 'METRICS', 'image_auroc', 'average_p
 # %% ../../nbs/60_evaluation.metrics.ipynb #f3e29163
 from typing import NamedTuple
 
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 from scipy import ndimage, optimize, special, stats
@@ -496,29 +497,34 @@ class PixelBins:
     @staticmethod
     def _count(scores, edges): return np.diff(np.searchsorted(scores, edges), prepend=0, append=len(scores))[::-1]
 
-    def add(self, kind, score_map, mask):
-        "Count a map [h, w] of an image of that kind; from the highest bin down."
-        pixels = sort_pixels([score_map], [mask])
-        order = np.argsort(pixels.defect)
-        defect, after = pixels.defect[order], np.r_[0, np.cumsum(pixels.share[order])]
-        def counts(edges):
-            found = np.searchsorted(defect, edges)
-            return (self._count(pixels.background, edges), self._count(defect, edges),
-                np.diff(after[found], prepend=0, append=after[-1])[::-1])
-        new = counts(self.narrow)
-        old = self.sums.get(kind)
-        self.sums[kind] = ([*new, int(pixels.regions[0])] if old is None
-            else [a + b for a, b in zip(old, (*new, int(pixels.regions[0])))])
-        self.images.append([one.astype(np.float32) for one in counts(self.wide)])
+# %% ../../nbs/60_evaluation.metrics.ipynb #087de631
+@patch
+def add(self: PixelBins, kind, score_map, mask):
+    "Count a map [h, w] of an image of that kind; from the highest bin down."
+    pixels = sort_pixels([score_map], [mask])
+    order = np.argsort(pixels.defect)
+    defect, after = pixels.defect[order], np.r_[0, np.cumsum(pixels.share[order])]
+    def counts(edges):
+        found = np.searchsorted(defect, edges)
+        return (self._count(pixels.background, edges), self._count(defect, edges),
+            np.diff(after[found], prepend=0, append=after[-1])[::-1])
+    new = counts(self.narrow)
+    old = self.sums.get(kind)
+    self.sums[kind] = ([*new, int(pixels.regions[0])] if old is None
+        else [a + b for a, b in zip(old, (*new, int(pixels.regions[0])))])
+    self.images.append([one.astype(np.float32) for one in counts(self.wide)])
 
-    def curves(self, kinds):
-        "`Curves` at the borders of the narrow bins, over all images of these kinds."
-        return Curves(*(np.r_[0, np.cumsum(total)] / (total.sum() or np.nan)
-            for total in (sum(self.sums[kind][i] for kind in kinds) for i in range(3))))
+@patch
+def curves(self: PixelBins, kinds):
+    "`Curves` at the borders of the narrow bins, over all images of these kinds."
+    return Curves(*(np.r_[0, np.cumsum(total)] / (total.sum() or np.nan)
+        for total in (sum(self.sums[kind][i] for kind in kinds) for i in range(3))))
 
-    def replicates(self, which, weights, limits=(0.30, 0.05)):
-        "As `pixel_replicates`, of the images with the numbers `which`."
-        return _binned(*(np.stack([self.images[i][k] for i in which]).astype(float) for k in range(3)), weights, limits)
+# %% ../../nbs/60_evaluation.metrics.ipynb #15713ae9
+@patch
+def replicates(self: PixelBins, which, weights, limits=(0.30, 0.05)):
+    "As `pixel_replicates`, of the images with the numbers `which`."
+    return _binned(*(np.stack([self.images[i][k] for i in which]).astype(float) for k in range(3)), weights, limits)
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #61fedcb9
 PIXEL_METRICS = ("pixel_auroc", "aupro_0.30", "aupro_0.05")
@@ -549,30 +555,34 @@ class PixelStream:
             self.bins.add(kind, *_map_and_mask(i, score_map, mask))
         self.maps, self.masks = [], []
 
-    def areas(self, which, weights):
-        """Pixel metrics of the images at the positions `which`:
-        dict name -> (value, largest error, replicates for image weights [R, M])."""
-        if self.bins is None:
-            maps, masks = [self.maps[i] for i in which], [self.masks[i] for i in which]
-            pixels = sort_pixels(maps, masks)
-            curves, drawn = roc_pro(pixels), lambda: pixel_replicates(pixels, maps, masks, weights())
-        else:
-            kinds = {self.kinds[i] for i in which}
-            if sum(kind in kinds for kind in self.kinds) > len(which):
-                raise UserError("pixels were counted by kind of image, so a kind is judged whole")
-            curves, drawn = self.bins.curves(sorted(kinds)), lambda: self.bins.replicates(which, weights())
-        values = {name: (float(area_to_limit(curves.fpr, y, limit)),
-            0.0 if self.bins is None else area_error(curves.fpr, y, limit))
-            for name, y, limit in zip(PIXEL_METRICS, (curves.tpr, curves.pro, curves.pro), (1.0, 0.30, 0.05))}
-        found = {name: None for name in values} if np.isnan(values["pixel_auroc"][0]) else drawn()
-        return {name: (*values[name], found[name]) for name in values}
+# %% ../../nbs/60_evaluation.metrics.ipynb #5f0fda7c
+@patch
+def areas(self: PixelStream, which, weights):
+    """Pixel metrics of the images at the positions `which`:
+    dict name -> (value, largest error, replicates for image weights [R, M])."""
+    if self.bins is None:
+        maps, masks = [self.maps[i] for i in which], [self.masks[i] for i in which]
+        pixels = sort_pixels(maps, masks)
+        curves, drawn = roc_pro(pixels), lambda: pixel_replicates(pixels, maps, masks, weights())
+    else:
+        kinds = {self.kinds[i] for i in which}
+        if sum(kind in kinds for kind in self.kinds) > len(which):
+            raise UserError("pixels were counted by kind of image, so a kind is judged whole")
+        curves, drawn = self.bins.curves(sorted(kinds)), lambda: self.bins.replicates(which, weights())
+    values = {name: (float(area_to_limit(curves.fpr, y, limit)),
+        0.0 if self.bins is None else area_error(curves.fpr, y, limit))
+        for name, y, limit in zip(PIXEL_METRICS, (curves.tpr, curves.pro, curves.pro), (1.0, 0.30, 0.05))}
+    found = {name: None for name in values} if np.isnan(values["pixel_auroc"][0]) else drawn()
+    return {name: (*values[name], found[name]) for name in values}
 
-    def error(self):
-        "The largest error of a pixel metric over all images; 0 where they are exact."
-        if self.bins is None or not self.images: return 0.0
-        curves = self.bins.curves(sorted(set(self.kinds)))
-        return max(0.0, *(area_error(curves.fpr, y, limit)
-            for y, limit in ((curves.tpr, 1.0), (curves.pro, 0.30), (curves.pro, 0.05))))
+# %% ../../nbs/60_evaluation.metrics.ipynb #80bdedb9
+@patch
+def error(self: PixelStream):
+    "The largest error of a pixel metric over all images; 0 where they are exact."
+    if self.bins is None or not self.images: return 0.0
+    curves = self.bins.curves(sorted(set(self.kinds)))
+    return max(0.0, *(area_error(curves.fpr, y, limit)
+        for y, limit in ((curves.tpr, 1.0), (curves.pro, 0.30), (curves.pro, 0.05))))
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #5307bdad
 METRICS = ("image_auroc", *PIXEL_METRICS, "image_ap", "image_f1max", "fnr_at_fpr5", "fnr_at_fpr1",

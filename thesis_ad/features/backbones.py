@@ -12,6 +12,7 @@ from pathlib import Path
 
 # timm's hub client asks for widgets; a plain bar will do
 warnings.filterwarnings("ignore", message="IProgress not found")
+from fastcore.basics import patch
 import numpy as np
 import pooch, torch
 from safetensors.torch import load_file
@@ -303,23 +304,26 @@ class Backbone(_Frozen):
                 f"not {margin}")
         self.margin = margin                              # pixels mirrored around an image
 
-    def forward(self, images, stages=None):
-        """Feature maps, float32 [B, C_i, h_i, w_i], one a stage, of RGB `images` float [B, 3, H, W] in [0, 1].
+# %% ../../nbs/30_features.backbones.ipynb #6a3ff0ca
+@patch
+def forward(self: Backbone, images, stages=None):
+    """Feature maps, float32 [B, C_i, h_i, w_i], one a stage, of RGB `images` float [B, 3, H, W] in [0, 1].
 
-        stages: indices in the order wanted (default: all); nothing after the deepest of them is computed."""
-        wanted = list(range(len(self._stages)) if stages is None else stages)
-        wrong = [i for i in wanted if not 0 <= i < len(self._stages)]
-        if wrong: raise UserError(f"{self.name} has stages 0 to {len(self._stages) - 1}, not {wrong[0]}")
-        if self.margin >= min(images.shape[-2:]):
-            raise UserError(f"an image of {tuple(images.shape[-2:])} pixels has no {self.margin} pixels to mirror")
-        if self.mean.device.type != "cpu": return _maps(self, images, wanted)
-        return [torch.cat(maps) for maps in zip(*(_one(self, image[None], wanted) for image in images))]
+    stages: indices in the order wanted (default: all); nothing after the deepest of them is computed."""
+    wanted = list(range(len(self._stages)) if stages is None else stages)
+    wrong = [i for i in wanted if not 0 <= i < len(self._stages)]
+    if wrong: raise UserError(f"{self.name} has stages 0 to {len(self._stages) - 1}, not {wrong[0]}")
+    if self.margin >= min(images.shape[-2:]):
+        raise UserError(f"an image of {tuple(images.shape[-2:])} pixels has no {self.margin} pixels to mirror")
+    if self.mean.device.type != "cpu": return _maps(self, images, wanted)
+    return [torch.cat(maps) for maps in zip(*(_one(self, image[None], wanted) for image in images))]
 
-    def stages_at(self, *strides):
-        "Indices of the last stage of each stride: `stages_at(8, 16)` is layer2 and layer3 of a ResNet."
-        missing = [s for s in strides if s not in self.strides]
-        if missing: raise UserError(f"{self.name} has no stage of stride {missing[0]}: its strides are {self.strides}")
-        return [len(self.strides) - 1 - self.strides[::-1].index(s) for s in strides]
+@patch
+def stages_at(self: Backbone, *strides):
+    "Indices of the last stage of each stride: `stages_at(8, 16)` is layer2 and layer3 of a ResNet."
+    missing = [s for s in strides if s not in self.strides]
+    if missing: raise UserError(f"{self.name} has no stage of stride {missing[0]}: its strides are {self.strides}")
+    return [len(self.strides) - 1 - self.strides[::-1].index(s) for s in strides]
 
 # %% ../../nbs/30_features.backbones.ipynb #482ca021
 def _known(name):

@@ -6,6 +6,7 @@
 __all__ = ['coreset_size', 'greedy_coreset', 'random_projection']
 
 # %% ../../nbs/33_features.coreset.ipynb #552cbf11
+from fastcore.basics import patch
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -45,12 +46,14 @@ class _Bank:
 
     def error(self, i, near): return self.gamma * (2 * self.norm[i] + np.sqrt(np.maximum(near, 0))) ** 2 + 1e-36
 
-    def learn(self, i, near):
-        "Points `i` have the distance `near` to vectors chosen since they were last looked at."
-        self.near[i] = near = np.minimum(self.near[i], near)
-        error = np.where(self.free[i], self.error(i, near), np.inf)
-        self.upper[i], self.lower[i] = np.where(self.free[i], near + error, -np.inf), near - error
-        self.seen[i] = len(self.chosen)
+# %% ../../nbs/33_features.coreset.ipynb #526a8088
+@patch
+def learn(self: _Bank, i, near):
+    "Points `i` have the distance `near` to vectors chosen since they were last looked at."
+    self.near[i] = near = np.minimum(self.near[i], near)
+    error = np.where(self.free[i], self.error(i, near), np.inf)
+    self.upper[i], self.lower[i] = np.where(self.free[i], near + error, -np.inf), near - error
+    self.seen[i] = len(self.chosen)
 
 # %% ../../nbs/33_features.coreset.ipynb #8491f3ef
 def _distances(bank, i, since, upto):

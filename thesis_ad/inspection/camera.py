@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import cv2
+from fastcore.basics import patch
 import httpx
 import numpy as np
 
@@ -82,10 +83,12 @@ class Source:
             self.ended = True
             self.newest.close()
 
-    def close(self, timeout=0.08):
-        "Stop within `timeout` seconds; a driver that hangs is left behind in its daemon thread."
-        self.closing.set(); self.newest.close()
-        if self._thread.is_alive(): self._thread.join(timeout)
+# %% ../../nbs/74_inspection.camera.ipynb #7e21ce08
+@patch
+def close(self: Source, timeout=0.08):
+    "Stop within `timeout` seconds; a driver that hangs is left behind in its daemon thread."
+    self.closing.set(); self.newest.close()
+    if self._thread.is_alive(): self._thread.join(timeout)
 
 # %% ../../nbs/74_inspection.camera.ipynb #688480a2
 @dataclass(frozen=True)
@@ -146,11 +149,13 @@ class Folder(Source):
                 self.newest.put(Frame(None, file.name, file.read_bytes()))
                 while self.newest.waiting and not self.closing.wait(0.005): pass
 
-    def _growing(self, file):
-        "Whether a file may still be written: its size is not what it was at the last look."
-        size, before = file.stat().st_size, self._sizes.get(file)
-        self._sizes[file] = size
-        return size != before or not size
+# %% ../../nbs/74_inspection.camera.ipynb #b5828821
+@patch
+def _growing(self: Folder, file):
+    "Whether a file may still be written: its size is not what it was at the last look."
+    size, before = file.stat().st_size, self._sizes.get(file)
+    self._sizes[file] = size
+    return size != before or not size
 
 # %% ../../nbs/74_inspection.camera.ipynb #fbe6624c
 Newest.waiting = property(lambda self: self._item is not None)
@@ -315,10 +320,12 @@ class Stream:
         self._thread.start()
         return self
 
-    def join(self, timeout=None):
-        "Wait until the sources have ended; whether they have."
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+# %% ../../nbs/74_inspection.camera.ipynb #f5f227d2
+@patch
+def join(self: Stream, timeout=None):
+    "Wait until the sources have ended; whether they have."
+    self._thread.join(timeout)
+    return not self._thread.is_alive()
 
 # %% ../../nbs/74_inspection.camera.ipynb #b4653dde
 def _close(self, timeout=0.08):

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
+from fastcore.basics import patch
 from tqdm import tqdm
 
 from ..files import atomic_write, sha256
@@ -78,9 +79,11 @@ class Entry:
         "The canonical JSON that is hashed and signed."
         return canonical({name: value for name, value in asdict(self).items() if name not in ("hash", "signature")})
 
-    def row(self):
-        "The columns of the database."
-        return self.sequence, self.part_id, self.text(), self.hash, self.signature
+# %% ../../nbs/71_inspection.ledger.ipynb #01644b3d
+@patch
+def row(self: Entry):
+    "The columns of the database."
+    return self.sequence, self.part_id, self.text(), self.hash, self.signature
 
 # %% ../../nbs/71_inspection.ledger.ipynb #e8139ecf
 def sign_entry(key, **record):
@@ -221,26 +224,29 @@ class Ledger(_Settler):
                 write_head(path, key, 0, START)
             self.last = self._settle()          # the newest `Entry` that this object knows, None in an empty ledger
 
-    def append(self, part_id, bundle, image, score, threshold, decision, status, operator=""):
-        "Sign and keep a decision; its `Entry`, once it is on disk and covered by the head. `bundle`, `image`: SHA-256."
-        record = {"part_id": _text(part_id), "bundle": _text(bundle), "image": _text(image), "status": _text(status),
-                  "score": _number(score, "score"), "threshold": _number(threshold, "threshold"),
-                  "decision": one_of(decision, DECISIONS, "decision"), "operator": _text(operator)}
-        with self._writing():
-            last = self._settle()
-            number, previous = (last.sequence, last.hash) if last else (0, START)
-            entry = sign_entry(self.key, sequence=number + 1, previous=previous, time=utc_now(), **record)
-            self._db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", entry.row())
-            write_head(self.path, self.key, number, previous, entry.hash)
-        with self._writing(): self.last = self._settle()
-        return entry
-
-    def close(self):
-        "Close the database file; the entries are on the disk already."
-        with self._lock: self._db.close()
-
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
+
+# %% ../../nbs/71_inspection.ledger.ipynb #64a16198
+@patch
+def append(self: Ledger, part_id, bundle, image, score, threshold, decision, status, operator=""):
+    "Sign and keep a decision; its `Entry`, once it is on disk and covered by the head. `bundle`, `image`: SHA-256."
+    record = {"part_id": _text(part_id), "bundle": _text(bundle), "image": _text(image), "status": _text(status),
+              "score": _number(score, "score"), "threshold": _number(threshold, "threshold"),
+              "decision": one_of(decision, DECISIONS, "decision"), "operator": _text(operator)}
+    with self._writing():
+        last = self._settle()
+        number, previous = (last.sequence, last.hash) if last else (0, START)
+        entry = sign_entry(self.key, sequence=number + 1, previous=previous, time=utc_now(), **record)
+        self._db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", entry.row())
+        write_head(self.path, self.key, number, previous, entry.hash)
+    with self._writing(): self.last = self._settle()
+    return entry
+
+@patch
+def close(self: Ledger):
+    "Close the database file; the entries are on the disk already."
+    with self._lock: self._db.close()
 
 # %% ../../nbs/71_inspection.ledger.ipynb #d73ebff2
 def _read(path):

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import cv2
+from fastcore.basics import patch
 import numpy as np
 
 from ..data.datasets import from_arrays
@@ -338,17 +339,19 @@ class Report:
             warnings.simplefilter("ignore")             # of characters that the font does not have
             self.pages.savefig(_pdf_page(one))
 
-    def close(self):
-        "Write JSON, HTML and PDF, each whole or not at all; the path of the HTML page."
-        first, decision = self.first, part_decision(record["decision"] for record in self.records)
-        name = re.sub(r"[^\w.-]+", "_", first.part_id or Path(first.name).stem)[:80]
-        file = self.folder / f"{name}_{re.sub('[^0-9T]', '', first.time[:26])}.html"
-        write_json(file.with_suffix(".json"), {"decision": decision, "inspections": self.records})
-        with atomic_write(file) as part: part.write_text(_page(first, decision, self.blocks), encoding="utf-8")
-        if self.pages is None: return file
-        self.pages.close()
-        with atomic_write(file.with_suffix(".pdf")) as part: part.write_bytes(self._pdf.getvalue())
-        return file
+# %% ../../nbs/70_inspection.report.ipynb #fb6956c6
+@patch
+def close(self: Report):
+    "Write JSON, HTML and PDF, each whole or not at all; the path of the HTML page."
+    first, decision = self.first, part_decision(record["decision"] for record in self.records)
+    name = re.sub(r"[^\w.-]+", "_", first.part_id or Path(first.name).stem)[:80]
+    file = self.folder / f"{name}_{re.sub('[^0-9T]', '', first.time[:26])}.html"
+    write_json(file.with_suffix(".json"), {"decision": decision, "inspections": self.records})
+    with atomic_write(file) as part: part.write_text(_page(first, decision, self.blocks), encoding="utf-8")
+    if self.pages is None: return file
+    self.pages.close()
+    with atomic_write(file.with_suffix(".pdf")) as part: part.write_bytes(self._pdf.getvalue())
+    return file
 
 # %% ../../nbs/70_inspection.report.ipynb #3342af0f
 def write_report(inspections, folder, pdf=False):
@@ -375,16 +378,18 @@ class Filing:
         path = Path(path)
         self.add(unread(reason, name=path.name, sha256=sha256(path) if path.is_file() else "", **self.facts))
 
-    def add(self, one):
-        if not one.part_id: one = replace(one, part_id=Path(one.name).stem)
-        if self.ledger: one = signed(one, self.ledger)
-        self.decisions.append(one.decision)
-        if self.folder is None: return
-        self.report = self.report or Report(self.folder, self.pdf)
-        self.report.add(one)
-        if not self.facts.get("part_id"): self.close()
-
     def close(self):
         "Write the report of the part."
         if self.report: self.report.close()
         self.report = None
+
+# %% ../../nbs/70_inspection.report.ipynb #38d6d300
+@patch
+def add(self: Filing, one):
+    if not one.part_id: one = replace(one, part_id=Path(one.name).stem)
+    if self.ledger: one = signed(one, self.ledger)
+    self.decisions.append(one.decision)
+    if self.folder is None: return
+    self.report = self.report or Report(self.folder, self.pdf)
+    self.report.add(one)
+    if not self.facts.get("part_id"): self.close()

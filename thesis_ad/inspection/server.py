@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Annotated, Literal, Optional
 from uuid import uuid4
 
+from fastcore.basics import patch
+
 # %% ../../nbs/73_inspection.server.ipynb #aaef5fa0
 import cv2
 import numpy as np
@@ -145,10 +147,12 @@ class Watch:
         "What is wrong, in words; empty if nothing is."
         return self.stopped or (drift_sentence(self.found) if self.found else "")
 
-    def facts(self):
-        "As a JSON-able dictionary."
-        return {"scores": len(self._rows), "count": self.count, "direction": self.found.direction if self.found else "",
-                "warning": self.sentence or None, "stops": self.stops, "stopped": bool(self.stopped)}
+# %% ../../nbs/73_inspection.server.ipynb #cf636452
+@patch
+def facts(self: Watch):
+    "As a JSON-able dictionary."
+    return {"scores": len(self._rows), "count": self.count, "direction": self.found.direction if self.found else "",
+            "warning": self.sentence or None, "stops": self.stops, "stopped": bool(self.stopped)}
 
 # %% ../../nbs/73_inspection.server.ipynb #dd503be1
 def load_model(bundle, device="cpu", runtime="auto"):
@@ -211,10 +215,12 @@ class Station:
         self.detector = detector
         self.watch.clear()
 
-    def check_ready(self):
-        "A refusal (503) unless the station can decide."
-        if self.detector is None: raise refusal(503, f"there is no bundle {self.bundle.name} yet; teach one")
-        if self.detector.threshold is None: raise refusal(503, "no threshold is set; calibrate first")
+# %% ../../nbs/73_inspection.server.ipynb #ce1ce77e
+@patch
+def check_ready(self: Station):
+    "A refusal (503) unless the station can decide."
+    if self.detector is None: raise refusal(503, f"there is no bundle {self.bundle.name} yet; teach one")
+    if self.detector.threshold is None: raise refusal(503, "no threshold is set; calibrate first")
 
 # %% ../../nbs/73_inspection.server.ipynb #a6446932
 def score_image(detector, image):
@@ -467,11 +473,13 @@ class Metrics:
         for decision in ("OK", "NOK"): self.decisions.labels(decision)
         ProcessCollector(registry=self.registry)
 
-    def observe_decision(self, one, seconds):
-        "Count an `Inspection`."
-        self.decisions.labels(one.decision).inc()
-        self.seconds.observe(seconds)
-        self.score.set(one.score)
+# %% ../../nbs/73_inspection.server.ipynb #1a70543c
+@patch
+def observe_decision(self: Metrics, one, seconds):
+    "Count an `Inspection`."
+    self.decisions.labels(one.decision).inc()
+    self.seconds.observe(seconds)
+    self.score.set(one.score)
 
 # %% ../../nbs/73_inspection.server.ipynb #b8e3998c
 def _threshold(self):

@@ -10,6 +10,7 @@ __all__ = ['ENOUGH', 'FEWEST', 'folds_of', 'resizing_matrix', 'resized', 'Shared
 import math, os
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 import torch
@@ -151,12 +152,20 @@ class Auto(FeatureDetector):
     def fit(self, train, calibration=None):
         "Learn from the OK images of `train` and of `calibration`, both."
         return super().fit(joined(train, calibration))
-
-    def _fit(self, train, calibration): _fit(self, train)
     def predict(self, images): return _predict(self, images)
-    def member_scores(self, images): return _member_scores(self, images)
-    def tensors(self): return _tensors(self)
-    def restore(self, tensors): _restore(self, tensors)
+
+# %% ../../nbs/49_models.auto.ipynb #dfdfd178
+@patch
+def _fit(self: Auto, train, calibration): _fit(self, train)
+
+@patch
+def member_scores(self: Auto, images): return _member_scores(self, images)
+
+@patch
+def tensors(self: Auto): return _tensors(self)
+
+@patch
+def restore(self: Auto, tensors): _restore(self, tensors)
 
 # %% ../../nbs/49_models.auto.ipynb #de3ad201
 def _new_members(d):

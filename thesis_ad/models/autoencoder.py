@@ -10,6 +10,7 @@ __all__ = ['window_matrix', 'ssim_map', 'reconstruction_loss', 'ChannelAttention
 import math
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -154,13 +155,22 @@ class Autoencoder(Trained, Detector):
 
     def new_network(self): return ConvAutoencoder(self.width, self.attention, self.skip)
     def loss(self, x, y): return reconstruction_loss(x, y, self.mse_share)
-    def errors(self, x, y): return ((y - x) ** 2).mean(1)
-    def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images): return _predict(self, images)
-    def tensors(self): return self.network.state_dict()
-    def restore(self, tensors):
-        self.network = _build(self)
-        self.network.load_state_dict(tensors)
+
+# %% ../../nbs/41_models.autoencoder.ipynb #da7a1128
+@patch
+def errors(self: Autoencoder, x, y): return ((y - x) ** 2).mean(1)
+
+@patch
+def _fit(self: Autoencoder, train, calibration): _fit(self, train, calibration)
+
+@patch
+def tensors(self: Autoencoder): return self.network.state_dict()
+
+@patch
+def restore(self: Autoencoder, tensors):
+    self.network = _build(self)
+    self.network.load_state_dict(tensors)
 
 # %% ../../nbs/41_models.autoencoder.ipynb #6ea57a4a
 @register("autoencoder_plain", "the same autoencoder without attention")

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
+from fastcore.basics import patch
 import numpy as np
 from tqdm import tqdm
 
@@ -79,36 +80,43 @@ class Preparation:
         self.input_size = tuple(self.size)          # what `predict` is given; `fit` may change its shape
         self.reading = Reading(self.white, self.page, self.max_pixels)  # how files are read; `fit` adds what is white
 
-    def transform(self, training=False):
-        "What happens to an image once it is resized, or None: augmentation in training, then enhancement."
-        steps = [Augment()] if training and self.augment else []
-        if self.enhance: steps.append(Enhance(share=self.enhance_share if training else 1.0))
-        return Compose(*steps) if steps else None
+# %% ../../nbs/39_models.detector.ipynb #a44bd271
+@patch
+def transform(self: Preparation, training=False):
+    "What happens to an image once it is resized, or None: augmentation in training, then enhancement."
+    steps = [Augment()] if training and self.augment else []
+    if self.enhance: steps.append(Enhance(share=self.enhance_share if training else 1.0))
+    return Compose(*steps) if steps else None
 
-    def read(self, images):
-        "The image set, its files read as those that this detector has learned from."
-        if not self.reading.white and images.white:
-            first = images.paths[(images.table.white > 0).to_numpy()][0]
-            raise UserError(f"{first} has more than 8 bits and the training images have not, so it is unknown which "
-                "value is white; fit with a white (--set white=65535)")
-        return images.view(reading=self.reading)
+@patch
+def read(self: Preparation, images):
+    "The image set, its files read as those that this detector has learned from."
+    if not self.reading.white and images.white:
+        first = images.paths[(images.table.white > 0).to_numpy()][0]
+        raise UserError(f"{first} has more than 8 bits and the training images have not, so it is unknown which "
+            "value is white; fit with a white (--set white=65535)")
+    return images.view(reading=self.reading)
 
-    def ignore(self, mask):
-        """Leave the region bool [H, W] unjudged, in all images that are learned from and judged;
-        said before `fit`, and kept in the bundle."""
-        self.reading = dataclasses.replace(self.reading, region=Region(mask))
+@patch
+def ignore(self: Preparation, mask):
+    """Leave the region bool [H, W] unjudged, in all images that are learned from and judged;
+    said before `fit`, and kept in the bundle."""
+    self.reading = dataclasses.replace(self.reading, region=Region(mask))
 
-    def prepare(self, images, training=False):
-        """The image set as this detector wants to see it: read, resized, enhanced, augmented in training,
-        cut into tiles."""
-        images = self.read(images)
-        size = (tuple(self.canvas) if any(self.canvas) else None) if self.canvas else self.input_size
-        prepared = images.view(size=size, transform=self.transform(training), seed=self.seed)
-        return tiled(prepared, self.input_size, self.overlap) if self.canvas else prepared
+# %% ../../nbs/39_models.detector.ipynb #aef20c68
+@patch
+def prepare(self: Preparation, images, training=False):
+    """The image set as this detector wants to see it: read, resized, enhanced, augmented in training,
+    cut into tiles."""
+    images = self.read(images)
+    size = (tuple(self.canvas) if any(self.canvas) else None) if self.canvas else self.input_size
+    prepared = images.view(size=size, transform=self.transform(training), seed=self.seed)
+    return tiled(prepared, self.input_size, self.overlap) if self.canvas else prepared
 
-    def as_judged(self, train):
-        "The prepared training pictures that `_fit` is given, prepared as pictures are that will be judged."
-        return train.view(transform=self.transform())
+@patch
+def as_judged(self: Preparation, train):
+    "The prepared training pictures that `_fit` is given, prepared as pictures are that will be judged."
+    return train.view(transform=self.transform())
 
 # %% ../../nbs/39_models.detector.ipynb #7f89d5cd
 @dataclass(kw_only=True)
@@ -134,53 +142,60 @@ class Detector(Preparation):
         1]."""
         raise NotImplementedError
 
-    def fit(self, train, calibration=None):
-        """Learn from the OK pictures of an `ImageSet`.
+# %% ../../nbs/39_models.detector.ipynb #29d6a76b
+@patch
+def fit(self: Detector, train, calibration=None):
+    """Learn from the OK pictures of an `ImageSet`.
 
-        On `calibration` a loss may be watched and logged; nothing is learned from it."""
-        from thesis_ad.features.backbones import kept_features
-        if not len(train): raise UserError("there is no training picture to fit on")
-        if (train.labels == 1).any():
-            raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK pictures only")
-        self.reading = dataclasses.replace(self.reading, white=self.white or train.white)
-        train = self.read(train)
-        self.data_key, self.trained_on, self.checkpoint = (train.key, picture_numbers(train),
-            checkpoint_place(self, train, calibration))
-        if self.native_aspect: self.input_size = native_size(self.size, [train.shape(i) for i in range(len(train))])
-        try:
-            with kept_features():
-                self._fit(self.prepare(train, training=True),
-                    None if calibration is None or not len(calibration) else self.prepare(calibration))
-                some = self.prepare(train).evenly(8)
-                scores, maps = self.predict(next(some.batches(8))[1])
-            if not np.isfinite(scores).all():
-                raise UserError(f"{self.method} has diverged: it gives no finite score for "
-                    f"{some.paths[~np.isfinite(scores)][0]}, which it has learned from; try a smaller learning_rate")
-            if self.reading.white: self.facts["white"] = self.reading.white
-            if maps is not None: self.facts["scale"] = map_scale(maps)
-        except BaseException:
-            self.data_key = ""          # it has not learned
-            raise
-        return self
+    On `calibration` a loss may be watched and logged; nothing is learned from it."""
+    from thesis_ad.features.backbones import kept_features
+    if not len(train): raise UserError("there is no training picture to fit on")
+    if (train.labels == 1).any():
+        raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK pictures only")
+    self.reading = dataclasses.replace(self.reading, white=self.white or train.white)
+    train = self.read(train)
+    self.data_key, self.trained_on, self.checkpoint = (train.key, picture_numbers(train),
+        checkpoint_place(self, train, calibration))
+    if self.native_aspect: self.input_size = native_size(self.size, [train.shape(i) for i in range(len(train))])
+    try:
+        with kept_features():
+            self._fit(self.prepare(train, training=True),
+                None if calibration is None or not len(calibration) else self.prepare(calibration))
+            some = self.prepare(train).evenly(8)
+            scores, maps = self.predict(next(some.batches(8))[1])
+        if not np.isfinite(scores).all():
+            raise UserError(f"{self.method} has diverged: it gives no finite score for "
+                f"{some.paths[~np.isfinite(scores)][0]}, which it has learned from; try a smaller learning_rate")
+        if self.reading.white: self.facts["white"] = self.reading.white
+        if maps is not None: self.facts["scale"] = map_scale(maps)
+    except BaseException:
+        self.data_key = ""          # it has not learned
+        raise
+    return self
 
-    def within(self, low, high, *names):
-        "A `UserError` unless each of the settings `names` lies in `low` … `high`."
-        for name in names:
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise UserError(f"{self.method}: {name} "
-                    f"{f'is at least {low}' if high == math.inf else f'lies in {low} … {high}'}, not {value}")
+# %% ../../nbs/39_models.detector.ipynb #a53d8ae0
+@patch
+def within(self: Detector, low, high, *names):
+    "A `UserError` unless each of the settings `names` lies in `low` … `high`."
+    for name in names:
+        value = getattr(self, name)
+        if not low <= value <= high:
+            raise UserError(f"{self.method}: {name} "
+                f"{f'is at least {low}' if high == math.inf else f'lies in {low} … {high}'}, not {value}")
 
-    def pretrained(self):
-        "Hash of the pretrained weights that a fit starts from; empty where there are none."
-        return getattr(self, "weight_hash", "")
+@patch
+def pretrained(self: Detector):
+    "Hash of the pretrained weights that a fit starts from; empty where there are none."
+    return getattr(self, "weight_hash", "")
 
-    def tensors(self):
-        "Learned state as named tensors."
-        return {}
+@patch
+def tensors(self: Detector):
+    "Learned state as named tensors."
+    return {}
 
-    def restore(self, tensors):
-        "Take back what `tensors` gave; `self.facts` is already there."
+@patch
+def restore(self: Detector, tensors):
+    "Take back what `tensors` gave; `self.facts` is already there."
 
 # %% ../../nbs/39_models.detector.ipynb #2ce65e9c
 def map_scale(maps):

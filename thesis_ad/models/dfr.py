@@ -11,6 +11,7 @@ __all__ = ['collect_rows', 'rows_pca', 'standardisation', 'standardised', 'width
 import copy, math
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -252,10 +253,17 @@ class FeatureReconstruction(Detector):
         _check(self)
 
     weight_hash = property(lambda self: _backbone(self).weight_hash)
-    def features(self, images): return _features(self, images)
-    def residuals(self, images): return _residuals(self, images)
-    def heat(self, images): return _heat(self, images)
     def predict(self, images): return _predict(self, images)
+
+# %% ../../nbs/42_models.dfr.ipynb #a67e41ad
+@patch
+def features(self: FeatureReconstruction, images): return _features(self, images)
+
+@patch
+def residuals(self: FeatureReconstruction, images): return _residuals(self, images)
+
+@patch
+def heat(self: FeatureReconstruction, images): return _heat(self, images)
 
 # %% ../../nbs/42_models.dfr.ipynb #f3b142a2
 def _backbone(d):
@@ -333,10 +341,13 @@ class PCA(FeatureReconstruction):
     def tensors(self):
         return {"mean": self.mean, "scale": self.scale,
             "axes": self.axes} | ({"border_level": self.border_level} if self.level else {})
-    def restore(self, tensors):
-        self.border_level = tensors.get("border_level")
-        self.mean, self.scale, self.axes = (tensors[name].to(resolve_device(self.device))
-            for name in ("mean", "scale", "axes"))
+
+# %% ../../nbs/42_models.dfr.ipynb #dea0e8fd
+@patch
+def restore(self: PCA, tensors):
+    self.border_level = tensors.get("border_level")
+    self.mean, self.scale, self.axes = (tensors[name].to(resolve_device(self.device))
+        for name in ("mean", "scale", "axes"))
 
 # %% ../../nbs/42_models.dfr.ipynb #49575c5c
 @register("dfr", "deep feature reconstruction: how badly a narrow network reconstructs backbone features")
@@ -364,19 +375,24 @@ class DFR(Trained, FeatureReconstruction):
             raise UserError(f"{self.method}: a kernel above 1 and attention see neighbours, so they need "
                 "training='maps'")
 
-    @property
-    def kind(self): return {"kernel": self.kernel, "attention": self.attention, "skips": self.skips}
-    def _fit(self, train, calibration): _fit(self, train, calibration)
-    def cell_residual(self, cells):
-        "Residual float32 [...] of raw features `cells` [..., C]."
-        if self.folded is None: self.folded = folded(self.network)
-        return residual(self.folded, cells)
-
     def tensors(self): return self.network.state_dict() | ({"border_level": self.border_level} if self.level else {})
     def restore(self, tensors):
         self.network, self.folded = new_network(self, self.facts["channels"], self.facts["latent"], **self.kind), None
         self.border_level = tensors.pop("border_level", None)
         self.network.load_state_dict(tensors)
+
+# %% ../../nbs/42_models.dfr.ipynb #2f58c3a9
+@patch(as_prop=True)
+def kind(self: DFR): return {"kernel": self.kernel, "attention": self.attention, "skips": self.skips}
+
+@patch
+def _fit(self: DFR, train, calibration): _fit(self, train, calibration)
+
+@patch
+def cell_residual(self: DFR, cells):
+    "Residual float32 [...] of raw features `cells` [..., C]."
+    if self.folded is None: self.folded = folded(self.network)
+    return residual(self.folded, cells)
 
 # %% ../../nbs/42_models.dfr.ipynb #ef622fd5
 def _seen(d, images):

@@ -9,6 +9,7 @@ __all__ = ['neighbourhoods', 'three_sigma', 'FeatCAE']
 import math
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -61,13 +62,22 @@ class FeatCAE(Trained, FeatureDetector):
         if self.epochs: raise UserError("featcae trains on rows, whose budget is steps; epochs does not apply")
 
     def features(self, images): return neighbourhoods(self.network(check_pixels(images), self.used_stages), self.window)
-    def cells(self, images): return self.features(images).permute(0, 2, 3, 1)
-    def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images): return _predict(self, images)
-    def tensors(self): return self.autoencoder.state_dict()
-    def restore(self, tensors):
-        self.autoencoder, self.folded = new_network(self, len(tensors["mean"]), self.latent), None
-        self.autoencoder.load_state_dict(tensors)
+
+# %% ../../nbs/48_models.featcae.ipynb #5cae3dda
+@patch
+def cells(self: FeatCAE, images): return self.features(images).permute(0, 2, 3, 1)
+
+@patch
+def _fit(self: FeatCAE, train, calibration): _fit(self, train, calibration)
+
+@patch
+def tensors(self: FeatCAE): return self.autoencoder.state_dict()
+
+@patch
+def restore(self: FeatCAE, tensors):
+    self.autoencoder, self.folded = new_network(self, len(tensors["mean"]), self.latent), None
+    self.autoencoder.load_state_dict(tensors)
 
 # %% ../../nbs/48_models.featcae.ipynb #abf870fc
 def _fit(d, train, calibration):

@@ -10,6 +10,7 @@ __all__ = ['whitening', 'PositionGaussians', 'draw_channels', 'pack_triangles', 
 import math
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -96,21 +97,6 @@ class PaDiM(PatchDetector):
         self.within(0, math.inf, "channels")
         self.within(0, SIGMA_LIMIT, "sigma")
 
-    def _fit(self, train, calibration, batch_size=8):
-        self.measure(train)
-        gaussians = PositionGaussians()
-        for _, batch in train.batches(batch_size, progress="features"):
-            maps = self.features(batch).cpu()
-            if not gaussians.count: chosen = draw_channels(maps.shape[1], self.channels, self.named_channels, self.seed)
-            gaussians.partial_fit(maps[:, chosen].flatten(2).transpose(1, 2))
-        self.facts |= {"grid": list(maps.shape[-2:]), "channels": chosen.tolist(), "images": gaussians.count,
-            "stages": self.used_stages}
-        W = torch.cat([whitening(gaussians.covariance(slice(p, p + 64)), self.eps)
-            for p in range(0, len(gaussians.origin), 64)])
-        self._keep(gaussians.mean.float(), W)
-
-    def _keep(self, *mean_and_W): self.mean, self.W = (m.to(resolve_device(self.device)) for m in mean_and_W)
-
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."
         maps = self.features(images)
@@ -124,8 +110,29 @@ class PaDiM(PatchDetector):
         heat = smooth_map(distance, images.shape[-2:], self.sigma).cpu().numpy()
         return heat.max(axis=(1, 2)).astype(np.float64), heat
 
-    def tensors(self): return {"mean": self.mean, "W": pack_triangles(self.W)}
-    def restore(self, tensors): self._keep(tensors["mean"], unpack_triangles(tensors["W"], tensors["mean"].shape[1]))
+# %% ../../nbs/44_models.padim.ipynb #22bab0a9
+@patch
+def _fit(self: PaDiM, train, calibration, batch_size=8):
+    self.measure(train)
+    gaussians = PositionGaussians()
+    for _, batch in train.batches(batch_size, progress="features"):
+        maps = self.features(batch).cpu()
+        if not gaussians.count: chosen = draw_channels(maps.shape[1], self.channels, self.named_channels, self.seed)
+        gaussians.partial_fit(maps[:, chosen].flatten(2).transpose(1, 2))
+    self.facts |= {"grid": list(maps.shape[-2:]), "channels": chosen.tolist(), "images": gaussians.count,
+        "stages": self.used_stages}
+    W = torch.cat([whitening(gaussians.covariance(slice(p, p + 64)), self.eps)
+        for p in range(0, len(gaussians.origin), 64)])
+    self._keep(gaussians.mean.float(), W)
+
+@patch
+def _keep(self: PaDiM, *mean_and_W): self.mean, self.W = (m.to(resolve_device(self.device)) for m in mean_and_W)
+
+@patch
+def tensors(self: PaDiM): return {"mean": self.mean, "W": pack_triangles(self.W)}
+
+@patch
+def restore(self: PaDiM, tensors): self._keep(tensors["mean"], unpack_triangles(tensors["W"], tensors["mean"].shape[1]))
 
 # %% ../../nbs/44_models.padim.ipynb #8da34307
 def stage_gaussian(gaussian, eps):
@@ -156,40 +163,6 @@ class Gaussian(PatchDetector):
         self.within(0, math.inf, "eps")
         self.within(0, SIGMA_LIMIT, "sigma")
 
-    def _maps(self, images): return stage_maps(self.network, images, self.used_stages, self.window, self.typical)
-
-    def _distances(self, images):
-        "Mahalanobis distances, one tensor [B, h_i, w_i] a stage."
-        return [((m.permute(0, 2, 3, 1) - mean) @ W.T).norm(dim=3)
-            for m, (mean, W) in zip(self._maps(images), self.stage_models)]
-
-    def parts(self, train):
-        "(images to learn from, held-out images that scale the stages)."
-        return hold_out(train, self.seed)
-
-    def _fit(self, train, calibration):
-        fit, held = self.parts(train)
-        held = self.as_judged(held)
-        self.measure(fit)
-        gaussians = [StreamingCovariance() for _ in self.used_stages]
-        for _, batch in fit.batches(8, progress="features"):
-            for gaussian, m in zip(gaussians, self._maps(batch)):
-                gaussian.partial_fit(m.permute(0, 2, 3, 1).flatten(0, 2))
-        self._keep(stage_gaussian(gaussian, self.eps) for gaussian in gaussians)
-        centre, spread = centre_and_spread(self._distances(batch) for _, batch in held.batches(8, progress="scale"))
-        self.facts |= {"stages": self.used_stages, "images": len(fit), "held_out": len(train) - len(fit),
-            "centre": centre, "spread": spread}
-
-    def _keep(self, models):
-        self.stage_models = [[m.to(resolve_device(self.device)) for m in model] for model in models]
-
-    def cells(self, images):
-        "Mean over stages of scaled distances [B, h, w] on the finest grid, before upsampling, of images [B, 3, H, W]."
-        scaled = [((d - c) / s)[:, None] for d, c, s in zip(self._distances(images), self.facts["centre"],
-            self.facts["spread"])]
-        grid = max((d.shape[-2:] for d in scaled), key=lambda shape: shape[0] * shape[1])
-        return torch.stack([F.interpolate(d, grid, mode="bilinear")[:, 0] for d in scaled]).mean(0).cpu()
-
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."
         scaled = [smooth_map((d - c) / s, images.shape[-2:], self.sigma)
@@ -200,3 +173,46 @@ class Gaussian(PatchDetector):
     def tensors(self):
         return {f"{name}.{i}": t for i, model in enumerate(self.stage_models) for name, t in zip(("mean", "W"), model)}
     def restore(self, tensors): self._keep((tensors[f"mean.{i}"], tensors[f"W.{i}"]) for i in range(len(tensors) // 2))
+
+# %% ../../nbs/44_models.padim.ipynb #f9041ceb
+@patch
+def _maps(self: Gaussian, images): return stage_maps(self.network, images, self.used_stages, self.window, self.typical)
+
+@patch
+def _distances(self: Gaussian, images):
+    "Mahalanobis distances, one tensor [B, h_i, w_i] a stage."
+    return [((m.permute(0, 2, 3, 1) - mean) @ W.T).norm(dim=3)
+        for m, (mean, W) in zip(self._maps(images), self.stage_models)]
+
+@patch
+def parts(self: Gaussian, train):
+    "(images to learn from, held-out images that scale the stages)."
+    return hold_out(train, self.seed)
+
+# %% ../../nbs/44_models.padim.ipynb #4971f254
+@patch
+def _fit(self: Gaussian, train, calibration):
+    fit, held = self.parts(train)
+    held = self.as_judged(held)
+    self.measure(fit)
+    gaussians = [StreamingCovariance() for _ in self.used_stages]
+    for _, batch in fit.batches(8, progress="features"):
+        for gaussian, m in zip(gaussians, self._maps(batch)):
+            gaussian.partial_fit(m.permute(0, 2, 3, 1).flatten(0, 2))
+    self._keep(stage_gaussian(gaussian, self.eps) for gaussian in gaussians)
+    centre, spread = centre_and_spread(self._distances(batch) for _, batch in held.batches(8, progress="scale"))
+    self.facts |= {"stages": self.used_stages, "images": len(fit), "held_out": len(train) - len(fit),
+        "centre": centre, "spread": spread}
+
+@patch
+def _keep(self: Gaussian, models):
+    self.stage_models = [[m.to(resolve_device(self.device)) for m in model] for model in models]
+
+# %% ../../nbs/44_models.padim.ipynb #a94213af
+@patch
+def cells(self: Gaussian, images):
+    "Mean over stages of scaled distances [B, h, w] on the finest grid, before upsampling, of images [B, 3, H, W]."
+    scaled = [((d - c) / s)[:, None] for d, c, s in zip(self._distances(images), self.facts["centre"],
+        self.facts["spread"])]
+    grid = max((d.shape[-2:] for d in scaled), key=lambda shape: shape[0] * shape[1])
+    return torch.stack([F.interpolate(d, grid, mode="bilinear")[:, 0] for d in scaled]).mean(0).cpu()

@@ -11,6 +11,7 @@ import contextlib, json, logging, math, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 from safetensors import safe_open
@@ -64,18 +65,22 @@ class Trained:
         if not self.learning_rate > 0:
             raise UserError(f"{self.method}: learning_rate is above 0, not {self.learning_rate}")
 
-    def budget(self, images):
-        "Weight updates at most on this `ImageSet`."
-        return self.epochs * math.ceil(len(images) / self.batch) if self.epochs else self.steps
+# %% ../../nbs/37_models.training.ipynb #0077f0c2
+@patch
+def budget(self: Trained, images):
+    "Weight updates at most on this `ImageSet`."
+    return self.epochs * math.ceil(len(images) / self.batch) if self.epochs else self.steps
 
-    def split(self, train):
-        "(images to learn from, held-out images or None)."
-        learn, held = hold_out(train, self.seed, self.held_out) if self.held_out else (train, train)
-        return (learn, held) if len(learn) < len(train) else (train, None)
+@patch
+def split(self: Trained, train):
+    "(images to learn from, held-out images or None)."
+    learn, held = hold_out(train, self.seed, self.held_out) if self.held_out else (train, train)
+    return (learn, held) if len(learn) < len(train) else (train, None)
 
-    def precision(self):
-        "'bfloat16' if the detector trains in it, else 'float32'."
-        return "bfloat16" if self.bf16 and computes_bf16(resolve_device(self.device)) else "float32"
+@patch
+def precision(self: Trained):
+    "'bfloat16' if the detector trains in it, else 'float32'."
+    return "bfloat16" if self.bf16 and computes_bf16(resolve_device(self.device)) else "float32"
 
 # %% ../../nbs/37_models.training.ipynb #83eb78ec
 COOLING = 0.2       # plateau: the rate falls to zero within this fraction of the updates made before
