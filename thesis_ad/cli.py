@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'Out', 'Settings', 'Ignore', 'Device', 'Seed', 'Threads', 'Calibration', 'OkFolders', 'NokFolders',
-           'MaskFolders', 'ClusterPlace', 'Carry', 'Layout', 'CACHES', 'LedgerFile', 'ReportFolder', 'Pdf', 'PartId',
-           'Operator', 'Scale', 'KeyFiles', 'Controller', 'EXIT_CODES', 'ledger_app', 'LedgerArgument', 'TokenFile',
-           'NO_MEMORY', 'parse_settings', 'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make',
-           'data_verify', 'data_get', 'data_masks', 'data_check', 'fit', 'evaluate', 'calibrate', 'inspect',
-           'ledger_verify', 'ledger_export', 'serve', 'stream', 'export', 'dashboard', 'reproduce', 'verify', 'study',
-           'main']
+           'MaskFolders', 'ClusterPlace', 'Carry', 'Layout', 'CACHES', 'CalibrationData', 'Rule', 'Alpha', 'Confidence',
+           'Among', 'Deviations', 'Quantile', 'Unit', 'PixelRule', 'LedgerFile', 'ReportFolder', 'Pdf', 'PartId',
+           'Operator', 'Scale', 'KeyFiles', 'Controller', 'EXIT_CODES', 'Overlays', 'RawMaps', 'PixelMasks', 'Explain',
+           'ExitZero', 'ledger_app', 'LedgerArgument', 'TokenFile', 'StationFolder', 'Runtime', 'DriftWindow',
+           'DriftStops', 'Wait', 'Sources', 'Api', 'Every', 'Views', 'ViewRule', 'TriggerPlace', 'Existing',
+           'Responsible', 'Count', 'NO_MEMORY', 'parse_settings', 'main_options', 'methods', 'info', 'clean',
+           'data_list', 'data_make', 'data_verify', 'data_get', 'data_masks', 'data_check', 'fit', 'evaluate',
+           'calibrate', 'inspect', 'ledger_verify', 'ledger_export', 'serve', 'stream', 'export', 'dashboard',
+           'reproduce', 'verify', 'study', 'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
 import ast, contextlib, json, math, os, platform, shutil, sys, warnings
@@ -234,25 +237,38 @@ def _report_folder(data):
         + [f"{len(lost)} mask{'s belong' if len(lost) > 1 else ' belongs'} to no image: {mask}" for mask in lost[:1]]
         + data.warnings)
 
+# %% ../nbs/90_cli.ipynb #6e3705c2
+def _unfitted(method, settings, ignore):
+    "A detector that is to be fitted; `ignore` is the file of a mask, or None."
+    from thesis_ad.models.detector import create
+    detector = create(method, **settings)
+    if ignore: detector.ignore(read_mask(ignore))
+    return detector
+
+def _report_fit(detector, opened, data, out):
+    "Print what was fitted on the data that the user calls `data`, and the threshold if there is one."
+    from thesis_ad.decision.threshold import describe
+    _report_skipped(opened)
+    print(f"fitted {detector.method} on {len(detector.trained_on)} OK images of {_one_line(data)}; bundle: "
+        f"{_one_line(str(out))}")
+    if detector.threshold: print(describe(detector.threshold))
+
 # %% ../nbs/90_cli.ipynb #a65436db
 @app.command()
 def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad methods).")],
         data: Annotated[str, typer.Argument(help="A dataset of the manifest or a folder.")],
         out: Out, set: Settings = None, calibration: Calibration = None, ok: OkFolders = None, nok: NokFolders = None,
-        masks: MaskFolders = None,
-        layout: Layout = None,
-        ignore: Ignore = None,
-        device: Device = "auto", seed: Seed = 0, threads: Threads = 1):
+        masks: MaskFolders = None, layout: Layout = None, ignore: Ignore = None, device: Device = "auto",
+        seed: Seed = 0, threads: Threads = 1):
     "Fit a detector on the OK pictures of DATA and keep it as a bundle. A broken picture is named, skipped and counted."
-    from thesis_ad.decision.threshold import calibrate, describe, held_scores
+    from thesis_ad.decision.threshold import calibrate, held_scores
     from thesis_ad.models.auto import joined
-    from thesis_ad.models.detector import check_place, create
+    from thesis_ad.models.detector import check_place
     from thesis_ad.models.together import join, number
     pin_threads(threads)
     device = join(device)                           # of several processes, if torchrun has started them
     settings = {"seed": seed, **parse_settings(set)}
-    detector = create(method, **{"device": device} | settings)
-    if ignore: detector.ignore(read_mask(ignore))
+    detector = _unfitted(method, {"device": device} | settings, ignore)
     opened = _open(data, detector, calibration, ok=ok, nok=nok, masks=masks, layout=layout)
     check_place(out)
     _report_folder(opened)
@@ -261,10 +277,7 @@ def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad m
     if number(): return                             # the first process writes for all
     if held_scores(detector): calibrate(detector, joined(opened.train, opened.calibration))
     detector.save(out)
-    _report_skipped(opened)
-    print(f"fitted {method} on {len(detector.trained_on)} OK images of {_one_line(data)}; bundle: "
-        f"{_one_line(str(out))}")
-    if detector.threshold: print(describe(detector.threshold))
+    _report_fit(detector, opened, data, out)
 
 # %% ../nbs/90_cli.ipynb #8c6ef01d
 def _print_table(table):
@@ -277,31 +290,32 @@ def _same_region(detector, bundle, ignore):
         raise UserError(f"{bundle} was fitted {'without this' if detector.reading.region is None else 'with another'} "
             f"region to ignore; fit it with --ignore {ignore}, and it is left unjudged from then on")
 
-# %% ../nbs/90_cli.ipynb #aa2995c4
-@app.command()
-def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
-        data: Annotated[str, typer.Argument(help="A dataset of the manifest or a folder with a test split.")], out: Out,
-        ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None,
-        ignore: Ignore = None, device: Device = "auto", threads: Threads = 1):
-    """Judge a bundle on the test pictures of DATA: metrics.csv, scores.csv, per_defect.csv.
-    A broken picture is named, skipped and counted."""
-    from thesis_ad.decision.threshold import decide, error_rates, unseen
-    from thesis_ad.evaluation.figures import write_csv
-    from thesis_ad.evaluation.protocol import evaluate
+# %% ../nbs/90_cli.ipynb #d824f6d2
+def _loaded(bundle, device, ignore):
+    "The detector of a bundle that was fitted without the region `ignore` (the file of a mask, or None) or with it."
     from thesis_ad.models.detector import load_bundle
-    pin_threads(threads)
     detector = load_bundle(bundle, device)
     _same_region(detector, bundle, ignore)
-    opened = _open(data, detector, ok=ok, nok=nok, masks=masks, layout=layout)
-    check_writable(out)
-    learned = sorted({*opened.open_test().paths} - {*unseen(detector, opened.open_test())[0].paths})
+    return detector
+
+# %% ../nbs/90_cli.ipynb #8de5bbb7
+def _warn_of_learned(detector, images):
+    "Warn where a test image is one that the detector was fitted on."
+    from thesis_ad.decision.threshold import unseen
+    learned = sorted({*images.paths} - {*unseen(detector, images)[0].paths})
     _warn([f"{len(learned)} test image{'s are' if len(learned) > 1 else ' is'} byte by byte what this bundle was "
         f"fitted on, so their scores say nothing about new parts: {path}" for path in learned[:1]])
-    _report_folder(opened)
-    scores, metrics, defects = evaluate(detector, opened.open_test(), opened.name, progress="scoring")
-    for name, table in (("scores", scores), ("metrics", metrics), ("per_defect", defects.drop(columns="seed"))):
-        write_csv(table, out / f"{name}.csv")
-    _report_skipped(opened)
+
+def _print_rates(detector, labels, decisions):
+    "Print the error rates at the detector's threshold."
+    from thesis_ad.decision.threshold import error_rates
+    print(f"\nat the threshold {detector.threshold['value']:.6g} ({detector.threshold['how']}), exact 95 % "
+        "intervals for independent pictures")
+    _print_table(error_rates(labels, decisions))
+
+# %% ../nbs/90_cli.ipynb #f8c8ef98
+def _report_metrics(metrics, scores, defects, data):
+    "Print the metrics of `data` and those of each kind of defect, and say which of them are counted or empty."
     _print_table(metrics[["metric", "value", "ci_low", "ci_high", "n_ok", "n_nok"]])
     if metrics.attrs["pixel_error"]:
         print("\nthere are more pixels than are kept, so the pixel metrics are counted in bins; they are at most "
@@ -314,36 +328,70 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
         print("\nno map or no mask to judge it by, so the pixel metrics are empty")
     if len(defects):
         print("\nby kind of defect"); _print_table(defects[["defect", "metric", "value", "ci_low", "ci_high", "n"]])
+
+# %% ../nbs/90_cli.ipynb #aa2995c4
+@app.command()
+def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
+        data: Annotated[str, typer.Argument(help="A dataset of the manifest or a folder with a test split.")], out: Out,
+        ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None,
+        ignore: Ignore = None, device: Device = "auto", threads: Threads = 1):
+    """Judge a bundle on the test pictures of DATA: metrics.csv, scores.csv, per_defect.csv.
+    A broken picture is named, skipped and counted."""
+    from thesis_ad.decision.threshold import decide
+    from thesis_ad.evaluation.figures import write_csv
+    from thesis_ad.evaluation.protocol import evaluate
+    pin_threads(threads)
+    detector = _loaded(bundle, device, ignore)
+    opened = _open(data, detector, ok=ok, nok=nok, masks=masks, layout=layout)
+    check_writable(out)
+    _warn_of_learned(detector, opened.open_test())
+    _report_folder(opened)
+    scores, metrics, defects = evaluate(detector, opened.open_test(), opened.name, progress="scoring")
+    for name, table in (("scores", scores), ("metrics", metrics), ("per_defect", defects.drop(columns="seed"))):
+        write_csv(table, out / f"{name}.csv")
+    _report_skipped(opened)
+    _report_metrics(metrics, scores, defects, data)
     decisions, _ = decide(detector, scores.score)
     _report_drift(detector, scores[scores.label == 0].rename(columns={"image": "path"}))
-    if decisions is not None:
-        print(f"\nat the threshold {detector.threshold['value']:.6g} ({detector.threshold['how']}), exact 95 % "
-            "intervals for independent pictures")
-        _print_table(error_rates(scores.label, decisions))
+    if decisions is not None: _print_rates(detector, scores.label, decisions)
+
+# %% ../nbs/90_cli.ipynb #5c06daf3
+CalibrationData = Annotated[str, typer.Argument(
+    help="A dataset of the manifest, a folder with a calibration split, or a flat folder of new OK photos.")]
+Rule = Annotated[str, typer.Option(help="conformal, grouped, bounded, mean_sigma or quantile.")]
+Alpha = Annotated[Optional[float], typer.Option(help="False-alarm rate allowed (conformal, grouped, bounded).")]
+Confidence = Annotated[Optional[float], typer.Option(help="How sure the bound is (bounded).")]
+Among = Annotated[Optional[int], typer.Option(
+    help="Bound the share among the next so many OK pictures or parts, not the rate in the long run (bounded).")]
+Deviations = Annotated[Optional[float], typer.Option(help="Standard deviations above the mean (mean_sigma).")]
+Quantile = Annotated[Optional[float], typer.Option(help="Quantile of OK scores (quantile).")]
+Unit = Annotated[str, typer.Option(help="What alpha counts: picture or part.")]
+PixelRule = Annotated[str, typer.Option(
+    help="Threshold of the marked area: maxima, or a quantile of OK pixels such as 0.999.")]
+
+# %% ../nbs/90_cli.ipynb #de2c1a42
+def _report_calibration(threshold, sigmoid):
+    "Print what `calibrate` has set: the facts of the threshold, and those of the sigmoid or None."
+    from thesis_ad.decision.threshold import describe
+    if threshold["left_out"]:
+        print(f"{threshold['left_out']} training pictures of this bundle left out", file=sys.stderr)
+    print(describe(threshold))
+    if threshold["pixel"]:
+        print(f"Pixels are marked above {threshold['pixel']['value']:.6g} ({threshold['pixel']['how']}).")
+    print(f"Confidence from {sigmoid['n_ok']} OK and {sigmoid['n_nok']} NOK pictures." if sigmoid
+        else "No NOK calibration picture, so no confidence.")
+    if sigmoid and sigmoid["warning"]: print(f"warning: {sigmoid['warning']}", file=sys.stderr)
 
 # %% ../nbs/90_cli.ipynb #09919c0b
 @app.command()
 def calibrate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
-              data: Annotated[str, typer.Argument(help="A dataset of the manifest, a folder with a calibration split, "
-                  "or a flat folder of new OK photos.")],
-              method: Annotated[str,
-                  typer.Option(help="conformal, grouped, bounded, mean_sigma or quantile.")] = "conformal",
-              alpha: Annotated[Optional[float],
-                  typer.Option(help="False-alarm rate allowed (conformal, grouped, bounded).")] = None,
-              confidence: Annotated[Optional[float], typer.Option(help="How sure the bound is (bounded).")] = None,
-              among: Annotated[Optional[int], typer.Option(help="Bound the share among the next so many OK pictures or "
-                  "parts, not the rate in the long run (bounded).")] = None,
-              k: Annotated[Optional[float],
-                  typer.Option(help="Standard deviations above the mean (mean_sigma).")] = None,
-              q: Annotated[Optional[float], typer.Option(help="Quantile of OK scores (quantile).")] = None,
-              per: Annotated[str, typer.Option(help="What alpha counts: picture or part.")] = "picture",
-              pixel: Annotated[str, typer.Option(
-                  help="Threshold of the marked area: maxima, or a quantile of OK pixels such as 0.999.")] = "maxima",
-              calibration: Calibration = None, ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None,
-              layout: Layout = None,
-              device: Device = "auto", threads: Threads = 1):
+              data: CalibrationData, method: Rule = "conformal", alpha: Alpha = None, confidence: Confidence = None,
+              among: Among = None, k: Deviations = None, q: Quantile = None, per: Unit = "picture",
+              pixel: PixelRule = "maxima", calibration: Calibration = None, ok: OkFolders = None,
+              nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None, device: Device = "auto",
+              threads: Threads = 1):
     "Set the threshold of BUNDLE from OK pictures it has not learned from, and its confidence where NOK ones are given."
-    from thesis_ad.decision.threshold import calibrate, calibration_pictures, describe
+    from thesis_ad.decision.threshold import calibrate, calibration_pictures
     from thesis_ad.models.detector import load_bundle, update_bundle
     pin_threads(threads)
     detector = load_bundle(bundle, device)
@@ -353,15 +401,7 @@ def calibrate(bundle: Annotated[Path, typer.Argument(help="A bundle written by f
     update_bundle(bundle, threshold=detector.threshold, sigmoid=detector.sigmoid)
     _report_skipped(opened)
     _report_folder(opened)
-    threshold, sigmoid = detector.threshold, detector.sigmoid
-    if threshold["left_out"]:
-        print(f"{threshold['left_out']} training pictures of this bundle left out", file=sys.stderr)
-    print(describe(threshold))
-    if threshold["pixel"]:
-        print(f"Pixels are marked above {threshold['pixel']['value']:.6g} ({threshold['pixel']['how']}).")
-    print(f"Confidence from {sigmoid['n_ok']} OK and {sigmoid['n_nok']} NOK pictures." if sigmoid
-        else "No NOK calibration picture, so no confidence.")
-    if sigmoid and sigmoid["warning"]: print(f"warning: {sigmoid['warning']}", file=sys.stderr)
+    _report_calibration(detector.threshold, detector.sigmoid)
 
 # %% ../nbs/90_cli.ipynb #c7a10002
 LedgerFile = Annotated[Optional[Path], typer.Option(help="Sign each decision into this ledger.")]
@@ -458,32 +498,29 @@ def _print_members(detector, table):
     print("\n".join("  ".join([*(f"{name} {value:.2f}" for name, value in row.items() if name != "path"), row["path"]])
         for row in rows))
 
+# %% ../nbs/90_cli.ipynb #aaa8c37a
+Overlays = Annotated[Optional[Path], typer.Option("-o", "--out", help="Write overlays and decisions.csv there.")]
+RawMaps = Annotated[Optional[str], typer.Option(help="Write raw anomaly maps, too: npy, png or tiff.")]
+PixelMasks = Annotated[bool, typer.Option("--masks", help="Write masks of the pixels above the pixel threshold, too.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Print what each member of auto says of each image.")]
+ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever was found.")]
+
 # %% ../nbs/90_cli.ipynb #7a1c5805
 @app.command()
 def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if it is to decide.")],
             images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-            out: Annotated[Optional[Path], typer.Option("-o", "--out",
-                help="Write overlays and decisions.csv there.")] = None,
-            ledger: LedgerFile = None, report: ReportFolder = None, pdf: Pdf = False, part_id: PartId = "",
-            operator: Operator = "", mm_per_pixel: Scale = None, key_file: KeyFiles = None,
-            ignore: Ignore = None, plc: Controller = None,
-            maps: Annotated[Optional[str], typer.Option(help="Write raw anomaly maps, too: npy, png or tiff.")] = None,
-            masks: Annotated[bool, typer.Option("--masks",
-                help="Write masks of the pixels above the pixel threshold, too.")] = False,
-            explain: Annotated[bool, typer.Option("--explain",
-                help="Print what each member of auto says of each image.")] = False,
-            exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever was found.")] = False,
-            device: Device = "auto", threads: Threads = 1):
+            out: Overlays = None, ledger: LedgerFile = None, report: ReportFolder = None, pdf: Pdf = False,
+            part_id: PartId = "", operator: Operator = "", mm_per_pixel: Scale = None, key_file: KeyFiles = None,
+            ignore: Ignore = None, plc: Controller = None, maps: RawMaps = None, masks: PixelMasks = False,
+            explain: Explain = False, exit_zero: ExitZero = False, device: Device = "auto", threads: Threads = 1):
     """Print status, raw score and confidence (probability of NOK) of every file asked for.
     Exit code: 0 all OK, 1 some NOK, 2 some without a decision."""
     if out: check_writable(out)
     from thesis_ad.decision.inspecting import files_to_inspect, inspect
-    from thesis_ad.models.detector import load_bundle
     pin_threads(threads)
     with contextlib.ExitStack() as stack:
         told = stack.enter_context(_telling(plc, part_id))
-        detector = load_bundle(bundle, device)
-        _same_region(detector, bundle, ignore)
+        detector = _loaded(bundle, device, ignore)
         files, notes = files_to_inspect(images)
         facts = {"part_id": part_id if ledger or report or not plc else "", "operator": operator,
             "mm_per_pixel": mm_per_pixel}
@@ -533,23 +570,25 @@ def _token(file):
 TokenFile = Annotated[Optional[Path], typer.Option(
     help="File with the token for teaching; default: the environment variable THESIS_AD_TOKEN.")]
 
+# %% ../nbs/90_cli.ipynb #0be8b02c
+StationFolder = Annotated[Optional[Path], typer.Option(
+    help="Where calibration.json is kept; default: BUNDLE.station.")]
+Runtime = Annotated[str, typer.Option(
+    help="What computes: torch, onnx or openvino; auto: what BUNDLE was exported for, else torch.")]
+DriftWindow = Annotated[int, typer.Option(min=0,
+    help="Latest scores that are compared with those of the threshold; 0: none.")]
+DriftStops = Annotated[bool, typer.Option("--drift-stops", help="Drift stops the station until a person looks: "
+    "nothing is decided, and a controller reads a fail.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Start without a bundle and wait until one is taught.")]
+
 # %% ../nbs/90_cli.ipynb #7a2da475
 @app.command()
 def serve(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
           host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
           port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-          folder: Annotated[Optional[Path],
-              typer.Option(help="Where calibration.json is kept; default: BUNDLE.station.")] = None,
-          ledger: LedgerFile = None, key_file: KeyFiles = None, mm_per_pixel: Scale = None,
-          token_file: TokenFile = None,
-          runtime: Annotated[str, typer.Option(
-              help="What computes: torch, onnx or openvino; auto: what BUNDLE was exported for, else torch.")] = "auto",
-          drift_window: Annotated[int, typer.Option(min=0,
-              help="Latest scores that are compared with those of the threshold; 0: none.")] = 50,
-          drift_stops: Annotated[bool, typer.Option("--drift-stops", help="Drift stops the station until a person "
-              "looks: nothing is decided, and a controller reads a fail.")] = False,
-          wait: Annotated[bool, typer.Option("--wait",
-              help="Start without a bundle and wait until one is taught.")] = False,
+          folder: StationFolder = None, ledger: LedgerFile = None, key_file: KeyFiles = None,
+          mm_per_pixel: Scale = None, token_file: TokenFile = None, runtime: Runtime = "auto",
+          drift_window: DriftWindow = 50, drift_stops: DriftStops = False, wait: Wait = False,
           device: Device = "cpu", threads: Threads = 1):
     "Inspect over HTTP: /predict, /calibrate, /ready, /metrics and more; /docs shows all of it."
     from thesis_ad.inspection.ledger import Ledger
@@ -561,23 +600,24 @@ def serve(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit."
     if not token: print("no token is set (THESIS_AD_TOKEN), so /calibrate and /reload are refused", file=sys.stderr)
     server.serve(station, host, port, threads)
 
+# %% ../nbs/90_cli.ipynb #a11aa66c
+Sources = Annotated[list[str], typer.Argument(
+    help="A webcam's number, an RTSP address, a video file or a folder; several are several views of a part.")]
+Api = Annotated[str, typer.Option(help="The server, started by: thesis-ad serve.")]
+Every = Annotated[int, typer.Option(min=1, help="Inspect every n-th frame; each one with a trigger or a folder.")]
+Views = Annotated[int, typer.Option(min=1, help="Frames of each source that make one part.")]
+ViewRule = Annotated[str, typer.Option(help="Part from views: max (NOK if any view is) or mean.")]
+TriggerPlace = Annotated[Optional[str], typer.Option(
+    help="Inspect when file:PATH appears or a line arrives at tcp:PORT; either holds the part id.")]
+Existing = Annotated[bool, typer.Option("--existing", help="Inspect the files that a folder holds already, too.")]
+Responsible = Annotated[str, typer.Option(help="Who is responsible; written into the ledger.")]
+Count = Annotated[int, typer.Option(min=0, help="Stop after so many decisions; 0: never.")]
+
 # %% ../nbs/90_cli.ipynb #e44d3135
 @app.command()
-def stream(sources: Annotated[list[str], typer.Argument(help="A webcam's number, an RTSP address, a video file or a "
-               "folder; several are several views of a part.")],
-           api: Annotated[str, typer.Option(help="The server, started by: thesis-ad serve.")] = "http://127.0.0.1:8000",
-           every: Annotated[int, typer.Option(min=1,
-               help="Inspect every n-th frame; each one with a trigger or a folder.")] = 5,
-           views: Annotated[int, typer.Option(min=1, help="Frames of each source that make one part.")] = 1,
-           rule: Annotated[str, typer.Option(help="Part from views: max (NOK if any view is) or mean.")] = "max",
-           trigger: Annotated[Optional[str], typer.Option(
-               help="Inspect when file:PATH appears or a line arrives at tcp:PORT; either holds the part id.")] = None,
-           existing: Annotated[bool, typer.Option("--existing",
-               help="Inspect the files that a folder holds already, too.")] = False,
-           plc: Annotated[Optional[str], typer.Option(
-               help="Tell each decision to the controller HOST or HOST:PORT, one byte, all but OK as fail.")] = None,
-          operator: Annotated[str, typer.Option(help="Who is responsible; written into the ledger.")] = "",
-           count: Annotated[int, typer.Option(min=0, help="Stop after so many decisions; 0: never.")] = 0):
+def stream(sources: Sources, api: Api = "http://127.0.0.1:8000", every: Every = 5, views: Views = 1,
+           rule: ViewRule = "max", trigger: TriggerPlace = None, existing: Existing = False, plc: Controller = None,
+           operator: Responsible = "", count: Count = 0):
     "Send frames to a server as they come and print its decisions; what was not inspected is `unread`, never OK."
     import queue
     camera = _served("camera")
@@ -690,6 +730,16 @@ def verify(profile: Annotated[str, typer.Option(help="The profile whose last run
     if counts["outside"] or counts["missing"]: raise typer.Exit(1)
 
 
+# %% ../nbs/90_cli.ipynb #2b33a6fc
+def _print_plan(asked, workers):
+    "Print what a study would run on so many processes, and what of it cannot."
+    from thesis_ad.study import combinations, plan, plan_lines
+    table = plan(combinations(asked))
+    _print_table(table.drop(columns=["error"] + ["category"] * bool((table.category == "").all())))
+    for row in table[table.error != ""].itertuples():
+        print(f"{' '.join(filter(None, row[1:5]))} seed {row.seed}: {_one_line(row.error)}")
+    for line in plan_lines(table, workers): print(line)
+
 # %% ../nbs/90_cli.ipynb #0e065baa
 @app.command()
 def study(file: Annotated[Path, typer.Argument(help="A study file (YAML): datasets, detectors, seeds, settings.")],
@@ -701,16 +751,10 @@ def study(file: Annotated[Path, typer.Argument(help="A study file (YAML): datase
           cluster: ClusterPlace = None, carry: Carry = False):
     """Run every combination of a study that is not in the cache: results.csv, summary.csv, ranks.csv, significance.csv,
     costs.csv."""
-    from thesis_ad.study import combinations, plan, plan_lines, read_study, run_study
+    from thesis_ad.study import read_study, run_study
     from thesis_ad.work import on_cluster
     asked, out, workers = read_study(file), out or file.with_suffix(""), workers or os.cpu_count() or 1
-    if dry_run:
-        table = plan(combinations(asked))
-        _print_table(table.drop(columns=["error"] + ["category"] * bool((table.category == "").all())))
-        for row in table[table.error != ""].itertuples():
-            print(f"{' '.join(filter(None, row[1:5]))} seed {row.seed}: {_one_line(row.error)}")
-        for line in plan_lines(table, workers): print(line)
-        return
+    if dry_run: return _print_plan(asked, workers)
     with on_cluster(cluster, None, carry, lambda line: print(line, flush=True)) as there:
         results = run_study(asked, out, workers=len(there.workers()) if there else workers,
             say=None if sys.stderr.isatty() else lambda line: print(_one_line(line), flush=True))

@@ -29,13 +29,9 @@ ALL = "every registered detector"
 
 # %% ../nbs/80_reproduce.ipynb #d97a29e0
 NOTEBOOKS = {                                 # stem: methods it needs on every dataset of the profile
-    "10_data_and_enhancement": (),
-    "12_enhancement": (),
-    "14_augmentation_and_bank": (),
+    "10_data_and_enhancement": (), "12_enhancement": (), "14_augmentation_and_bank": (),
     "20_latent_size": ("dfr",),
-    "22_memory_bank": (),
-    "24_backbones": (),
-    "26_latent_network": (),
+    "22_memory_bank": (), "24_backbones": (), "26_latent_network": (),
     "30_baseline_vs_dfr": ("dfr", "pca", "autoencoder", "autoencoder_plain"),
     "40_map_resolution": ("dfr", "dfr_fine"),
     "42_defect_size": ("dfr", "dfr_fine"),
@@ -231,6 +227,34 @@ def _run_notebooks(due, profile, overrides, root, runs, workers, say, force=Fals
                 f"so far, about {duration(so_far / done * (len(due) - done))} left")
     return errors
 
+# %% ../nbs/80_reproduce.ipynb #be2457b6
+def _make_ready(profile, runs, folder, say):
+    "Look that `runs` and `folder` can be written, remove what killed runs left, and say how large the datasets are."
+    for place in (runs, folder): check_writable(place)
+    swept = sum(map(sweep, (cache_dir(), runs, folder)))
+    if swept: say(f"{swept} half-written files of killed runs removed")
+    for name in profile.datasets:
+        data = dataset_for(name, profile)
+        say(f"{name}: {len(data.train)} train, {len(data.calibration)} calibration, "
+            f"{(data.table.split == 'test').sum()} test{' (rendered)' if data.rendered else ''}")
+
+def _due(stems, profile, root, runs, folder, force):
+    "Those of the notebooks `stems` that have to run; those of `LAST` with any other."
+    keys = {stem: notebook_key(root / "nbs" / "evaluation" / f"{stem}.ipynb", profile) for stem in stems}
+    due = [stem for stem in stems if force or not is_current(runs / f"{stem}.json", keys[stem], folder, stem)]
+    return due + [stem for stem in LAST if due and stem in stems and stem not in due]
+
+# %% ../nbs/80_reproduce.ipynb #35584411
+def _run_due(due, profile, overrides, root, runs, workers, line, force):
+    "Run the notebooks `due`, those of `LAST` after all others; a list of error sentences."
+    errors = []
+    with this_machine() if carrying() else contextlib.nullcontext():
+        for some in ([stem for stem in due if stem not in LAST], [stem for stem in due if stem in LAST]):
+            if some:
+                errors += _run_notebooks(some, profile, overrides, root, runs,
+                    os.cpu_count() or 1 if carrying() else workers, line, force)
+    return errors
+
 # %% ../nbs/80_reproduce.ipynb #ee3db629
 def reproduce(profile_name="demo", only=None, workers=None, force=False, overrides=None,
         say=functools.partial(print, flush=True), cluster=None, carry=False):
@@ -240,29 +264,16 @@ def reproduce(profile_name="demo", only=None, workers=None, force=False, overrid
     stems = notebooks_of(profile) if only is None else [one_of(only, NOTEBOOKS, "notebook")]
     runs, folder, workers = (root / "runs" / profile.name, root / "figures" / profile.name,
         workers or os.cpu_count() or 1)
-    for place in (runs, folder): check_writable(place)
-    swept = sum(map(sweep, (cache_dir(), runs, folder)))
-    if swept: say(f"{swept} half-written files of killed runs removed")
-    for name in profile.datasets:
-        data = dataset_for(name, profile)
-        say(f"{name}: {len(data.train)} train, {len(data.calibration)} calibration, "
-            f"{(data.table.split == 'test').sum()} test{' (rendered)' if data.rendered else ''}")
-    keys = {stem: notebook_key(root / "nbs" / "evaluation" / f"{stem}.ipynb", profile) for stem in stems}
-    due = [stem for stem in stems if force or not is_current(runs / f"{stem}.json", keys[stem], folder, stem)]
-    due += [stem for stem in LAST if due and stem in stems and stem not in due]
+    _make_ready(profile, runs, folder, say)
+    due = _due(stems, profile, root, runs, folder, force)
     say(f"{len(due)} of {len(stems)} notebooks to run")
     published, line = _summary(root), None if sys.stderr.isatty() else say
-    errors = []
     names = list(dict.fromkeys(name for stem in due
         for name in (methods() if NOTEBOOKS[stem] == ALL else NOTEBOOKS[stem])))
     with cluster_for(cluster if due else None, profile, runs, carry, say) as there:
         if there: workers = len(there.workers())
         if names: run_all(tasks_for(profile, names), workers, say=line)
-        with this_machine() if carrying() else contextlib.nullcontext():
-            for some in ([stem for stem in due if stem not in LAST], [stem for stem in due if stem in LAST]):
-                if some:
-                    errors += _run_notebooks(some, profile, overrides, root, runs,
-                        os.cpu_count() or 1 if carrying() else workers, line, force)
+        errors = _run_due(due, profile, overrides, root, runs, workers, line, force)
     try:
         with FileLock(runs / ".tables.lock"): merge_parts(folder)
     except RuntimeError as error: errors.append(f"{error}: one of them is older; run reproduce without --only")

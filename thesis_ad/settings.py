@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['PROFILES', 'PUBLIC_PROFILES', 'OK_COLOUR', 'NOK_COLOUR', 'UserError', 'one_of', 'rng', 'torch_seed', 'pin_threads',
            'return_memory', 'resolve_device', 'computes_bf16', 'processor', 'updates_at_once', 'cache_dir',
-           'repository_root', 'Profile', 'get_profile']
+           'repository_root', 'RunSize', 'Profile', 'get_profile']
 
 # %% ../nbs/00_settings.ipynb #84b36bf6
 import contextlib, ctypes, dataclasses, difflib, hashlib, os, sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastcore.basics import patch
 import numpy as np
 
 # %% ../nbs/00_settings.ipynb #00a8b340
@@ -105,8 +106,8 @@ def repository_root():
 
 # %% ../nbs/00_settings.ipynb #65cb3b96
 @dataclass(frozen=True)
-class Profile:
-    "How large a run is. Every field can be overridden by name."
+class RunSize:
+    "The fields of a `Profile` that all detectors share: data, seeds, images and what every training has."
     name: str = "demo"
     datasets: tuple = ("prefilter_a", "prefilter_b", "elpv_mono")
     seeds: tuple = (0,)                 # a detector whose result depends on its seed is fitted once with each
@@ -123,6 +124,11 @@ class Profile:
     held_out: float = 0.1  # fraction of the training images, by whole parts, that decides when training ends
     start: str = "pca"                  # of networks that reconstruct features
     enhance_share: float = 1.0          # fraction of the training images that is enhanced where a dataset is enhanced
+
+# %% ../nbs/00_settings.ipynb #29fca0f0
+@dataclass(frozen=True)
+class Profile(RunSize):
+    "How large a run is. Every field can be overridden by name."
     autoencoder_steps: int = 120        # updates at most, of the two baselines, cae_l1 and vae
     autoencoder_epochs: int = 0         # passes over the training images in place of them, if above 0
     autoencoder_batch: int = 8
@@ -145,10 +151,11 @@ class Profile:
     variance: float = 0.90              # PCA variance that the latent size keeps
     replicates: int = 1000              # bootstrap replicates of an interval
 
-    @property
-    def seed(self):
-        "The first seed: that of every figure that shows one fit."
-        return self.seeds[0]
+# %% ../nbs/00_settings.ipynb #3c342707
+@patch(as_prop=True)
+def seed(self: Profile):
+    "The first seed: that of every figure that shows one fit."
+    return self.seeds[0]
 
 # %% ../nbs/00_settings.ipynb #d3e3f037
 PROFILES = {

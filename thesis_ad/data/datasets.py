@@ -540,6 +540,11 @@ def open_dataset(name, size=256, parts=0, calibration=None, workers=None, **said
     if any(said.values()):
         raise UserError(f"{name} is a dataset of the manifest, which says what its images are; --ok, --nok, --masks "
             "and --layout are for folders")
+    return _open_known(name, size, parts, calibration, workers)
+
+# %% ../../nbs/13_data.datasets.ipynb #7c16a435
+def _open_known(name, size, parts, calibration, workers):
+    "The `Dataset` of that name in the manifest; what has to be rendered is rendered first, by `workers` processes."
     manifest = read_manifest(name)
     if manifest.public: return open_public(manifest, split_name(name)[1], calibration)
     if not manifest.rendered:

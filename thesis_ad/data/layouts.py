@@ -41,6 +41,10 @@ WORDS = {
         defectuosos rechazado anomalia anomalias difetto difetti difettoso difettosi difettosa scarto scarti defeito
         defeitos defeituoso ruim reprovado slecht afkeur wadliwy wadliwe 不良 不良品 次品 异常 異常 缺陷 瑕疵 不合格
         不合格品 坏 欠陥 불량 불량품 비정상 결함 брак дефект дефекты""",
+}
+
+# %% ../../nbs/11_data.layouts.ipynb #10e24559
+WORDS |= {
     "mask": """mask masks groundtruth gt label labels annotation annotations annot anno segmentation segmentations
         segmentationclass segmentationclasses seg maske masken masque masques mascara mascaras maschera maschere
         masker maskers 掩码 掩膜 标签 标注 蒙版 マスク 마스크 маска маски""",
@@ -360,6 +364,19 @@ def share_out(table, share=0.2):
     tested = bad | set(groups[:min(int(np.ceil(share * len(groups))), len(groups) - 1)] if bad else ())
     return table.assign(split=np.where(table.group.isin(tested), "test", "train"))
 
+# %% ../../nbs/11_data.layouts.ipynb #aecb535e
+def _masks_of(images, masks, near):
+    "({image path: mask paths}, masks without an image); `near`: {mask path: image path} of masks beside their images."
+    found, lost = match_masks(images, masks)
+    if masks and not found: raise _Unread(f"no image belongs to any of the {len(masks)} masks, such as {masks[0].path}")
+    for mask, image in sorted(near.items()):
+        if any(other not in near for other in found[image]):
+            raise _Unread(f"{image} has masks of two kinds, {found[image][0]} and {mask}")
+        found[image].append(mask)
+    if any(MASKS in path for path in sum(found.values(), [])):
+        raise _Unread(f"a mask has {MASKS} in its name, which stands between masks")
+    return found, lost
+
 # %% ../../nbs/11_data.layouts.ipynb #b24a5efa
 def _of_places(places, root, left_out, layout=None):
     "The `FolderTable` of places that have a label or are masks."
@@ -371,14 +388,7 @@ def _of_places(places, root, left_out, layout=None):
     if "" in splits and len(splits) > 1:
         raise _Unread("some images lie in a folder for a split, but not "
             f"{next(one.path for one in images if not one.split)}")
-    found, lost = match_masks(images, masks)
-    if masks and not found: raise _Unread(f"no image belongs to any of the {len(masks)} masks, such as {masks[0].path}")
-    for mask, image in sorted(near.items()):
-        if any(other not in near for other in found[image]):
-            raise _Unread(f"{image} has masks of two kinds, {found[image][0]} and {mask}")
-        found[image].append(mask)
-    if any(MASKS in path for path in sum(found.values(), [])):
-        raise _Unread(f"a mask has {MASKS} in its name, which stands between masks")
+    found, lost = _masks_of(images, masks, near)
     rows = [{"path": one.path, "split": one.split, "label": one.label, "defect": one.kind if one.label else "good",
         "mask": MASKS.join(found.get(one.path, ())) if one.label else "", "group": group_of(one.path, one.inner)}
         for one in images]
@@ -776,14 +786,11 @@ def read_folder(folder, ok=(), nok=(), masks=(), layout=None):
     if reading.table.empty: raise UserError(f"no images in {folder} that are not masks")
     return with_groups(replace(reading, given=str(folder)), folder)
 
-# %% ../../nbs/11_data.layouts.ipynb #df0f74dd
-def with_groups(reading, folder):
-    "`reading` with the groups of the `groups.csv` in its root or in `folder`, where there is one."
-    path = next((home / "groups.csv" for home in (reading.root, Path(folder)) if (home / "groups.csv").is_file()), None)
-    if path is None: return reading
-    given, ends, groups, lost = read_table(path, ("path", "group")), defaultdict(set), {}, []
-    if given.empty: raise UserError(f"{path} has no rows below its columns path and group")
-    for name in reading.table.path:
+# %% ../../nbs/11_data.layouts.ipynb #06c6d62e
+def _groups_of(given, names, path):
+    "({image path: group}, rows that name no image or no group) of a table `given`, read from `path`, for images `names`."
+    ends, groups, lost = defaultdict(set), {}, []
+    for name in names:
         pieces = _fold(name.split("/"))
         for n in range(len(pieces)): ends[pieces[n:]].add((name, n))
     for line, (name, group) in enumerate(zip(given.path, given.group), start=2):
@@ -795,6 +802,16 @@ def with_groups(reading, folder):
         if not found or not group.strip(): lost.append(name); continue
         if groups.setdefault(one := found.pop(), group) != group:
             raise UserError(f"{path} gives {one} two groups, {groups[one]} and {group}")
+    return groups, lost
+
+# %% ../../nbs/11_data.layouts.ipynb #df0f74dd
+def with_groups(reading, folder):
+    "`reading` with the groups of the `groups.csv` in its root or in `folder`, where there is one."
+    path = next((home / "groups.csv" for home in (reading.root, Path(folder)) if (home / "groups.csv").is_file()), None)
+    if path is None: return reading
+    given = read_table(path, ("path", "group"))
+    if given.empty: raise UserError(f"{path} has no rows below its columns path and group")
+    groups, lost = _groups_of(given, reading.table.path, path)
     if not groups:
         raise UserError(f"{path} gives no group to an image of {reading.root}; its first path is '{lost[0]}', an image "
             f"here is '{reading.table.path[0]}'")

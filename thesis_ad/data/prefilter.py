@@ -200,22 +200,26 @@ def _removal(what, g, u, v):
     else: distance = _ragged(g, u, v, g.uniform(.048, .072))
     return np.clip(6.5 - 6 * distance, 0, 1)
 
+# %% ../../nbs/12_data.prefilter.ipynb #8d888504
+def _relief(traits, u, v, step):
+    "(distance to the frame's outer edge, height of frame and boss, height of what is fine) at points (u, v)."
+    frame, outer = _frame(u, v)
+    boss, edge = _boss(u, v, traits)
+    window = (outer < -.05) & (edge < .01)
+    fine = np.maximum(_lattice(u, v, traits, step) * window if window.any() else np.float32(0), _clips(u, v))
+    return outer, np.maximum(frame, boss), fine
+
 # %% ../../nbs/12_data.prefilter.ipynb #6931d020
 def _surface(part, u, v, step, defects):
     "The part at points (u, v), float32 [h, w] each, with its defects or without."
     traits = _traits(part.seed)
-    frame, outer = _frame(u, v)
-    boss, edge = _boss(u, v, traits)
-    body = np.maximum(frame, boss)
-    window = (outer < -.05) & (edge < .01)
-    fine = np.maximum(_lattice(u, v, traits, step) * window if window.any() else np.float32(0), _clips(u, v))
+    outer, body, fine = _relief(traits, u, v, step)
     matte = (fine > body).astype(np.float32)
     texture = cv2.remap(traits.texture, u * 200, v * 200, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     surface = SimpleNamespace(
         outer=outer, height=np.maximum(body, fine), wave=texture[..., :2], grain=texture[..., 2],
         roughness=traits.roughness * np.exp(.18 * texture[..., 2]) + .10 * matte, gloss=1 - .45 * matte,
-        albedo=np.full_like(u, .0045),
-        tint=np.zeros_like(u), mask=np.zeros(u.shape, bool))
+        albedo=np.full_like(u, .0045), tint=np.zeros_like(u), mask=np.zeros(u.shape, bool))
     for kind, what, cu, cv, seed in _defects(part) if defects else ():
         g, du, dv = rng("prefilter shape", seed), u - cu, v - cv
         if (du * du + dv * dv).min() > .05: continue

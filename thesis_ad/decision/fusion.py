@@ -131,13 +131,9 @@ class Fusion:
 
     def __call__(self, scores): return self.evidence(scores) @ np.array(self.weights)
 
-# %% ../../nbs/51_decision.fusion.ipynb #2ded4b49
-def fit_fusion(scores, labels, groups=None, names=None, replicates=100, seed=0):
-    """The `Fusion` of raw calibration scores [N, M] with labels [N] (0 OK, 1 NOK) and groups [N] (physical parts; each
-    picture its own if None).
-
-    Without any NOK picture `fit_normal_fusion` takes over, and `note` says so.
-    A `UserError` on scores that are no numbers, or without OK."""
+# %% ../../nbs/51_decision.fusion.ipynb #641905d3
+def _checked(scores, labels, groups, names):
+    "The arguments of `fit_fusion` as arrays of one length with OK among them, or a `UserError`."
     scores, names = check_scores(scores, names)
     labels = np.asarray(labels, int).ravel()
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups).astype(str)
@@ -145,6 +141,16 @@ def fit_fusion(scores, labels, groups=None, names=None, replicates=100, seed=0):
         raise UserError(f"{len(scores)} rows of scores, {len(labels)} labels and {len(groups)} groups: one of each is "
             "needed per picture")
     if not (labels == 0).any(): raise UserError("a fusion needs OK calibration pictures")
+    return scores, labels, groups, names
+
+# %% ../../nbs/51_decision.fusion.ipynb #2ded4b49
+def fit_fusion(scores, labels, groups=None, names=None, replicates=100, seed=0):
+    """The `Fusion` of raw calibration scores [N, M] with labels [N] (0 OK, 1 NOK) and groups [N] (physical parts; each
+    picture its own if None).
+
+    Without any NOK picture `fit_normal_fusion` takes over, and `note` says so.
+    A `UserError` on scores that are no numbers, or without OK."""
+    scores, labels, groups, names = _checked(scores, labels, groups, names)
     if not (labels == 1).any():
         return replace(fit_normal_fusion(scores, names),
             note="there is no NOK calibration picture: p-values of OK pictures are combined with equal weights")

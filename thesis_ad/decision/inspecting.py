@@ -205,10 +205,8 @@ def _row(detector, name, score, reason):
 def inspect(detector, files, out=None, progress=None, maps=None, masks=False, filing=None):
     """Table `INSPECTED` with a row for each of `files` (paths, or an `ImageSet`), in order.
 
-    With `out`, a folder, overlays and
-    decisions.csv are written there; maps: raw maps, too, in one of the forms `MAPS`;
+    With `out`, a folder, overlays and decisions.csv are written there; maps: raw maps, too, in one of the forms `MAPS`;
     masks: the pixels above the pixel threshold, too.
-
     filing: told of every file in order, by filing.judged(images, i, score, map) or filing.unread(path, reason)."""
     if maps: one_of(maps, MAPS, "form of a map")
     if (maps or masks) and out is None: raise UserError("maps and masks need a folder to be written to (-o)")

@@ -392,19 +392,23 @@ def _options(method, options, ok, groups, per):
         return ok, method, options | {"groups": groups}
     return group_maxima(ok, groups) if per == "part" else ok, method, options
 
+# %% ../../nbs/50_decision.threshold.ipynb #68fec1f2
+def _check_enough(n_ok, left_out):
+    "A `UserError` if there are fewer than 3 OK images; `left_out`: training images that are not counted."
+    if left_out and n_ok < 3:
+        raise UserError(f"{left_out} of these pictures are training pictures of this bundle and only {n_ok} other OK "
+            "pictures are left; 3 are needed")
+    if n_ok < 3: raise UserError(f"a threshold needs at least 3 OK calibration pictures, there are {n_ok}")
+
 # %% ../../nbs/50_decision.threshold.ipynb #351e59ad
 def calibrate(detector, images, method="conformal", per="picture", pixel="maxima", progress=None, **options):
     """Set `threshold` and `sigmoid` of a fitted detector from an `ImageSet` (OK; NOK for the sigmoid); the `Threshold`.
-
     `pixel`: maxima or a quantile."""
     one_of(per, PER, "unit of a threshold")
     images, left_out = may_set_a_threshold(detector, images)
     ok = images.labels == 0
     n_ok, parts = int(ok.sum()), images.groups[ok]
-    if left_out and n_ok < 3:
-        raise UserError(f"{left_out} of these pictures are training pictures of this bundle and only {n_ok} other OK "
-            "pictures are left; 3 are needed")
-    if n_ok < 3: raise UserError(f"a threshold needs at least 3 OK calibration pictures, there are {n_ok}")
+    _check_enough(n_ok, left_out)
     def rule(scores):
         scores, way, more = _options(method, options, scores, parts, per)
         return set_threshold(scores, way, **more)

@@ -101,20 +101,33 @@ def _measure(bank, i, rows=256):
             bank.exact_seen[p] = k
     return bank.exact[i]
 
-# %% ../../nbs/33_features.coreset.ipynb #7215779f
-def greedy_coreset(X, count, first=None, seed=0, pool=2048, progress=True):
-    """Indices int64 [min(count, N)] of the greedy k-center coreset of `X` [N, d], in the order of choice,
-    no index twice.
-
-    first: index of the first vector (default: drawn from `seed`). Ties go to the lowest index.
-        Equal to the definition in float64
-    (Roth et al. 2022, algorithm 1), whatever the number of threads.
-    Memory beyond X: one float32 copy, some 50 bytes a vector, 50 MB."""
+# %% ../../nbs/33_features.coreset.ipynb #e5540102
+def _vectors(X, count, first):
+    "`X` as an array; a `UserError` unless it holds vectors, `count` is above 0 and `first` is one of them."
     X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else np.asarray(X)
     if X.ndim != 2 or not X.size or count < 1:
         raise UserError(f"a coreset takes at least 1 of the vectors [N, d], not {count} of an array of shape {X.shape}")
     if first is not None and not 0 <= first < len(X):
         raise UserError(f"a coreset begins with one of the vectors 0 to {len(X) - 1}, not with {first}")
+    return X
+
+def _farthest(bank, points):
+    "The lowest of the `points` that are farthest from all chosen vectors; None where all are equal to chosen ones."
+    rivals = points[bank.upper[points] >= bank.lower[points].max()]
+    if len(rivals) > 1:
+        distance = _measure(bank, rivals)
+        if distance.max() == 0: return None
+        rivals = rivals[distance == distance.max()]
+    return rivals[0]
+
+# %% ../../nbs/33_features.coreset.ipynb #7215779f
+def greedy_coreset(X, count, first=None, seed=0, pool=2048, progress=True):
+    """Indices int64 [min(count, N)] of the greedy k-center coreset of `X` [N, d], in the order of choice.
+
+    first: index of the first vector (default: drawn from `seed`). Ties go to the lowest index, and no index comes
+    twice. Equal to the definition in float64 (Roth et al. 2022, algorithm 1), whatever the number of threads.
+    Memory beyond X: one float32 copy, some 50 bytes a vector, 50 MB."""
+    X = _vectors(X, count, first)
     bank, count, floor, points, near = _Bank(X), min(int(count), len(X)), np.inf, np.empty(0, int), None
     bank.choose(rng("coreset", seed).integers(len(X)) if first is None else first)
     _refresh(bank, np.flatnonzero(bank.free))
@@ -127,12 +140,8 @@ def greedy_coreset(X, count, first=None, seed=0, pool=2048, progress=True):
             if not len(points) or bank.lower[points].max() <= floor:
                 points, floor = _draw_pool(bank, pool)
                 near = bank.Z[points]
-            rivals = points[bank.upper[points] >= bank.lower[points].max()]
-            if len(rivals) > 1:
-                distance = _measure(bank, rivals)
-                if distance.max() == 0: break
-                rivals = rivals[distance == distance.max()]
-            bank.choose(rivals[0])
+            if (farthest := _farthest(bank, points)) is None: break
+            bank.choose(farthest)
             bar.update()
     return np.concatenate([bank.chosen, np.flatnonzero(bank.free)[:count - len(bank.chosen)]]).astype(np.int64)
 

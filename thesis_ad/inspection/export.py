@@ -436,26 +436,34 @@ def compared(eager, exported, images):
     if before is not None: found["decisions_changed"] = int((before != after).sum())
     return found
 
-# %% ../../nbs/72_inspection.export.ipynb #512508f2
-def export_bundle(bundle, out, format="onnx", precision="fp32", data=None):
-    """Write the bundle folder `bundle`, exported, to the folder `out`;
-    what `bundle.json` says of the export, in its field `exported`.
-
-    data: a `Dataset`, needed by int8: ranges come from its training images,
-        threshold and differences from its calibration images."""
+# %% ../../nbs/72_inspection.export.ipynb #6b151399
+def _to_export(bundle, out, format, precision, data):
+    "(facts, detector) of the bundle that is to be exported so; a `UserError` where that is impossible."
     one_of(format, MODEL_FILES, "format"); one_of(precision, PRECISIONS, "precision")
     facts, eager = read_bundle(bundle)[0], load_bundle(bundle, "cpu")
     if "exported" in facts: raise UserError(f"{bundle} is exported already; export the bundle that it was made from")
     if precision == "int8" and data is None:
         raise UserError("int8 takes the ranges of its layers from OK images; name them with --data")
     check_place(out)
+    return facts, eager
+
+def _write_model(bundle, folder, format, precision, images):
+    "Trace the detector of a bundle and write it into `folder`; `images` are what int8 takes its ranges from."
+    with tempfile.TemporaryDirectory() as place:
+        write_onnx(Graph(load_bundle(bundle, "cpu")), Path(place) / "traced.onnx")
+        convert(Path(place) / "traced.onnx", folder, format, precision, images)
+
+# %% ../../nbs/72_inspection.export.ipynb #512508f2
+def export_bundle(bundle, out, format="onnx", precision="fp32", data=None):
+    """Write the bundle folder `bundle`, exported, to the folder `out`; what `bundle.json` says in its field `exported`.
+
+    data: a `Dataset`, needed by int8: ranges come from its training images, threshold and differences from its
+    calibration images."""
+    facts, eager = _to_export(bundle, out, format, precision, data)
     images = None if data is None else unseen(eager, data.calibration)[0]
     probes = _probes(eager, images)
     with atomic_folder(out) as part:
-        with tempfile.TemporaryDirectory() as place:
-            write_onnx(Graph(load_bundle(bundle, "cpu")), Path(place) / "traced.onnx")
-            convert(Path(place) / "traced.onnx", part, format, precision,
-                _ranges(eager, data) if precision == "int8" else ())
+        _write_model(bundle, part, format, precision, _ranges(eager, data) if precision == "int8" else ())
         run, before = runner(part, format), predicted(eager, probes)
         score, heat = differences(before, [(*run(image), None)[:2] for image in probes])
         if precision == "fp32" and max(score, heat or 0) > LIMIT:

@@ -125,6 +125,15 @@ def joined(train, more):
     table = more.table.assign(path=paths, mask="")
     return train.view(table=pd.concat([train.table, table], ignore_index=True), arrays=arrays)
 
+# %% ../../nbs/49_models.auto.ipynb #7bab3e01
+def _check(d):
+    "A `UserError` where a setting of `auto` is out of its range."
+    if d.folds == 1: raise UserError("auto: folds is 2 or more, or 0 for a number that fits the images, not 1")
+    d.within(0, math.inf, "folds")
+    d.within(1, math.inf, "cap", "candidates")
+    d.within(0, 1, "top", "coarse")
+    d.within(0, SIGMA_LIMIT, "sigma")
+
 # %% ../../nbs/49_models.auto.ipynb #058a54f0
 @register("auto", "memory banks at two resolutions and Gaussians of deep stages on one scale; its threshold comes from "
     "out-of-fold scores")
@@ -143,11 +152,7 @@ class Auto(FeatureDetector):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.folds == 1: raise UserError("auto: folds is 2 or more, or 0 for a number that fits the images, not 1")
-        self.within(0, math.inf, "folds")
-        self.within(1, math.inf, "cap", "candidates")
-        self.within(0, 1, "top", "coarse")
-        self.within(0, SIGMA_LIMIT, "sigma")
+        _check(self)
 
     def fit(self, train, calibration=None):
         "Learn from the OK images of `train` and of `calibration`, both."

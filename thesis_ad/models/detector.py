@@ -68,17 +68,22 @@ class Preparation:
     device: str = field(default="auto", metadata={"setting": False})    # where it runs, not what it is
 
     def __post_init__(self):
-        if len(self.size) != 2 or not 1 <= min(self.size) <= max(self.size) <= LONGEST:
-            raise UserError(f"size is (height, width) in pixels of 1 to {LONGEST:,} each, not {self.size}")
-        if len(self.canvas) == 1: self.canvas = tuple(self.canvas) * 2
-        if (self.canvas and (len(self.canvas) != 2 or not 0 <= min(self.canvas) <= max(self.canvas) <= LONGEST
-                or (0 in self.canvas and any(self.canvas)))):
-            raise UserError(f"canvas is (height, width) in pixels, or 0 for the file's own size, not {self.canvas}")
-        if not 0 <= self.enhance_share <= 1:
-            raise UserError(f"enhance_share is a fraction of the training images in 0 … 1, not {self.enhance_share}")
-        if not 0 <= self.overlap < 1: raise UserError(f"overlap is at least 0 and below 1, not {self.overlap}")
+        _check_preparation(self)
         self.input_size = tuple(self.size)          # what `predict` is given; `fit` may change its shape
         self.reading = Reading(self.white, self.page, self.max_pixels)  # how files are read; `fit` adds what is white
+
+# %% ../../nbs/39_models.detector.ipynb #d0b93112
+def _check_preparation(d):
+    "A `UserError` where a setting of a `Preparation` cannot be met; one number for `canvas` is its height and width."
+    if len(d.size) != 2 or not 1 <= min(d.size) <= max(d.size) <= LONGEST:
+        raise UserError(f"size is (height, width) in pixels of 1 to {LONGEST:,} each, not {d.size}")
+    if len(d.canvas) == 1: d.canvas = tuple(d.canvas) * 2
+    if (d.canvas and (len(d.canvas) != 2 or not 0 <= min(d.canvas) <= max(d.canvas) <= LONGEST
+            or (0 in d.canvas and any(d.canvas)))):
+        raise UserError(f"canvas is (height, width) in pixels, or 0 for the file's own size, not {d.canvas}")
+    if not 0 <= d.enhance_share <= 1:
+        raise UserError(f"enhance_share is a fraction of the training images in 0 … 1, not {d.enhance_share}")
+    if not 0 <= d.overlap < 1: raise UserError(f"overlap is at least 0 and below 1, not {d.overlap}")
 
 # %% ../../nbs/39_models.detector.ipynb #a44bd271
 @patch
@@ -148,7 +153,6 @@ def fit(self: Detector, train, calibration=None):
     """Learn from the OK pictures of an `ImageSet`.
 
     On `calibration` a loss may be watched and logged; nothing is learned from it."""
-    from thesis_ad.features.backbones import kept_features
     if not len(train): raise UserError("there is no training picture to fit on")
     if (train.labels == 1).any():
         raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK pictures only")
@@ -157,21 +161,26 @@ def fit(self: Detector, train, calibration=None):
     self.data_key, self.trained_on, self.checkpoint = (train.key, picture_numbers(train),
         checkpoint_place(self, train, calibration))
     if self.native_aspect: self.input_size = native_size(self.size, [train.shape(i) for i in range(len(train))])
-    try:
-        with kept_features():
-            self._fit(self.prepare(train, training=True),
-                None if calibration is None or not len(calibration) else self.prepare(calibration))
-            some = self.prepare(train).evenly(8)
-            scores, maps = self.predict(next(some.batches(8))[1])
-        if not np.isfinite(scores).all():
-            raise UserError(f"{self.method} has diverged: it gives no finite score for "
-                f"{some.paths[~np.isfinite(scores)][0]}, which it has learned from; try a smaller learning_rate")
-        if self.reading.white: self.facts["white"] = self.reading.white
-        if maps is not None: self.facts["scale"] = map_scale(maps)
+    try: _learn(self, train, calibration)
     except BaseException:
         self.data_key = ""          # it has not learned
         raise
     return self
+
+# %% ../../nbs/39_models.detector.ipynb #6ec037eb
+def _learn(d, train, calibration):
+    "Call `_fit` on the prepared images, and note what the first predictions say; a `UserError` if they are not finite."
+    from thesis_ad.features.backbones import kept_features
+    with kept_features():
+        d._fit(d.prepare(train, training=True),
+            None if calibration is None or not len(calibration) else d.prepare(calibration))
+        some = d.prepare(train).evenly(8)
+        scores, maps = d.predict(next(some.batches(8))[1])
+    if not np.isfinite(scores).all():
+        raise UserError(f"{d.method} has diverged: it gives no finite score for "
+            f"{some.paths[~np.isfinite(scores)][0]}, which it has learned from; try a smaller learning_rate")
+    if d.reading.white: d.facts["white"] = d.reading.white
+    if maps is not None: d.facts["scale"] = map_scale(maps)
 
 # %% ../../nbs/39_models.detector.ipynb #a53d8ae0
 @patch
@@ -414,6 +423,18 @@ def write_bundle(folder, facts, blob):
     (folder / FILES[1]).write_bytes(blob)
     (folder / FILES[0]).write_bytes(_canonical(_sealed(json.loads(json.dumps(facts)))))
 
+# %% ../../nbs/39_models.detector.ipynb #ab5c8c00
+_CHANGED = "was changed after it was written; fit the detector again"
+
+def _check_files(path, files):
+    "A `UserError` unless the `files` (name: SHA-256) that an exported bundle names lie in it as they were written."
+    if not isinstance(files, dict) or any(Path(name).name != name for name in files):
+        raise UserError(f"{path / FILES[0]} {_CHANGED}")
+    for name, digest in files.items():
+        if not (path / name).is_file(): raise UserError(f"{path} is not a bundle (it lacks {name})")
+        if sha256(path / name) != digest:
+            raise UserError(f"{path / name} was changed after it was written; export the bundle again")
+
 # %% ../../nbs/39_models.detector.ipynb #cfd0cc8d
 def read_bundle(path):
     "(facts, tensor bytes) of a bundle; a `UserError` if a file is missing or a byte was changed."
@@ -421,24 +442,18 @@ def read_bundle(path):
     if not (path / FILES[0]).is_file(): raise UserError(f"{path} is not a bundle (it lacks {FILES[0]})")
     links = [name for name in FILES if (path / name).is_symlink()]
     if links: raise UserError(f"{path / links[0]} is a link; a bundle holds its files itself")
-    text, changed = (path / FILES[0]).read_bytes(), "was changed after it was written; fit the detector again"
+    text = (path / FILES[0]).read_bytes()
     try: facts = json.loads(text)
     except (ValueError, RecursionError): facts = None
     if isinstance(facts, dict) and facts.get("format", FORMAT) != FORMAT:  # first, as all else may be different then
         raise UserError(f"{path} has bundle format {facts['format']} and this version reads format {FORMAT}; fit the "
             "detector again")
     if not isinstance(facts, dict) or _canonical(_sealed(facts)) != text:
-        raise UserError(f"{path / FILES[0]} {changed}")
+        raise UserError(f"{path / FILES[0]} {_CHANGED}")
     if not (path / FILES[1]).is_file(): raise UserError(f"{path} is not a bundle (it lacks {FILES[1]})")
     blob = (path / FILES[1]).read_bytes()
-    if facts.get("tensors_sha256") != sha256(blob): raise UserError(f"{path / FILES[1]} {changed}")
-    files = facts.get("files", {})
-    if not isinstance(files, dict) or any(Path(name).name != name for name in files):
-        raise UserError(f"{path / FILES[0]} {changed}")
-    for name, digest in files.items():
-        if not (path / name).is_file(): raise UserError(f"{path} is not a bundle (it lacks {name})")
-        if sha256(path / name) != digest:
-            raise UserError(f"{path / name} was changed after it was written; export the bundle again")
+    if facts.get("tensors_sha256") != sha256(blob): raise UserError(f"{path / FILES[1]} {_CHANGED}")
+    _check_files(path, facts.get("files", {}))
     return facts, blob
 
 # %% ../../nbs/39_models.detector.ipynb #c219ac38

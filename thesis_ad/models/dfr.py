@@ -230,8 +230,7 @@ def _edge(d):
 # %% ../../nbs/42_models.dfr.ipynb #83e799dd
 @dataclass(kw_only=True)
 class FeatureReconstruction(Detector):
-    """What `pca` and `dfr` share: cells of a frozen backbone, their residuals as a heat map,
-    its largest values as the image score."""
+    "What `pca` and `dfr` share: cells of a frozen backbone, their residuals as a heat map, its top as the image score."
     backbone: str = "tf_efficientnet_lite0"
     stages: tuple = ()              # indices of the backbone's stages; empty: all that it keeps, the first six
     cells: tuple = (64, 64)         # rows and columns of the map
@@ -252,8 +251,11 @@ class FeatureReconstruction(Detector):
         super().__post_init__()
         _check(self)
 
-    weight_hash = property(lambda self: _backbone(self).weight_hash)
     def predict(self, images): return _predict(self, images)
+
+# %% ../../nbs/42_models.dfr.ipynb #e4fa096a
+@patch(as_prop=True)
+def weight_hash(self: FeatureReconstruction): return _backbone(self).weight_hash
 
 # %% ../../nbs/42_models.dfr.ipynb #a67e41ad
 @patch
@@ -349,6 +351,20 @@ def restore(self: PCA, tensors):
     self.mean, self.scale, self.axes = (tensors[name].to(resolve_device(self.device))
         for name in ("mean", "scale", "axes"))
 
+# %% ../../nbs/42_models.dfr.ipynb #3bb2f47b
+def _check_training(d):
+    "A `UserError` where the settings of `dfr`'s training cannot be met."
+    one_of(d.training, ("rows", "maps"), "training of dfr")
+    one_of(d.start, ("pca", "random"), "start of dfr")
+    d.within(1, 99, "kernel")
+    d.within(2, 1_000_000, "rows_per_step")              # batch normalisation wants two
+    if d.kernel % 2 == 0: raise UserError(f"{d.method}: kernel must be odd, not {d.kernel}")
+    if d.training == "rows" and d.epochs:
+        raise UserError(f"{d.method}: training on rows has a budget of steps; epochs is for training='maps'")
+    if d.training == "rows" and (d.kernel > 1 or d.attention):
+        raise UserError(f"{d.method}: a kernel above 1 and attention see neighbours, so they need "
+            "training='maps'")
+
 # %% ../../nbs/42_models.dfr.ipynb #49575c5c
 @register("dfr", "deep feature reconstruction: how badly a narrow network reconstructs backbone features")
 @dataclass(kw_only=True)
@@ -364,16 +380,7 @@ class DFR(Trained, FeatureReconstruction):
 
     def __post_init__(self):
         super().__post_init__()
-        one_of(self.training, ("rows", "maps"), "training of dfr")
-        one_of(self.start, ("pca", "random"), "start of dfr")
-        self.within(1, 99, "kernel")
-        self.within(2, 1_000_000, "rows_per_step")              # batch normalisation wants two
-        if self.kernel % 2 == 0: raise UserError(f"{self.method}: kernel must be odd, not {self.kernel}")
-        if self.training == "rows" and self.epochs:
-            raise UserError(f"{self.method}: training on rows has a budget of steps; epochs is for training='maps'")
-        if self.training == "rows" and (self.kernel > 1 or self.attention):
-            raise UserError(f"{self.method}: a kernel above 1 and attention see neighbours, so they need "
-                "training='maps'")
+        _check_training(self)
 
     def tensors(self): return self.network.state_dict() | ({"border_level": self.border_level} if self.level else {})
     def restore(self, tensors):

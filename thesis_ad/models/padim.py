@@ -79,6 +79,20 @@ def unpack_triangles(packed, d):
     W[:, *torch.tril_indices(d, d)] = packed
     return W
 
+# %% ../../nbs/44_models.padim.ipynb #7ff82d82
+def _mahalanobis(d, images):
+    "Image scores and anomaly maps of `images` by a fitted `PaDiM`."
+    maps = d.features(images)
+    if list(maps.shape[-2:]) != d.facts["grid"]:
+        raise UserError(f"padim was fitted on maps of {d.facts['grid']} cells and got {list(maps.shape[-2:])}; "
+            f"give images of {d.input_size} pixels")
+    x = maps[:, d.facts["channels"]].flatten(2).transpose(1, 2) - d.mean  # [B, P, d]
+    # each picture by itd
+    distance = torch.stack([torch.bmm(d.W, one[:, :, None]).norm(dim=(1, 2)) for one in x])
+    distance = distance.view(-1, *maps.shape[-2:])
+    heat = smooth_map(distance, images.shape[-2:], d.sigma).cpu().numpy()
+    return heat.max(axis=(1, 2)).astype(np.float64), heat
+
 # %% ../../nbs/44_models.padim.ipynb #9cf1adef
 @register("padim", "a Gaussian at each position, Mahalanobis distance (Defard et al., 2021)")
 @dataclass(kw_only=True)
@@ -99,16 +113,7 @@ class PaDiM(PatchDetector):
 
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."
-        maps = self.features(images)
-        if list(maps.shape[-2:]) != self.facts["grid"]:
-            raise UserError(f"padim was fitted on maps of {self.facts['grid']} cells and got {list(maps.shape[-2:])}; "
-                f"give images of {self.input_size} pixels")
-        x = maps[:, self.facts["channels"]].flatten(2).transpose(1, 2) - self.mean  # [B, P, d]
-        # each picture by itself
-        distance = torch.stack([torch.bmm(self.W, one[:, :, None]).norm(dim=(1, 2)) for one in x])
-        distance = distance.view(-1, *maps.shape[-2:])
-        heat = smooth_map(distance, images.shape[-2:], self.sigma).cpu().numpy()
-        return heat.max(axis=(1, 2)).astype(np.float64), heat
+        return _mahalanobis(self, images)
 
 # %% ../../nbs/44_models.padim.ipynb #22bab0a9
 @patch

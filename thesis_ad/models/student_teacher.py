@@ -246,6 +246,16 @@ def _check(d):
     if d.window < 1 or d.window % 2 == 0: raise UserError(f"efficientad: window is odd and at least 1, not {d.window}")
     if not 0 <= d.rim < 0.5: raise UserError(f"efficientad: rim lies in 0 … 0.5, below 0.5, not {d.rim}")
 
+# %% ../../nbs/46_models.student_teacher.ipynb #fe230617
+def _name_teacher(d):
+    "Settle what `auto` is; a teacher with weights of its own takes the place of the backbone and has no stages."
+    if d.teacher == "auto": d.teacher = "published" if published_pdn() and not d.stages else "backbone"
+    if d.teacher in ("backbone", "distilled"): return
+    if d.stages:
+        raise UserError(f"efficientad: stages are those of a backbone, and with teacher={d.teacher} "
+            "there is none")
+    d.backbone = "pdn_small"             # what tables and bundles call it
+
 # %% ../../nbs/46_models.student_teacher.ipynb #eabf30aa
 @dataclass(kw_only=True)
 class EfficientADSettings(StudentDetector):
@@ -269,12 +279,7 @@ class EfficientADSettings(StudentDetector):
     def __post_init__(self):
         super().__post_init__()
         _check(self)
-        if self.teacher == "auto": self.teacher = "published" if published_pdn() and not self.stages else "backbone"
-        if self.teacher in ("backbone", "distilled"): return
-        if self.stages:
-            raise UserError(f"efficientad: stages are those of a backbone, and with teacher={self.teacher} "
-                "there is none")
-        self.backbone = "pdn_small"             # what tables and bundles call it
+        _name_teacher(self)
 
 # %% ../../nbs/46_models.student_teacher.ipynb #de82eee5
 @register("efficientad", "a small student and an autoencoder learn a frozen teacher's map; quantile-normalised "

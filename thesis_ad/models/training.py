@@ -224,32 +224,26 @@ def _resume(path, network, optimiser):
         return p, of("best")
     except Exception: return None, {}           # none there, damaged, or of another network: begin again
 
-# %% ../../nbs/37_models.training.ipynb #49277123
-def train_network(network, loss, batch, d, steps, looks, images_per_step, name=None, keep_start=False):
-    """Train `network` by the settings of detector `d` (see `Trained`) for at most `steps` updates;
-    a dictionary for its facts.
-
-    loss: function (batch, step) → scalar;  batch: function step → batch;
-         looks: name → function without arguments that returns a
-    loss as a float, taken in evaluation mode without gradients;
-    `loss_held_out` among them decides when to stop and which weights are kept.
-    images_per_step: images an update sees, for the record;
-         keep_start: the weights that `network` comes with are kept if none are better.
-    A loss that is no number raises `UserError`."""
+# %% ../../nbs/37_models.training.ipynb #d3664af3
+def _begin(network, d, looks, path, keep_start):
+    "(optimiser, `Progress`, best weights or {}) of a new training, or of the one whose checkpoint is at `path`."
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimiser = OPTIMISERS[d.optimiser](parameters, lr=d.learning_rate, weight_decay=d.weight_decay,
         fused=updates_at_once(parameters[0].device))
-    name, path = name or d.method, d.checkpoint and Path(d.checkpoint).with_suffix(f".{name or d.method}.safetensors")
     p, best = _resume(path, network, optimiser) if path else (None, {})
-    p, every, saved = p or Progress(), max(1, steps // LOOKS), time.monotonic()
+    p = p or Progress()
     if keep_start and DECIDES in looks and not p.step:
         p.best, best = _look(network, {DECIDES: looks[DECIDES]}, d, 0)[DECIDES], _state(network)
     if len(set(together := [p.step, as_first([p.step], parameters[0].device)[0]])) > 1:
         raise UserError(f"{d.method}: the processes found checkpoints of updates {together[0]} and {together[1]:.0f}; "
             "let THESIS_AD_CACHE name a folder that all of them share")
-    if number(): path = None                   # the first process writes for all
-    with torch.random.fork_rng(devices=[]), normalised_together(), tqdm(total=steps, initial=p.step, desc=name,
-            unit="step", leave=False, disable=None) as bar:
+    return optimiser, p, best
+
+# %% ../../nbs/37_models.training.ipynb #cb063fb1
+def _all_updates(network, optimiser, loss, batch, d, steps, looks, p, best, path, name):
+    "Update until the training ends, with a checkpoint at `path` every `CHECKPOINT_SECONDS`; the best weights."
+    every, saved = max(1, steps // LOOKS), time.monotonic()
+    with tqdm(total=steps, initial=p.step, desc=name, unit="step", leave=False, disable=None) as bar:
         while True:
             _update(network, optimiser, loss, batch, p, d, steps)
             bar.update()
@@ -259,12 +253,26 @@ def train_network(network, loss, batch, d, steps, looks, images_per_step, name=N
             if last and not look: better = p.note(_look(network, looks, d, p.step))
             if better: best = _state(network)
             if look: bar.set_postfix(loss=f"{p.curve['loss_train'][-1]:.4g}")
-            if last: break
+            if last: return best
             if path and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 _save(path, network, optimiser, best, p)
                 logging.getLogger("thesis_ad").info("%s: update %d of at most %d, loss %.4g", name, p.step, steps,
                     p.recent[-1] if p.recent else p.curve["loss_train"][-1])
                 saved = time.monotonic()
+
+# %% ../../nbs/37_models.training.ipynb #49277123
+def train_network(network, loss, batch, d, steps, looks, images_per_step, name=None, keep_start=False):
+    """Train `network` by the settings of detector `d` (see `Trained`) for at most `steps` updates; facts of the training.
+
+    loss: function (batch, step) → scalar;  batch: function step → batch;  looks: name → function without arguments
+    that returns a loss as a float, taken in evaluation mode without gradients; `loss_held_out` among them decides when
+    to stop and which weights are kept.  images_per_step: images an update sees, for the record;  keep_start: the
+    weights that `network` comes with are kept if none are better. A loss that is no number raises `UserError`."""
+    name, path = name or d.method, d.checkpoint and Path(d.checkpoint).with_suffix(f".{name or d.method}.safetensors")
+    optimiser, p, best = _begin(network, d, looks, path, keep_start)
+    if number(): path = None                   # the first process writes for all
+    with torch.random.fork_rng(devices=[]), normalised_together():
+        best = _all_updates(network, optimiser, loss, batch, d, steps, looks, p, best, path, name)
     if best: network.load_state_dict(best)
     network.eval()
     if path:
