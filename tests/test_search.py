@@ -19,7 +19,8 @@ def brute(x, bank, k):
     return distance[:, :k].sqrt(), index[:, :k]
 
 
-def vectors(key, shape, shift=0.0): return torch.from_numpy(rng("search", key).standard_normal(shape).astype(np.float32)) + shift
+def vectors(key, shape, shift=0.0):
+    return torch.from_numpy(rng("search", key).standard_normal(shape).astype(np.float32)) + shift
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -67,20 +68,25 @@ def test_the_error_bounds_are_bounds():
             S, error = products(x)
             c, z = bank.double() - products.mean.double(), x.double() - products.mean.double()
             off = (S.double() - ((c ** 2).sum(1) - 2 * z @ c.T)).abs().amax(1)
-            assert (off <= error).all(), f"scale {scale}, shift {shift}, low {low}: off by {float((off / error).max()):.2f} of the bound"
+            assert (off <= error).all(), (f"scale {scale}, shift {shift}, low {low}: off by "
+                f"{float((off / error).max()):.2f} of the bound")
 
 
 @pytest.mark.parametrize("able, ways", [
     ({}, {(3999, 152): "float32", (4000, 152): "faiss", (16_000, 1536): "faiss"}),
-    ({"avx512_bf16": True}, {(2999, 1): "float32", (3000, 1): "bfloat16", (11_999, 152): "bfloat16", (12_000, 152): "faiss", (12_000, 513): "bfloat16"}),
-    ({"avx512_bf16": True, "amx_bf16": True}, {(1999, 1000): "float32", (2000, 1000): "bfloat16", (20_000, 152): "bfloat16"})])
+    ({"avx512_bf16": True}, {(2999, 1): "float32", (3000, 1): "bfloat16", (11_999, 152): "bfloat16",
+        (12_000, 152): "faiss", (12_000, 513): "bfloat16"}),
+    ({"avx512_bf16": True, "amx_bf16": True},
+        {(1999, 1000): "float32", (2000, 1000): "bfloat16", (20_000, 152): "bfloat16"})])
 def test_auto_takes_the_fastest_way(able, ways, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
     without = {"faiss": "bfloat16" if able else "float32"}
     for there in (True, False):
         monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: there or None)
-        for shape, way in ways.items(): assert search.choose_way("auto", torch.empty(shape)) == (way if there else without.get(way, way)), shape
-        assert search.choose_way("auto", torch.empty(20_000, 152, device="meta")) == "float32", "another device than the CPU"
+        for shape, way in ways.items():
+            assert search.choose_way("auto", torch.empty(shape)) == (way if there else without.get(way, way)), shape
+        assert search.choose_way("auto",
+            torch.empty(20_000, 152, device="meta")) == "float32", "another device than the CPU"
 
 
 def test_differences_are_taken_in_portions_that_fit_into_the_cache(monkeypatch):
@@ -91,12 +97,14 @@ def test_differences_are_taken_in_portions_that_fit_into_the_cache(monkeypatch):
     square = torch.Tensor.square_
     monkeypatch.setattr(torch.Tensor, "square_", lambda self: sizes.append(self.numel()) or square(self))
     again = search._measure(x, bank, rows, columns, 3)
-    assert torch.equal(whole[0], again[0]) and torch.equal(whole[1], again[1]) and max(sizes) <= 2**17 and sum(sizes) == 2400 * 1536
+    assert torch.equal(whole[0], again[0]) and torch.equal(whole[1], again[1]) and max(sizes) <= 2**17
+    assert sum(sizes) == 2400 * 1536
 
 
 def test_faiss_falls_back_where_its_list_may_have_left_a_neighbour_out():
     if "faiss" not in WAYS: pytest.skip("faiss is not installed")
-    bank, x = vectors("bank", (3, 16)).repeat(200, 1), vectors("x", (50, 16))         # 200 copies of each: no list of 12 holds all that tie
+    # 200 copies of each: no list of 12 holds all that tie
+    bank, x = vectors("bank", (3, 16)).repeat(200, 1), vectors("x", (50, 16))
     distance, index = NearestNeighbours(bank, "faiss")(x, 4)
     wanted, where = brute(x, bank, 4)
     assert torch.equal(index, where) and torch.allclose(distance.double(), wanted, rtol=1e-5)
@@ -118,8 +126,9 @@ def test_faiss_says_what_to_install(monkeypatch):
 
 def test_what_has_no_answer_is_refused():
     bank = vectors("bank", (5, 2))
-    for call in (lambda: NearestNeighbours(bank)(bank, 6), lambda: NearestNeighbours(bank)(bank, 0), lambda: NearestNeighbours(bank * np.nan),
-                 lambda: NearestNeighbours(bank)(bank / 0), lambda: NearestNeighbours(bank[:0]), lambda: NearestNeighbours(bank, "fast")):
+    for call in (lambda: NearestNeighbours(bank)(bank, 6), lambda: NearestNeighbours(bank)(bank, 0),
+            lambda: NearestNeighbours(bank * np.nan), lambda: NearestNeighbours(bank)(bank / 0),
+            lambda: NearestNeighbours(bank[:0]), lambda: NearestNeighbours(bank, "fast")):
         with pytest.raises(UserError): call()
     distance, index = NearestNeighbours(bank)(bank[:0], 2)
     assert distance.shape == index.shape == (0, 2)

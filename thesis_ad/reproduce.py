@@ -26,14 +26,12 @@ from .work import Failed, carrying, each, on_cluster, parse_place, this_machine
 
 # %% ../nbs/80_reproduce.ipynb #4729a290
 ALL = "every registered detector"
+
+# %% ../nbs/80_reproduce.ipynb #d97a29e0
 NOTEBOOKS = {                                 # stem: methods it needs on every dataset of the profile
-    "10_data_and_enhancement": (),
-    "12_enhancement": (),
-    "14_augmentation_and_bank": (),
+    "10_data_and_enhancement": (), "12_enhancement": (), "14_augmentation_and_bank": (),
     "20_latent_size": ("dfr",),
-    "22_memory_bank": (),
-    "24_backbones": (),
-    "26_latent_network": (),
+    "22_memory_bank": (), "24_backbones": (), "26_latent_network": (),
     "30_baseline_vs_dfr": ("dfr", "pca", "autoencoder", "autoencoder_plain"),
     "40_map_resolution": ("dfr", "dfr_fine"),
     "42_defect_size": ("dfr", "dfr_fine"),
@@ -54,12 +52,16 @@ NOTEBOOKS = {                                 # stem: methods it needs on every 
     "90_station": ("auto",),
     "95_summary": (),
 }
+
+# %% ../nbs/80_reproduce.ipynb #85752fba
+# too long for a first run: most fit detectors of their own
 PAPER_ONLY = ("12_enhancement", "14_augmentation_and_bank", "22_memory_bank", "24_backbones", "26_latent_network",
-              "44_scale_and_tiles", "56_few_images", "66_choosing", "67_lighting")      # too long for a first run: they fit detectors of their own
+              "42_defect_size", "44_scale_and_tiles", "45_borders", "56_few_images", "66_choosing", "67_lighting")
 LAST = ("95_summary",)                          # reads the tables of the others
 PUBLIC_NOTEBOOKS = ("90_public_data",)          # what a profile of public data runs
 STATION = ("90_station",)                      # depends on every chapter, the inspection and the commands included
-LONG = ("70_fusion", "50_detectors", "30_baseline_vs_dfr", "45_borders", "20_latent_size")      # started first, the longest before the others
+# started first, the longest before the others
+LONG = ("70_fusion", "50_detectors", "30_baseline_vs_dfr", "45_borders", "20_latent_size")
 
 # %% ../nbs/80_reproduce.ipynb #9da7a912
 def notebooks_of(profile):
@@ -70,17 +72,20 @@ def notebooks_of(profile):
 def notebook_key(path, profile):
     "A hash of everything an evaluation notebook depends on."
     cells = [cell["source"] for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-    return content_key(cells, dataclasses.asdict(profile), code_hash(99 if path.stem in STATION else 69), [dataset_for(name, profile).key for name in profile.datasets])
+    return content_key(cells, dataclasses.asdict(profile), code_hash(99 if path.stem in STATION else 69),
+        [dataset_for(name, profile).key for name in profile.datasets])
 
 def _notebook_of(path):
     "The notebook that a figure's facts name; None for other files and for one that another process has just replaced."
     try: return json.loads(path.read_text()).get("notebook")
     except FileNotFoundError: return None
 
+# %% ../nbs/80_reproduce.ipynb #f2a1dce9
 def _written(folder, stem):
     "Hashes of the files below `folder` that the notebook `stem` wrote, by relative path."
     own = [path for path in folder.rglob("*.json") if _notebook_of(path) == stem]
-    files = own + [path.with_suffix(suffix) for path in own for suffix in (".png", ".pdf", ".csv") if path.with_suffix(suffix).exists()]
+    files = own + [path.with_suffix(suffix) for path in own for suffix in (".png", ".pdf", ".csv")
+        if path.with_suffix(suffix).exists()]
     files += (folder / "tables" / "parts" / stem).glob("*.csv")
     return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(files)}
 
@@ -94,12 +99,14 @@ def is_current(record, key, folder, stem):
 @contextlib.contextmanager
 def _one_thread():
     "Environment of a kernel: one thread, figures drawn into the notebook."
-    names = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    names = ({name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"})
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
     try: yield
     finally:
-        for name, value in before.items(): os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 # %% ../nbs/80_reproduce.ipynb #f15505c8
 def _execute(source, target, parameters, starts=3):
@@ -110,14 +117,17 @@ def _execute(source, target, parameters, starts=3):
     for left in reversed(range(starts)):
         try:
             with _one_thread():
-                return papermill.execute_notebook(source, target, parameters, kernel_name="python3", cwd=source.parent, progress_bar=False, extra_arguments=["--log-level=50"])
+                return papermill.execute_notebook(source, target, parameters, kernel_name="python3", cwd=source.parent,
+                    progress_bar=False, extra_arguments=["--log-level=50"])
         except DeadKernelError: raise RuntimeError(f"{source.stem}: its kernel died; is there enough memory?") from None
         except RuntimeError as error:          # jupyter_client names no class of its own for this
             if "before replying" not in str(error) or not left: raise RuntimeError(f"{source.stem}: {error}") from None
 
 # %% ../nbs/80_reproduce.ipynb #3ddfb898
 def run_notebook(source, target, parameters):
-    "Execute an evaluation notebook into `target`; the seconds it took. A failing cell is a RuntimeError that names it, and so is a kernel that died."
+    """Execute an evaluation notebook into `target`; the seconds it took.
+
+    A failing cell is a RuntimeError that names it, and so is a kernel that died."""
     from papermill.exceptions import PapermillExecutionError
     part = hidden_name(target, "part", ".ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -128,17 +138,22 @@ def run_notebook(source, target, parameters):
     except PapermillExecutionError as error:
         failed = target.with_suffix(".failed.ipynb")
         os.replace(part, failed)
-        raise RuntimeError(f"{source.stem} failed in cell {error.exec_count}: {error.ename}: {error.evalue} (see {failed})") from None
+        raise RuntimeError(f"{source.stem} failed in cell {error.exec_count}: {error.ename}: {error.evalue} "
+            f"(see {failed})") from None
     finally: part.unlink(missing_ok=True)
     return time.perf_counter() - start
 
 # %% ../nbs/80_reproduce.ipynb #285e679d
 def _run_and_record(stem, profile, overrides, root, runs, force=False):
-    "Run one notebook and write its record; (stem, error sentence or None, seconds). Nothing is left to do where another reproduction has just done it."
-    folder, source, record = root / "figures" / profile.name, root / "nbs" / "evaluation" / f"{stem}.ipynb", runs / f"{stem}.json"
+    """Run one notebook and write its record; (stem, error sentence or None, seconds).
+
+    Nothing is left to do where another reproduction has just done it."""
+    folder, source = root / "figures" / profile.name, root / "nbs" / "evaluation" / f"{stem}.ipynb"
+    record = runs / f"{stem}.json"
     runs.mkdir(parents=True, exist_ok=True)
     with FileLock(runs / f".{stem}.lock"):
-        if not force and is_current(record, notebook_key(source, profile), folder, stem): return stem, None, json.loads(record.read_text())["seconds"]
+        if not force and is_current(record, notebook_key(source, profile), folder, stem):
+            return stem, None, json.loads(record.read_text())["seconds"]
         return _run_alone(stem, profile, overrides, folder, source, record)
 
 def _run_alone(stem, profile, overrides, folder, source, record):
@@ -147,7 +162,8 @@ def _run_alone(stem, profile, overrides, folder, source, record):
     for old in _written(folder, stem) if folder.exists() else (): (folder / old).unlink(missing_ok=True)
     try: seconds = run_notebook(source, runs / f"{stem}.ipynb", {"profile_name": profile.name, "overrides": overrides})
     except RuntimeError as error: return stem, str(error), 0.0
-    write_json(record, {"key": notebook_key(source, profile), "files": _written(folder, stem), "seconds": round(seconds, 1)})
+    write_json(record, {"key": notebook_key(source, profile), "files": _written(folder, stem),
+        "seconds": round(seconds, 1)})
     return stem, None, seconds
 
 # %% ../nbs/80_reproduce.ipynb #68298f4a
@@ -158,12 +174,16 @@ def _summary(root, name="paper"):
 
 def beside_published(summary, published):
     "A sentence for each metric: do the means of a summary lie inside the published intervals, and which do not?"
-    both = summary.merge(published, on=["dataset", "method", "metric"], suffixes=("", "_published")).dropna(subset=["mean", "ci_low_published"])
+    both = summary.merge(published, on=["dataset", "method", "metric"],
+        suffixes=("", "_published")).dropna(subset=["mean", "ci_low_published"])
     sentences = []
     for metric, some in both.groupby("metric", sort=False):
         outside = some[(some["mean"] < some.ci_low_published - 1e-9) | (some["mean"] > some.ci_high_published + 1e-9)]
-        named = ", ".join(f"{row.method} on {row.dataset} {100 * row.mean:.1f} [{100 * row.ci_low_published:.1f}, {100 * row.ci_high_published:.1f}]" for row in outside.itertuples())
-        sentences.append(f"{metric}: all {len(some)} inside the published intervals" if outside.empty else f"{metric}: {len(some) - len(outside)} of {len(some)} inside the published intervals; outside: {named}")
+        named = ", ".join(f"{row.method} on {row.dataset} {100 * row.mean:.1f} [{100 * row.ci_low_published:.1f}, "
+            f"{100 * row.ci_high_published:.1f}]" for row in outside.itertuples())
+        sentences.append(f"{metric}: all {len(some)} inside the published intervals" if outside.empty
+            else f"{metric}: {len(some) - len(outside)} of {len(some)} inside the published intervals; "
+            f"outside: {named}")
     return sentences or ["nothing published to compare with"]
 
 def _comparable(profile):
@@ -174,10 +194,13 @@ def _comparable(profile):
 # %% ../nbs/80_reproduce.ipynb #41b15cb0
 def _ready(profile, data, weights, seen):
     "A `UserError` unless this process sees the file `seen`, and opens the same data and weights as the caller."
-    if seen and not seen.is_file(): raise UserError(f"{seen.parents[2]} is not the caller's repository; share it under the same path, or have results carried (--carry)")
+    if seen and not seen.is_file():
+        raise UserError(f"{seen.parents[2]} is not the caller's repository; share it under the same path, or have "
+            "results carried (--carry)")
     for name, key in data.items():
         if dataset_for(name, profile).key != key: raise UserError(f"its data of {name} are not the caller's")
-    if load_backbone(profile.backbone).weight_hash != weights: raise UserError(f"its weights of {profile.backbone} are not the caller's")
+    if load_backbone(profile.backbone).weight_hash != weights:
+        raise UserError(f"its weights of {profile.backbone} are not the caller's")
 
 @contextlib.contextmanager
 def cluster_for(place, profile, runs, carry=False, say=None):
@@ -185,49 +208,78 @@ def cluster_for(place, profile, runs, carry=False, say=None):
     if place is None: yield None; return
     seen = None if carry else runs / ".seen_by_workers"
     if seen: seen.touch()
-    ready = functools.partial(_ready, profile, {name: dataset_for(name, profile).key for name in profile.datasets}, load_backbone(profile.backbone).weight_hash, seen)
+    ready = functools.partial(_ready, profile, {name: dataset_for(name, profile).key for name in profile.datasets},
+        load_backbone(profile.backbone).weight_hash, seen)
     with on_cluster(place, ready, carry, say) as cluster: yield cluster
 
 # %% ../nbs/80_reproduce.ipynb #5662a79c
 def _run_notebooks(due, profile, overrides, root, runs, workers, say, force=False):
-    "Execute the notebooks `due`, the longest first, `workers` at a time; error sentences. `say` is given a line for each that is finished; without it there is a progress bar."
+    """Execute the notebooks `due`, the longest first, `workers` at a time; error sentences.
+
+    `say` is given a line for each that is finished; without it there is a progress bar."""
     due = sorted(due, key=lambda stem: LONG.index(stem) if stem in LONG else len(LONG))
     one = functools.partial(_run_and_record, profile=profile, overrides=overrides, root=root, runs=runs, force=force)
-    jobs = ((due[i], result.sentence, 0.0) if isinstance(result, Failed) else result for i, result in each(one, due, workers, keep_going=True))
+    jobs = ((due[i], result.sentence, 0.0) if isinstance(result, Failed) else result
+        for i, result in each(one, due, workers, keep_going=True))
     errors, start = [], time.perf_counter()
-    for done, (stem, error, seconds) in enumerate(tqdm(jobs, total=len(due), desc="notebooks", unit="notebook", leave=False, disable=True if say else None), 1):
+    for done, (stem, error, seconds) in enumerate(tqdm(jobs, total=len(due), desc="notebooks", unit="notebook",
+            leave=False, disable=True if say else None), 1):
         so_far = time.perf_counter() - start
         if error: errors.append(error)
-        if say: say(f"{done} of {len(due)}: {stem} {'failed' if error else f'in {duration(seconds)}'}; {duration(so_far)} so far, about {duration(so_far / done * (len(due) - done))} left")
+        if say:
+            say(f"{done} of {len(due)}: {stem} {'failed' if error else f'in {duration(seconds)}'}; {duration(so_far)} "
+                f"so far, about {duration(so_far / done * (len(due) - done))} left")
     return errors
 
-def reproduce(profile_name="demo", only=None, workers=None, force=False, overrides=None, say=functools.partial(print, flush=True), cluster=None, carry=False):
-    "Bring figures and tables of a profile up to date; (number of notebooks run, list of error sentences)."
-    profile, root, overrides = get_profile(profile_name, **(overrides or {})), repository_root(), overrides or {}
-    if cluster: parse_place(cluster)
-    stems = notebooks_of(profile) if only is None else [one_of(only, NOTEBOOKS, "notebook")]
-    runs, folder, workers = root / "runs" / profile.name, root / "figures" / profile.name, workers or os.cpu_count() or 1
+# %% ../nbs/80_reproduce.ipynb #be2457b6
+def _make_ready(profile, runs, folder, say):
+    "Look that `runs` and `folder` can be written, remove what killed runs left, and say how large the datasets are."
     for place in (runs, folder): check_writable(place)
     swept = sum(map(sweep, (cache_dir(), runs, folder)))
     if swept: say(f"{swept} half-written files of killed runs removed")
     for name in profile.datasets:
         data = dataset_for(name, profile)
-        say(f"{name}: {len(data.train)} train, {len(data.calibration)} calibration, {(data.table.split == 'test').sum()} test{' (rendered)' if data.rendered else ''}")
+        say(f"{name}: {len(data.train)} train, {len(data.calibration)} calibration, "
+            f"{(data.table.split == 'test').sum()} test{' (rendered)' if data.rendered else ''}")
+
+def _due(stems, profile, root, runs, folder, force):
+    "Those of the notebooks `stems` that have to run; those of `LAST` with any other."
     keys = {stem: notebook_key(root / "nbs" / "evaluation" / f"{stem}.ipynb", profile) for stem in stems}
     due = [stem for stem in stems if force or not is_current(runs / f"{stem}.json", keys[stem], folder, stem)]
-    due += [stem for stem in LAST if due and stem in stems and stem not in due]
-    say(f"{len(due)} of {len(stems)} notebooks to run")
-    left = [stem for stem in NOTEBOOKS if stem in PAPER_ONLY and only is None and profile.name == "demo"]
-    if due and left: say(f"left to profile paper, or to --only NAME: {', '.join(left)}")
-    published, line = _summary(root), None if sys.stderr.isatty() else say
+    return due + [stem for stem in LAST if due and stem in stems and stem not in due]
+
+# %% ../nbs/80_reproduce.ipynb #35584411
+def _run_due(due, profile, overrides, root, runs, workers, line, force):
+    "Run the notebooks `due`, those of `LAST` after all others; a list of error sentences."
     errors = []
-    names = list(dict.fromkeys(name for stem in due for name in (methods() if NOTEBOOKS[stem] == ALL else NOTEBOOKS[stem])))
+    with this_machine() if carrying() else contextlib.nullcontext():
+        for some in ([stem for stem in due if stem not in LAST], [stem for stem in due if stem in LAST]):
+            if some:
+                errors += _run_notebooks(some, profile, overrides, root, runs,
+                    os.cpu_count() or 1 if carrying() else workers, line, force)
+    return errors
+
+# %% ../nbs/80_reproduce.ipynb #ee3db629
+def reproduce(profile_name="demo", only=None, workers=None, force=False, overrides=None,
+        say=functools.partial(print, flush=True), cluster=None, carry=False):
+    "Bring figures and tables of a profile up to date; (number of notebooks run, list of error sentences)."
+    profile, root, overrides = get_profile(profile_name, **(overrides or {})), repository_root(), overrides or {}
+    if cluster: parse_place(cluster)
+    stems = notebooks_of(profile) if only is None else [one_of(only, NOTEBOOKS, "notebook")]
+    runs, folder, workers = (root / "runs" / profile.name, root / "figures" / profile.name,
+        workers or os.cpu_count() or 1)
+    _make_ready(profile, runs, folder, say)
+    due = _due(stems, profile, root, runs, folder, force)
+    say(f"{len(due)} of {len(stems)} notebooks to run")
+    if due and profile.name == "demo" and only is None:
+        say(f"left to profile paper, or to --only NAME: {', '.join(PAPER_ONLY)}")
+    published, line = _summary(root), None if sys.stderr.isatty() else say
+    names = list(dict.fromkeys(name for stem in due
+        for name in (methods() if NOTEBOOKS[stem] == ALL else NOTEBOOKS[stem])))
     with cluster_for(cluster if due else None, profile, runs, carry, say) as there:
         if there: workers = len(there.workers())
         if names: run_all(tasks_for(profile, names), workers, say=line)
-        with this_machine() if carrying() else contextlib.nullcontext():
-            for some in ([stem for stem in due if stem not in LAST], [stem for stem in due if stem in LAST]):
-                if some: errors += _run_notebooks(some, profile, overrides, root, runs, os.cpu_count() or 1 if carrying() else workers, line, force)
+        errors = _run_due(due, profile, overrides, root, runs, workers, line, force)
     try:
         with FileLock(runs / ".tables.lock"): merge_parts(folder)
     except RuntimeError as error: errors.append(f"{error}: one of them is older; run reproduce without --only")
@@ -251,7 +303,8 @@ def _aligned(run, published):
     "Both tables with equal rows in equal order, indexed by their text columns; None where they cannot be matched."
     keys = [name for name in published if not pd.api.types.is_numeric_dtype(published[name]) or name == "seed"]
     if not set(keys) <= set(run): return None
-    one, other = (table.set_index(keys, append=not keys).sort_index(kind="stable") if keys else table for table in (run, published))
+    one, other = (table.set_index(keys, append=not keys).sort_index(kind="stable") if keys else table
+        for table in (run, published))
     if keys and one.index.is_unique and other.index.is_unique:
         common = other.index.intersection(one.index, sort=False)
         return (one.loc[common], other.loc[common]) if len(common) else None
@@ -260,43 +313,54 @@ def _aligned(run, published):
 
 # %% ../nbs/80_reproduce.ipynb #2f2e434e
 def compare_tables(run, published):
-    "(verdict, names): 'equal', 'inside', 'outside' or 'differs' (no interval to judge by) of a table, and the rows that are not equal and not inside."
+    """(verdict, names): 'equal', 'inside', 'outside' or 'differs' (no interval to judge by) of a table, and the rows
+    that are not equal and not inside."""
     both = _aligned(run, published)
     if both is None: return "differs", ["its rows"]
     one, other = both
     bounds, outside, differs, inside = intervals_of(published.columns), [], [], 0
     for column in other.columns.intersection(one.columns):
-        if not all(pd.api.types.is_numeric_dtype(table[column]) for table in both) or column in {name for pair in bounds.values() for name in pair}: continue
+        if (not all(pd.api.types.is_numeric_dtype(table[column]) for table in both)
+                or column in {name for pair in bounds.values() for name in pair}):
+            continue
         a, b = one[column].to_numpy(float), other[column].to_numpy(float)
         for i in np.flatnonzero(~np.isclose(a, b, rtol=1e-9, atol=1e-9, equal_nan=True)):
-            name = f"{' '.join(map(str, np.atleast_1d(np.array(other.index[i], object))))} {column} {a[i]:.4g} not {b[i]:.4g}"
+            name = (f"{' '.join(map(str, np.atleast_1d(np.array(other.index[i], object))))} {column} {a[i]:.4g} "
+                f"not {b[i]:.4g}")
             low, high = (other[bound].iloc[i] for bound in bounds[column]) if column in bounds else (np.nan, np.nan)
             if low - 1e-9 <= a[i] <= high + 1e-9: inside += 1
-            else: (differs if np.isnan(low) else outside).append(name + ("" if np.isnan(low) else f" [{low:.4g}, {high:.4g}]"))
+            else:
+                (differs if np.isnan(low) else outside).append(name
+                    + ("" if np.isnan(low) else f" [{low:.4g}, {high:.4g}]"))
     verdict = "outside" if outside else "differs" if differs else "inside" if inside else "equal"
     return verdict, outside or differs
 
 
 # %% ../nbs/80_reproduce.ipynb #86b87fa6
 def published_tables(profile_name, root):
-    "{stem: table} of the published results: those in figures/paper, and of profile paper, whose runs write there, those that were committed."
+    """{stem: table} of the published results: those in figures/paper, and of profile paper, whose runs write there,
+    those that were committed."""
     folder = root / "figures" / "paper" / "tables"
     if profile_name != "paper": return {path.stem: read_table(path) for path in sorted(folder.glob("*.csv"))}
     git = functools.partial(subprocess.run, cwd=root, capture_output=True)
     names = git(["git", "ls-files", "figures/paper/tables/*.csv"]).stdout.decode().split()
     found = {name: git(["git", "show", f"HEAD:{name}"]) for name in names}
-    if not found or any(one.returncode for one in found.values()): raise UserError("the published tables of profile paper are read from git, and this is no git clone")
+    if not found or any(one.returncode for one in found.values()):
+        raise UserError("the published tables of profile paper are read from git, and this is no git clone")
     return {Path(name).stem: read_table(io.BytesIO(one.stdout)) for name, one in found.items()}
 
+# %% ../nbs/80_reproduce.ipynb #aee8787a
 def verify(profile_name="demo", root=None):
-    "[(table, verdict, names)] of every published table beside the last run of a profile; 'missing' where the run has none."
+    """[(table, verdict, names)] of every published table beside the last run of a profile;
+    'missing' where the run has none."""
     root = Path(root or repository_root())
     folder = root / "figures" / get_profile(profile_name).name / "tables"
-    if not _comparable(get_profile(profile_name)): raise UserError(f"profile {profile_name} evaluates other images than the published results")
-    if not folder.exists(): raise UserError(f"there is no run of profile {profile_name}; run: thesis-ad reproduce --profile {profile_name}")
+    if not _comparable(get_profile(profile_name)):
+        raise UserError(f"profile {profile_name} evaluates other images than the published results")
+    if not folder.exists():
+        raise UserError(f"there is no run of profile {profile_name}; run: thesis-ad reproduce --profile {profile_name}")
     rows = []
     for name, told in published_tables(profile_name, root).items():
         path = folder / f"{name}.csv"
         rows.append((name, *compare_tables(read_table(path), told)) if path.exists() else (name, "missing", []))
     return rows
-

