@@ -36,19 +36,22 @@ DPI, LARGEST, NARROWEST = 200, 80_000, 600    # of a PNG; bytes above which it h
 # %% ../../nbs/62_evaluation.figures.ipynb #7f07dc9a
 def _png(figure, path):
     """Write a matplotlib figure as a lossless PNG of `DPI`, or with a palette and as many dots as `LARGEST` bytes and
-    `NARROWEST` pixels allow."""
-    def packed(dpi, palette):
-        canvas, found = io.BytesIO(), io.BytesIO()
-        figure.savefig(canvas, dpi=dpi, format="png")
-        image = Image.open(canvas).convert("RGB")
-        (image.quantize(128) if palette else image).save(found, "PNG", optimize=True)
+    `NARROWEST` pixels allow. It is drawn once, and its layout stays."""
+    canvas = io.BytesIO()
+    figure.savefig(canvas, dpi=DPI, format="png")
+    figure.set_layout_engine("none")
+    image = Image.open(canvas).convert("RGB")
+    def packed(width, palette):
+        found = io.BytesIO()
+        resized = image if width == image.width else image.resize((width, round(image.height * width / image.width)))
+        (resized.quantize(128) if palette else resized).save(found, "PNG", optimize=True)
         return found.getvalue()
-    dpi, lowest = DPI, min(DPI, NARROWEST / figure.get_size_inches()[0])
-    data = packed(dpi, False)
-    if len(data) > LARGEST: data = packed(dpi, True)
-    while len(data) > LARGEST and dpi > lowest:
-        dpi = max(lowest, min(dpi * (LARGEST / len(data)) ** 0.5, dpi - 5))
-        data = packed(dpi, True)
+    width, lowest = image.width, min(image.width, NARROWEST)
+    data = packed(width, False)
+    if len(data) > LARGEST: data = packed(width, True)
+    while len(data) > LARGEST and width > lowest:
+        width = max(lowest, min(int(width * (LARGEST / len(data)) ** 0.5), width - 40))
+        data = packed(width, True)
     path.write_bytes(data)
 
 def _pdf(figure, path):

@@ -402,9 +402,9 @@ def cell_residual(self: DFR, cells):
     return residual(self.folded, cells)
 
 # %% ../../nbs/42_models.dfr.ipynb #ef622fd5
-def _seen(d, images):
+def _seen(d, images, rows=4096):
     "A few cells of images to watch the loss on: rows [n, C], or whole maps [n, h, w, C] if training sees whole maps."
-    if d.training == "rows": return collect_rows(d.features, images, 8192, seed=d.seed)
+    if d.training == "rows": return collect_rows(d.features, images, rows, seed=d.seed)
     return torch.cat([d.features(batch).half().cpu() for _, batch in images.evenly(12).batches(4)])
 
 def _fit(d, train, calibration):
@@ -414,7 +414,7 @@ def _fit(d, train, calibration):
     rows, pca, latent = _rows(d, learn)
     d.network, d.folded = prepared_network(d, pca, latent, rows, **d.kind), None
     looks = {} if held is None else {DECIDES: _seen(d, d.as_judged(held))}
-    looks |= {name: _seen(d, images) for name, images in watched(calibration).items()}
+    looks |= {name: _seen(d, images, 2048) for name, images in watched(calibration).items()}
     d.facts |= {"loss_ok": [], "loss_nok": []} | (_train_on_maps(d, learn, looks) if d.training == "maps"
         else train_on_rows(d, d.network, rows, looks, math.prod(_grid(d))))
     _level(d, train)
