@@ -12,8 +12,7 @@ __all__ = ['app', 'data_app', 'Out', 'Settings', 'Ignore', 'Device', 'Seed', 'Th
            'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
-import ast, contextlib, json, math, os, platform, shutil, sys, warnings
-from importlib.metadata import version
+import ast, contextlib, json, math, os, platform, re, shutil, sys, warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Optional
@@ -21,7 +20,6 @@ from typing import Annotated, Optional
 import typer
 
 import thesis_ad
-from .files import Region, check_writable, folder_bytes, read_mask, write_json
 from .settings import PROFILES, UserError, cache_dir, one_of, pin_threads
 
 # %% ../nbs/90_cli.ipynb #b55cb138
@@ -67,14 +65,14 @@ def methods():
 def _registered():
     "(name, summary) of every registered detector, read from the source of the library, since importing the detectors takes seconds."
     for path in (Path(thesis_ad.__file__).parent / "models").glob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            for call in getattr(node, "decorator_list", ()):
-                if isinstance(call, ast.Call) and ast.unparse(call.func) == "register": yield tuple(ast.literal_eval(one) for one in call.args)
+        for arguments in re.findall(r"^@register(\(.*\))$", path.read_text(encoding="utf-8"), re.M): yield ast.literal_eval(arguments)
 
 # %% ../nbs/90_cli.ipynb #ceb37dbb
 @app.command()
 def info():
     "Print versions, device, caches and their size, and the weights that are found."
+    from importlib.metadata import version
+    from thesis_ad.files import folder_bytes
     from thesis_ad.settings import resolve_device
     print(f"thesis_ad {thesis_ad.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
     print("packages: " + ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "numpy", "opencv-python")))
@@ -207,6 +205,7 @@ def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad m
         device: Device = "auto", seed: Seed = 0, threads: Threads = 1):
     "Fit a detector on the OK pictures of DATA and keep it as a bundle. A broken picture is named, skipped and counted."
     from thesis_ad.decision.threshold import calibrate, describe, held_scores
+    from thesis_ad.files import read_mask
     from thesis_ad.models.auto import joined
     from thesis_ad.models.detector import check_place, create
     from thesis_ad.models.together import join, number
@@ -233,6 +232,7 @@ def _print_table(table):
 
 def _same_region(detector, bundle, ignore):
     "A `UserError` unless the region to ignore is the one that the bundle was fitted with: a detector that has never seen it painted over would call it anomalous."
+    from thesis_ad.files import Region, read_mask
     if ignore and detector.reading.region != Region(read_mask(ignore)):
         raise UserError(f"{bundle} was fitted {'without this' if detector.reading.region is None else 'with another'} region to ignore; fit it with --ignore {ignore}, and it is left unjudged from then on")
 
@@ -244,6 +244,7 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
     from thesis_ad.decision.threshold import decide, error_rates, unseen
     from thesis_ad.evaluation.figures import write_csv
     from thesis_ad.evaluation.protocol import evaluate
+    from thesis_ad.files import check_writable
     from thesis_ad.models.detector import load_bundle
     pin_threads(threads)
     detector = load_bundle(bundle, device)
@@ -320,6 +321,7 @@ def _filing(detector, bundle, ledger, report, pdf, key_files, **facts):
         if pdf or any(facts.values()): raise UserError("--part-id, --operator, --mm-per-pixel and --pdf need --ledger or --report")
         yield None
         return
+    from thesis_ad.files import check_writable
     from thesis_ad.inspection.ledger import Ledger
     from thesis_ad.inspection.report import Filing, bundle_hash
     if report: check_writable(report)
@@ -367,6 +369,7 @@ def _print_inspected(table, notes):
 def _report_drift(detector, table, out=None):
     "Warn where the scores of a batch differ from those that set the threshold; with `out`, the facts are in drift.json beside decisions.csv."
     from thesis_ad.decision.drift import drift, drift_sentence
+    from thesis_ad.files import write_json
     found = drift(detector, table.score, [_one_line(str(path)) for path in table.path])
     if found: print(f"warning: drift: {drift_sentence(found)}", file=sys.stderr)
     if out and found is not None: write_json(out / "drift.json", found.facts() | {"sentence": drift_sentence(found)})
@@ -392,6 +395,7 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if
             exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever was found.")] = False,
             device: Device = "auto", threads: Threads = 1):
     "Print status, raw score and confidence (probability of NOK) of every file asked for. Exit code: 0 all OK, 1 some NOK, 2 some without a decision."
+    from thesis_ad.files import check_writable
     if out: check_writable(out)
     from thesis_ad.decision.inspecting import files_to_inspect, inspect
     from thesis_ad.models.detector import load_bundle
@@ -579,7 +583,6 @@ def verify(profile: Annotated[str, typer.Option(help="The profile whose last run
     counts = {verdict: sum(row[1] == verdict for row in rows) for verdict in ("equal", "inside", "differs", "outside", "missing")}
     print(f"{len(rows)} tables: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n))
     if counts["outside"] or counts["missing"]: raise typer.Exit(1)
-
 
 # %% ../nbs/90_cli.ipynb #0e065baa
 @app.command()

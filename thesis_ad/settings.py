@@ -12,8 +12,6 @@ import contextlib, ctypes, dataclasses, difflib, hashlib, os, sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 # %% ../nbs/00_settings.ipynb #00a8b340
 class UserError(ValueError):
     "What a person can put right, in one sentence that says what is wrong and where."
@@ -32,6 +30,7 @@ def _digest(keys): return hashlib.sha256(repr(keys).encode()).digest()
 
 def rng(*keys):
     "A NumPy generator that depends on `keys` alone (numbers and strings), in any process on any machine."
+    import numpy as np
     return np.random.Generator(np.random.PCG64(int.from_bytes(_digest(keys)[:16], "little")))
 
 def torch_seed(*keys):
