@@ -37,4 +37,5 @@ def project_requirements(root):
 
 if __name__ == "__main__":
     print(HEADER)
-    for name, version in sorted(installed(project_requirements(Path(__file__).parents[1])).items()): print(f"{name}=={version}")
+    for name, version in sorted(installed(project_requirements(Path(__file__).parents[1])).items()):
+        print(f"{name}=={version}")

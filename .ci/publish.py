@@ -1,6 +1,6 @@
-"""Put the outputs of the last run of profile paper into the evaluation notebooks and its central result into the README, and run the
-chapters of the book, which read the published tables; large images in notebooks become JPEG, at most 640 pixels wide.
-A notebook without a run keeps its outputs.
+"""Put the outputs of the last run of profile paper into the evaluation notebooks and its central result into the
+README, and run the chapters of the book, which read the published tables; large images in notebooks become JPEG, at
+most 640 pixels wide. A notebook without a run keeps its outputs.
 
     make publish      # after `make reproduce ARGS='--profile paper'`
 """
@@ -22,7 +22,8 @@ WIDTH = 640       # … of at most so many pixels; the PNG itself is in figures/
 
 
 def smaller(output, name):
-    "A notebook output whose large images are JPEG, and whose styled tables are called `name` and not by a random number."
+    """A notebook output whose large images are JPEG,
+    and whose styled tables are called `name` and not by a random number."""
     data = output.get("data", {})
     if "text/html" in data: data["text/html"] = re.sub(r"T_[0-9a-f]{5}", f"T_{name}", data["text/html"])
     for kind in ("image/png", "image/jpeg"):
@@ -39,7 +40,8 @@ def smaller(output, name):
 
 def kept(outputs, name):
     "The outputs of a cell as they are committed; a widget's are left out, since it needs a kernel."
-    return [smaller(output, name) for output in outputs if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]
+    return [smaller(output, name) for output in outputs
+        if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]
 
 
 def central_result(table):
@@ -47,7 +49,8 @@ def central_result(table):
     datasets = sorted(table.columns, key=lambda name: (not read_manifest(name).rendered, name))
     head = [f"{name} ({'rendered' if read_manifest(name).rendered else 'real'})" for name in datasets]
     lines = ["| method | " + " | ".join(head) + " |", "|---" * (1 + len(datasets)) + "|"]
-    return "\n".join(lines + ["| " + " | ".join((f"`{name}`", *row)) + " |" for name, row in zip(table.index, table[datasets].to_numpy())])
+    return "\n".join(lines + ["| " + " | ".join((f"`{name}`", *row)) + " |"
+        for name, row in zip(table.index, table[datasets].to_numpy())])
 
 
 for target in sorted((root / "nbs" / "evaluation").glob("*.ipynb")):
@@ -56,11 +59,14 @@ for target in sorted((root / "nbs" / "evaluation").glob("*.ipynb")):
         print(f"{target.relative_to(root)}: not run, left as it is")
         continue
     notebook, run = nbformat.read(target, 4), nbformat.read(source, 4)
-    executed = [cell for cell in run.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])]
+    executed = [cell for cell in run.cells if cell.cell_type == "code"
+        and "injected-parameters" not in cell.metadata.get("tags", [])]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if [cell.source for cell in executed] != [cell.source for cell in code]:
-        raise SystemExit(f"{source} was run from other code than that of {target.name}; run make reproduce ARGS='--profile paper' first")
-    for number, (cell, done) in enumerate(zip(code, executed)): cell.outputs, cell.execution_count = kept(done.outputs, number), None
+        raise SystemExit(f"{source} was run from other code than that of {target.name}; run make reproduce "
+            "ARGS='--profile paper' first")
+    for number, (cell, done) in enumerate(zip(code, executed)):
+        cell.outputs, cell.execution_count = kept(done.outputs, number), None
     nbformat.write(notebook, target)
     print(target.relative_to(root))
 
@@ -75,7 +81,8 @@ before, after = readme.read_text().split(mark)[::2]
 table = central_table(read_table(root / "figures" / "paper" / "tables" / "summary.csv"))
 readme.write_text(before + mark + central_result(table) + "\n" + mark + after)
 
-for target in sorted((root / "nbs" / "book").glob("*.ipynb")):       # they read the published tables and assert what they say of them
+# they read the published tables and assert what they say of them
+for target in sorted((root / "nbs" / "book").glob("*.ipynb")):
     notebook = nbformat.read(target, 4)
     NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(target.parent)}}).execute()
     notebook.metadata.pop("widgets", None)

@@ -1,4 +1,5 @@
-"""Aggregation by two small matrices against upsampling to the full size and pooling: milliseconds an image, memory, largest difference.
+"""Aggregation by two small matrices against upsampling to the full size and pooling: milliseconds an image, memory,
+largest difference.
 
 Run again:  OMP_NUM_THREADS=1 python benchmarks/aggregation.py
 """
@@ -33,12 +34,14 @@ def best_ms(call, repeats=3):
 
 def main():
     pin_threads(1)
-    print(f"1 thread | torch {torch.__version__}, Python {platform.python_version()} | {torch.backends.cpu.get_cpu_capability()}")
+    print(f"1 thread | torch {torch.__version__}, Python {platform.python_version()} | "
+        f"{torch.backends.cpu.get_cpu_capability()}")
     print("stages of | image | cells | naive | matrices | ratio | full-size maps | result | largest difference")
-    for name, stages, size, cells in (("Lite0", LITE0, 256, 64), ("Lite0", LITE0, 256, 85), ("Lite0", LITE0, 512, 128), ("Lite0", LITE0, 512, 170),
-                                      ("B6", B6, 512, 128), ("B6", B6, 512, 170)):
+    for name, stages, size, cells in (("Lite0", LITE0, 256, 64), ("Lite0", LITE0, 256, 85), ("Lite0", LITE0, 512, 128),
+            ("Lite0", LITE0, 512, 170), ("B6", B6, 512, 128), ("B6", B6, 512, 170)):
         maps = [torch.randn(1, c, size // s, size // s) for c, s in stages.items()]
-        slow, fast = (best_ms(call) for call in (lambda: naive(maps, size, size // cells), lambda: aggregate(maps, cells, size)))
+        slow, fast = (best_ms(call) for call in (lambda: naive(maps, size, size // cells),
+            lambda: aggregate(maps, cells, size)))
         gap = float((naive(maps, size, size // cells) - aggregate(maps, cells, size)).abs().max())
         channels = sum(stages)
         print(f"{name} | {size} px | {cells} | {slow:.0f} ms | {fast:.1f} ms | {slow / fast:.0f}× | "

@@ -1,4 +1,5 @@
-"""Milliseconds an image of a backbone's forward pass: float32 and bf16, with and without channels_last, whole and two stages.
+"""Milliseconds an image of a backbone's forward pass: float32 and bf16, with and without channels_last,
+whole and two stages.
 
 Run again:  OMP_NUM_THREADS=1 python benchmarks/backbones.py [NAME] [SIZE]
 """
@@ -32,8 +33,10 @@ def planar(backbone, images):
 
 def main(name="tf_efficientnet_lite0", size="256"):
     pin_threads(1)
-    print(f"{name}, {size} px, 1 thread | torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()} | {torch.backends.cpu.get_cpu_capability()}")
-    print("batch | float32 | float32 channels_last (default) | bf16 | bf16 channels_last | default, stages of stride 8 and 16")
+    print(f"{name}, {size} px, 1 thread | torch {torch.__version__}, timm {timm.__version__}, Python "
+        f"{platform.python_version()} | {torch.backends.cpu.get_cpu_capability()}")
+    print("batch | float32 | float32 channels_last (default) | bf16 | bf16 channels_last | default, stages of "
+        "stride 8 and 16")
     exact, rough = load_backbone(name), load_backbone(name, autocast="bf16")
     for batch in (1, 8):
         images = torch.rand(batch, 3, int(size), int(size))

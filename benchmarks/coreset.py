@@ -3,10 +3,11 @@
     python benchmarks/coreset.py                             # 30,000 x 128, 1,000 chosen
     python benchmarks/coreset.py --count 164000 --steps 1500
 
-Prints seconds, their ratio, the memory beyond the data, the share of distances computed at all, and whether both choose the same vectors.
-The usual loop, nearest = min(nearest, norm(X - c)), is timed over 40 steps and multiplied.
+Prints seconds, their ratio, the memory beyond the data, the share of distances computed at all, and whether both choose
+the same vectors. The usual loop, nearest = min(nearest, norm(X - c)), is timed over 40 steps and multiplied.
 
-Last run (164,000 x 128, 1,640 chosen, one thread beside other work): 2.2 s here, 144 s by the usual loop, a ratio of 65; 172 MB beyond the data."""
+Last run (164,000 x 128, 1,640 chosen, one thread beside other work): 2.2 s here, 144 s by the usual loop, a ratio of
+65; 172 MB beyond the data."""
 import argparse, resource, time
 
 import numpy as np
@@ -33,13 +34,15 @@ def main():
     args = parser.parse_args()
     pin_threads(args.threads)
     if args.features: X = np.load(args.features)[:args.count]
-    else:                                                       # clusters of unequal size, spread and direction, like patches of a part
+    else:  # clusters of unequal size, spread and direction, like patches of a part
         g = rng("benchmark")
         centres = 3 * g.standard_normal((200, args.dimensions), dtype=np.float32)
         X = np.empty((args.count, args.dimensions), np.float32)
-        for block in np.array_split(X, max(1, args.count // 4096)):     # by blocks, so that making them takes no more memory than they do
+        # by blocks, so that making them takes no more memory than they do
+        for block in np.array_split(X, max(1, args.count // 4096)):
             block[:] = centres[g.integers(0, 200, len(block))]
-            block += g.standard_normal(block.shape, dtype=np.float32) * g.uniform(0.1, 1.5, (len(block), 1)).astype(np.float32)
+            block += g.standard_normal(block.shape, dtype=np.float32) * g.uniform(0.1, 1.5,
+                (len(block), 1)).astype(np.float32)
     computed, distances = [0], coreset._distances
 
     def counted(bank, i, since, upto):

@@ -1,10 +1,13 @@
-"""Which settings of the untrained detectors do calibration splits and development data support? Image AUROC by setting and dataset.
+"""Which settings of the untrained detectors do calibration splits and development data support?
+
+Image AUROC by setting and dataset.
 
     python benchmarks/defaults.py --out benchmarks/defaults.csv [FOLDER ...]
 
-Each detector is fitted on at most 100 OK training images and scores at most 60 OK and 60 NOK images: of the calibration split for datasets of the
-manifest, of the development data (test folders that are used for nothing else) for any FOLDER in MVTec layout. One setting is changed at a time.
-`mean` rows average over the datasets; a default is kept unless another setting is better by more than `spread`, the standard error of the paired
+Each detector is fitted on at most 100 OK training images and scores at most 60 OK and 60 NOK images: of the calibration
+split for datasets of the manifest, of the development data (test folders that are used for nothing else) for any FOLDER
+in MVTec layout. One setting is changed at a time. `mean` rows average over the datasets; a default is kept unless
+another setting is better by more than `spread`, the standard error of the paired
 differences over datasets. No test split of the manifest is opened.
 """
 import argparse
@@ -30,7 +33,8 @@ def development(name):
     "(training images, OK and NOK images to choose by, enhance) of a dataset or a folder."
     data = open_dataset(name).at_most(train=100)
     some = data.development
-    picked = np.concatenate([np.flatnonzero(some.labels == label)[:: max(1, (some.labels == label).sum() // 60)][:60] for label in (0, 1)])
+    picked = np.concatenate([np.flatnonzero(some.labels == label)[:: max(1, (some.labels == label).sum() // 60)][:60]
+        for label in (0, 1)])
     return data.train, some.take(picked), data.enhance
 
 
@@ -47,13 +51,15 @@ def main():
             for change in changes:
                 with kept_features():
                     scores, _ = predict_set(create(method, enhance=enhance, device="cpu", **change).fit(train), some)
-                rows.append({"dataset": open_dataset(name).name, "method": method, "setting": ", ".join(f"{key}={value}" for key, value in change.items()) or "default", "image_auroc": image_auroc(some.labels, scores)})
+                rows.append({"dataset": open_dataset(name).name, "method": method, "setting": ", ".join(f"{key}={value}"
+                    for key, value in change.items()) or "default", "image_auroc": image_auroc(some.labels, scores)})
                 print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     wide = table.pivot(index="dataset", columns=["method", "setting"], values="image_auroc")
     for (method, setting), column in wide.items():
         difference = column - wide[method, "default"]
-        rows.append({"dataset": "mean", "method": method, "setting": setting, "image_auroc": column.mean(), "against_default": difference.mean(), "spread": difference.std(ddof=1) / np.sqrt(len(difference))})
+        rows.append({"dataset": "mean", "method": method, "setting": setting, "image_auroc": column.mean(),
+            "against_default": difference.mean(), "spread": difference.std(ddof=1) / np.sqrt(len(difference))})
     table = pd.DataFrame(rows)
     table.to_csv(options.out, index=False, float_format="%.4f")
     print(table[table.dataset == "mean"].to_string(index=False))

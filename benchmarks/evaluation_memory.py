@@ -1,10 +1,13 @@
-"""Is the memory of `thesis-ad evaluate` flat in the number of test images? Peak memory and processor time, by the number of images.
+"""Is the memory of `thesis-ad evaluate` flat in the number of test images?
+
+Peak memory and processor time, by the number of images.
 
     python benchmarks/evaluation_memory.py --images 20 100 300
 
-Images of five megapixels (2592 x 1944, noise over a gradient, half of them with a bright square and its mask) are written into a temporary
-folder; the detector `gaussian` is fitted on ten small ones, and `thesis-ad evaluate` runs on each number of them in a process of its own.
-`peak_mib` is the largest resident memory of that process. Kept in full, 300 such images would take 16 GB.
+Images of five megapixels (2592 x 1944, noise over a gradient, half of them with a bright square and its mask) are
+written into a temporary folder; the detector `gaussian` is fitted on ten small ones, and `thesis-ad evaluate` runs on
+each number of them in a process of its own. `peak_mib` is the largest resident memory of that process.
+Kept in full, 300 such images would take 16 GB.
 
 Measured once on two AVX2 cores: 1,730 MiB and 18 processor seconds for 20 images, 1,806 MiB and 129 seconds for 300.
 """
@@ -40,7 +43,8 @@ def write_image(path, i, shape, square=False):
 
 
 def measure(bundle, root, count):
-    "`thesis-ad evaluate` on the first `count` test images of `root`; (seconds of processor time, peak MiB, what it printed)."
+    """`thesis-ad evaluate` on the first `count` test images of `root`;
+    (seconds of processor time, peak MiB, what it printed)."""
     some = root.parent / f"data{count}"
     for path in sorted(root.rglob("*.jpg")):
         stem, split = path.stem, path.relative_to(root).parts[0]
@@ -50,8 +54,10 @@ def measure(bundle, root, count):
             target = some / file.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(file, target)
-    command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", "evaluate", str(bundle), str(some), "-o", str(root.parent / f"results{count}")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", "evaluate", str(bundle), str(some), "-o",
+        str(root.parent / f"results{count}")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"})
     said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status: raise SystemExit(said)
@@ -66,12 +72,14 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "data"
         for i in range(10): write_image(root / f"train/good/{i}.jpg", i, (486, 648))
-        for i in range(max(options.images)): write_image(root / f"test/{'square' if i % 2 else 'good'}/{i}.jpg", 100 + i, SHAPE, i % 2)
+        for i in range(max(options.images)):
+            write_image(root / f"test/{'square' if i % 2 else 'good'}/{i}.jpg", 100 + i, SHAPE, i % 2)
         bundle = Path(folder) / "bundle"
         create("gaussian", size=(128, 128), device="cpu").fit(open_dataset(str(root)).train).save(bundle)
         for count in options.images:
             seconds, peak, said = measure(bundle, root, count)
-            print(said, {"images": count, "megapixels": round(count * np.prod(SHAPE) / 1e6), "seconds": seconds, "peak_mib": peak}, flush=True)
+            print(said, {"images": count, "megapixels": round(count * np.prod(SHAPE) / 1e6), "seconds": seconds,
+                "peak_mib": peak}, flush=True)
 
 
 if __name__ == "__main__":

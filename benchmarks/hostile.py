@@ -5,10 +5,10 @@
 
 Half of the requests are made by schemathesis from the server's own OpenAPI document, valid and invalid ones for every
 route; half are image files of every kind (truncated, changed bytes, decompression bombs, other formats, 1×1, 16 bits,
-CMYK, alpha, EXIF, animated, zero bytes), sent to /predict, /predict/batch and /calibrate. After every tenth a good image is
-sent, and its score has to be the one from before, to the bit. The server is a process of its own, with a ledger and a
-token. Writes benchmarks/hostile.csv. In the committed run, on processors that were busy with other work, the server answered
-some requests with 503 because their 10 s had passed; none was answered 500, and none hung.
+CMYK, alpha, EXIF, animated, zero bytes), sent to /predict, /predict/batch and /calibrate. After every tenth a good
+image is sent, and its score has to be the one from before, to the bit. The server is a process of its own, with a
+ledger and a token. Writes benchmarks/hostile.csv. In the committed run, on processors that were busy with other work,
+the server answered some requests with 503 because their 10 s had passed; none was answered 500, and none hung.
 """
 import argparse
 import contextlib
@@ -56,12 +56,19 @@ def kinds():
     exif[0x0112] = 6
     rgba = picture.convert("RGBA")
     rgba.putalpha(120)
-    return {"rgb": encoded(image), "jpeg": encoded(picture, "JPEG"), "bmp": encoded(picture, "BMP"), "tiff": encoded(picture, "TIFF"), "16 bits": encoded(grey16),
-            "16-bit tiff": encoded(grey16, "TIFF"), "float tiff": encoded(Image.fromarray(image[..., 0].astype(np.float32)), "TIFF"), "cmyk": encoded(picture.convert("CMYK"), "JPEG"),
-            "alpha": encoded(rgba), "exif": encoded(picture, "JPEG", exif=exif), "palette": encoded(picture.convert("P")), "one bit": encoded(picture.convert("1")),
-            "1×1": encoded(image[:1, :1]), "one line": encoded(image[:1]), "animated": encoded(picture, save_all=True, append_images=[picture.rotate(90)]),
-            "gif": encoded(picture, "GIF"), "webp": encoded(picture, "WEBP"), "bomb": bomb(encoded(image), 50_000, 50_000), "wide bomb": bomb(encoded(image), 2**31 - 1, 1),
-            "small bomb": bomb(encoded(image), 6000, 6000), "empty": b"", "text": b"GET / HTTP/1.1\r\n\r\n", "pdf": b"%PDF-1.7 " + bytes(500), "zeros": bytes(5000)}
+    return {"rgb": encoded(image), "jpeg": encoded(picture, "JPEG"), "bmp": encoded(picture, "BMP"),
+            "tiff": encoded(picture, "TIFF"), "16 bits": encoded(grey16),
+            "16-bit tiff": encoded(grey16, "TIFF"),
+            "float tiff": encoded(Image.fromarray(image[..., 0].astype(np.float32)), "TIFF"),
+            "cmyk": encoded(picture.convert("CMYK"), "JPEG"),
+            "alpha": encoded(rgba), "exif": encoded(picture, "JPEG", exif=exif),
+            "palette": encoded(picture.convert("P")), "one bit": encoded(picture.convert("1")),
+            "1×1": encoded(image[:1, :1]), "one line": encoded(image[:1]),
+            "animated": encoded(picture, save_all=True, append_images=[picture.rotate(90)]),
+            "gif": encoded(picture, "GIF"), "webp": encoded(picture, "WEBP"),
+            "bomb": bomb(encoded(image), 50_000, 50_000), "wide bomb": bomb(encoded(image), 2**31 - 1, 1),
+            "small bomb": bomb(encoded(image), 6000, 6000), "empty": b"", "text": b"GET / HTTP/1.1\r\n\r\n",
+            "pdf": b"%PDF-1.7 " + bytes(500), "zeros": bytes(5000)}
 
 
 def mutated(index, files):
@@ -80,7 +87,8 @@ def image_request(http, url, index, files):
     several = [("files", (f"{k}.png", mutated(index + k, files))) for k in range(3)]
     if index % 10 == 7: return "/predict/batch", lambda: http.post(f"{url}/predict/batch", files=several)
     if index % 10 == 3: return "/calibrate", lambda: http.post(f"{url}/calibrate", files=several, headers=TEACH)
-    return "/predict", lambda: http.post(f"{url}/predict", files={"file": ("image.png", mutated(index, files))}, params={"maps": index % 2 == 0})
+    return ("/predict", lambda: http.post(f"{url}/predict", files={"file": ("image.png", mutated(index, files))},
+        params={"maps": index % 2 == 0}))
 
 
 def from_document(url, count, send):
@@ -92,8 +100,11 @@ def from_document(url, count, send):
     for operation in operations:
         for mode in schemathesis.GenerationMode:
             try: cases = operation.as_strategy(generation_mode=mode)
-            except schemathesis.errors.SchemathesisError: continue          # nothing can be wrong about a request without parameters
-            @hypothesis.settings(max_examples=each, deadline=None, database=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck), phases=[hypothesis.Phase.generate])
+            except schemathesis.errors.SchemathesisError:
+                # nothing can be wrong about a request without parameters
+                continue
+            @hypothesis.settings(max_examples=each, deadline=None, database=None, derandomize=True,
+                suppress_health_check=list(hypothesis.HealthCheck), phases=[hypothesis.Phase.generate])
             @hypothesis.given(case=cases)
             def ask(case): send(operation, case)
             with contextlib.suppress(hypothesis.errors.Unsatisfiable): ask()
@@ -104,7 +115,9 @@ def measure(url, good, requests):
     found, slowest, files, checks = Counter(), Counter(), list(kinds().values()), Counter()
     with httpx.Client(timeout=PATIENCE) as http:
         def right():
-            while (answer := http.post(f"{url}/predict", files={"file": ("good.png", good)}, params={"maps": False})).status_code == 503: time.sleep(1)      # busy
+            while (answer := http.post(f"{url}/predict", files={"file": ("good.png", good)},
+                    params={"maps": False})).status_code == 503:
+                time.sleep(1)  # busy
             return answer.json()["score"] if answer.status_code == 200 else f"{answer.status_code} {answer.text}"
         wanted = right()
         def note(what, asked):
@@ -125,7 +138,8 @@ def measure(url, good, requests):
             route, send = image_request(http, url, index, files)
             note(f"image to {route}", send)
         checks["wrong"] += right() != wanted
-    rows = [{"request": what, "status": status, "count": count, "slowest_s": round(slowest[what, status], 2)} for (what, status), count in sorted(found.items(), key=str)]
+    rows = [{"request": what, "status": status, "count": count, "slowest_s": round(slowest[what, status], 2)}
+        for (what, status), count in sorted(found.items(), key=str)]
     return pd.DataFrame(rows), checks["good"] + 1, checks["wrong"]
 
 
@@ -151,9 +165,10 @@ def main():
     if (options.bundle is None) != (options.image is None): parser.error("--bundle and --image go together")
     with tempfile.TemporaryDirectory() as folder:
         bundle, good = (options.bundle, options.image.read_bytes()) if options.bundle else example(Path(folder))
-        command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", "serve", str(bundle), "--port", "0", "--folder", f"{folder}/station",
-                   "--ledger", f"{folder}/ledger.sqlite", "--drift-window", "0"]
-        secrets = {"THESIS_AD_TOKEN": TOKEN, "THESIS_AD_SECRET_KEY": "0123456789abcdef0123456789abcdef", "THRESHOLD": ""}
+        command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", "serve", str(bundle), "--port", "0",
+            "--folder", f"{folder}/station", "--ledger", f"{folder}/ledger.sqlite", "--drift-window", "0"]
+        secrets = {"THESIS_AD_TOKEN": TOKEN, "THESIS_AD_SECRET_KEY": "0123456789abcdef0123456789abcdef",
+            "THRESHOLD": ""}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | secrets) as process:
             try:
                 url = process.stdout.readline().split(" at ")[1].split()[0]
@@ -163,7 +178,8 @@ def main():
     table.to_csv(options.out, index=False, lineterminator="\n")
     print(table.to_string(index=False))
     bad = table[[not isinstance(status, int) or status == 500 for status in table.status]]
-    print(f"{table['count'].sum()} requests, {bad['count'].sum()} answered 500 or not at all; {good_ones} good requests between them, {wrong} with a wrong answer; ledger: {ledger['detail'][:60]}")
+    print(f"{table['count'].sum()} requests, {bad['count'].sum()} answered 500 or not at all; {good_ones} good "
+        f"requests between them, {wrong} with a wrong answer; ledger: {ledger['detail'][:60]}")
     if len(bad) or wrong or not ledger["ok"]: sys.exit(1)
 
 

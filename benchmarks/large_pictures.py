@@ -1,14 +1,19 @@
-"""What does a large picture cost when it is cut into tiles? Peak memory and processor time of one prediction, by the picture's size.
+"""What does a large picture cost when it is cut into tiles?
+
+Peak memory and processor time of one prediction, by the picture's size.
 
     python benchmarks/large_pictures.py --out benchmarks/large_pictures.csv
 
-A detector is fitted on tiles of 256 x 256 of rendered pictures (demo backbone) and predicts one picture at its own size, in a process of
-its own; `peak_mib` is the largest resident memory of that process. Without tiles the picture is resized to 256 x 256.
+A detector is fitted on tiles of 256 x 256 of rendered pictures (demo backbone) and predicts one picture at its own
+size, in a process of its own; `peak_mib` is the largest resident memory of that process.
+Without tiles the picture is resized to 256 x 256.
 
-Measured once, one picture a process, before dfr levelled its border (large_pictures.csv; one thread, the other core busy): the process takes 870 to 930 MiB for a picture of 256 x 256, torch
-included. In tiles up to 50 MiB more for 1024 x 1024, 80 to 105 for 2000 x 1334 and about 360 for 4000 x 2668; resized to one tile the last takes
-150 to 180 more. What grows is the picture with its copies and map, not what the network holds; tiles add the sum and the weight of their
-maps. Time grows with the number of tiles: at 2000 x 1334 2.4 s for patchcore, 1.6 s for padim, 5.1 s for dfr.
+Measured once, one picture a process, before dfr levelled its border (large_pictures.csv; one thread, the other core
+busy): the process takes 870 to 930 MiB for a picture of 256 x 256, torch
+included. In tiles up to 50 MiB more for 1024 x 1024, 80 to 105 for 2000 x 1334 and about 360 for 4000 x 2668; resized
+to one tile the last takes 150 to 180 more. What grows is the picture with its copies and map, not what the network
+holds; tiles add the sum and the weight of their maps.
+Time grows with the number of tiles: at 2000 x 1334 2.4 s for patchcore, 1.6 s for padim, 5.1 s for dfr.
 """
 import argparse
 import multiprocessing
@@ -33,17 +38,21 @@ SIZES = ((256, 256), (1024, 1024), (2000, 1334), (4000, 2668))      # (height, w
 def enlarged(images, size, folder):
     "An `ImageSet` of the first `PICTURES` images at `size`, as files in `folder`."
     images = images.take(range(PICTURES))
-    for i in range(PICTURES): Image.fromarray(np.ascontiguousarray(resize(images.picture(i), size))).save(folder / f"{i}.png")
-    return ImageSet(images.table.assign(path=[f"{i}.png" for i in range(PICTURES)], height=size[0], width=size[1], sha256=[sha256(folder / f"{i}.png") for i in range(PICTURES)]), folder)
+    for i in range(PICTURES):
+        Image.fromarray(np.ascontiguousarray(resize(images.picture(i), size))).save(folder / f"{i}.png")
+    return ImageSet(images.table.assign(path=[f"{i}.png" for i in range(PICTURES)], height=size[0], width=size[1],
+        sha256=[sha256(folder / f"{i}.png") for i in range(PICTURES)]), folder)
 
 
 def peak_mib():
-    "Largest resident memory of this process so far; Linux alone tells it apart from that of the process which started it."
+    """Largest resident memory of this process so far;
+    Linux alone tells it apart from that of the process which started it."""
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
 
 
 def predict(folder, pictures, queue):
-    "Seconds of processor time a picture and peak MiB of predicting `pictures` one after another by the bundle in `folder`, put into `queue`."
+    """Seconds of processor time a picture and peak MiB of predicting `pictures` one after another by the bundle in
+    `folder`, put into `queue`."""
     pin_threads(1)
     detector = Detector.load(folder, device="cpu")
     start = time.process_time()
@@ -68,11 +77,13 @@ def main():
                 for size in SIZES:
                     queue, pictures = context.Queue(), Path(folder) / f"{size[0]}"
                     pictures.mkdir()
-                    process = context.Process(target=predict, args=(bundle, enlarged(data.calibration, size, pictures), queue))
+                    process = context.Process(target=predict,
+                        args=(bundle, enlarged(data.calibration, size, pictures), queue))
                     process.start()
                     seconds, peak = queue.get()
                     process.join()
-                    rows.append({"method": method, "tiles": tiles, "height": size[0], "width": size[1], "seconds": round(seconds, 2), "peak_mib": round(peak)})
+                    rows.append({"method": method, "tiles": tiles, "height": size[0], "width": size[1],
+                        "seconds": round(seconds, 2), "peak_mib": round(peak)})
                     print(rows[-1], flush=True)
     if options.out: pd.DataFrame(rows).to_csv(options.out, index=False)
 

@@ -4,10 +4,13 @@
     python benchmarks/line_faults.py --decisions 60 --tamperings 100 --kills 5
 
 The faults are those of tests/test_plc.py and tests/test_ledger.py, only more of them. Decisions: random ones go to a
-simulated controller in each of its modes; a wrong pass is a pass that it read for a part that was not OK; `longest_ms` is
-the longest time that a decision kept its caller. Tamperings: random changes of a ledger of 30 entries or of its head.
-Kills: a writer is killed with SIGKILL at a random moment; whatever it had acknowledged has to be there and verify. Writes
-benchmarks/line_faults.csv. The longest time is that of the whole machine: a thread that gets no processor is late as well.
+simulated controller in each of its modes; a wrong pass is a pass that it read for a part that was not OK; `longest_ms`
+is the longest time that a decision kept its caller.
+Tamperings: random changes of a ledger of 30 entries or of its head.
+Kills: a writer is killed with SIGKILL at a random moment;
+    whatever it had acknowledged has to be there and verify. Writes
+benchmarks/line_faults.csv.
+The longest time is that of the whole machine: a thread that gets no processor is late as well.
 """
 import argparse
 import os
@@ -32,9 +35,11 @@ def decisions(count):
     for confirm in ("acknowledged", "answered"):
         for mode in MODES:
             delivered, wrong, longest = wrong_passes(mode, confirm, count)
-            yield {"fault": f"controller {mode}", "asked": confirm, "count": count, "wrong": wrong, "detail": f"{delivered} delivered", "longest_ms": round(1000 * longest, 1)}
+            yield {"fault": f"controller {mode}", "asked": confirm, "count": count, "wrong": wrong,
+                "detail": f"{delivered} delivered", "longest_ms": round(1000 * longest, 1)}
     late = len(late_passes(max(1, count // 10)))
-    yield {"fault": "controller slow, without numbers", "asked": "answered", "count": max(1, count // 10), "wrong": late, "detail": "passes taken for the next part", "longest_ms": ""}
+    yield {"fault": "controller slow, without numbers", "asked": "answered", "count": max(1, count // 10),
+        "wrong": late, "detail": "passes taken for the next part", "longest_ms": ""}
 
 
 def tamperings(count, folder):
@@ -48,7 +53,8 @@ def tamperings(count, folder):
         kinds[what] += 1
         unfound += report.ok
         shutil.rmtree(place)
-    yield {"fault": "tampered ledger", "asked": "verify", "count": count, "wrong": unfound, "detail": f"{len(kinds)} kinds", "longest_ms": ""}
+    yield {"fault": "tampered ledger", "asked": "verify", "count": count, "wrong": unfound,
+        "detail": f"{len(kinds)} kinds", "longest_ms": ""}
 
 
 def kills(count, folder):
@@ -59,7 +65,8 @@ def kills(count, folder):
         except AssertionError as error:
             lost += 1
             print(f"killed writer: {error}", file=sys.stderr)
-    yield {"fault": "writer killed", "asked": "verify", "count": count, "wrong": lost, "detail": f"{notes} in the middle of an entry", "longest_ms": ""}
+    yield {"fault": "writer killed", "asked": "verify", "count": count, "wrong": lost,
+        "detail": f"{notes} in the middle of an entry", "longest_ms": ""}
 
 
 def main():
@@ -71,7 +78,8 @@ def main():
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        for part in (decisions(options.decisions), tamperings(options.tamperings, Path(first)), kills(options.kills, Path(second))):
+        for part in (decisions(options.decisions), tamperings(options.tamperings, Path(first)),
+                kills(options.kills, Path(second))):
             for row in part:
                 rows.append(row | {"load": round(os.getloadavg()[0], 1)})
                 print(*row.values(), sep=", ", flush=True)

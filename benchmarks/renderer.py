@@ -20,11 +20,13 @@ def main():
     for name in ("prefilter_a", "prefilter_b"):
         recipe = dataclasses.replace(RECIPES[name], size=options.size).first(options.parts)
         with tempfile.TemporaryDirectory() as folder:
-            render_dataset(dataclasses.replace(recipe, size=32).first(1), f"{folder}/warm", options.workers, progress=False)      # start the processes
+            render_dataset(dataclasses.replace(recipe, size=32).first(1), f"{folder}/warm",
+                options.workers, progress=False)  # start the processes
             start = time.perf_counter()
             count = len(render_dataset(recipe, f"{folder}/timed", options.workers, progress=False))
             seconds = time.perf_counter() - start
-        print(f"{name}: {count} images of {options.size} px in {seconds:.1f} s, {count / seconds:.1f} images/s on {options.workers} processes")
+        print(f"{name}: {count} images of {options.size} px in {seconds:.1f} s, {count / seconds:.1f} images/s on "
+            f"{options.workers} processes")
 
 
 if __name__ == "__main__": main()

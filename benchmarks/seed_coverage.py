@@ -1,11 +1,12 @@
 """Does the 95 % interval of a mean over training seeds contain the true value 95 % of the time?
 
-Scores of S networks on the same images are simulated with a known expected AUROC over parts and seeds: normal scores whose separation differs from seed to
-seed, with part effects and image effects of which a fraction is common to all seeds. Beside the shipped interval (`over_seeds` on the seeds' `auroc_interval`)
+Scores of S networks on the same images are simulated with a known expected AUROC over parts and seeds: normal scores
+whose separation differs from seed to seed, with part effects and image effects of which a fraction is common to all
+seeds. Beside the shipped interval (`over_seeds` on the seeds' `auroc_interval`)
 stand the interval of the first seed alone, and the same mean with the interval for new parts only.
 
-    python benchmarks/seed_coverage.py                 # 400 runs a row, about 40 CPU-seconds; writes benchmarks/seed_coverage.csv
-    python benchmarks/seed_coverage.py --runs 100 --out coverage.csv
+    python benchmarks/seed_coverage.py                 # 400 runs a row, about 40 CPU-seconds; writes
+    benchmarks/seed_coverage.csv python benchmarks/seed_coverage.py --runs 100 --out coverage.csv
 """
 import argparse
 import itertools
@@ -18,15 +19,19 @@ from scipy import stats
 from thesis_ad.evaluation.metrics import auroc_interval, image_auroc, over_seeds
 from thesis_ad.settings import rng
 
-PARTS, IMAGES, BETWEEN = 12, 6, 0.3             # parts of each class, images a part, fraction of the variance between parts
+PARTS, IMAGES, BETWEEN = 12, 6, 0.3  # parts of each class, images a part, fraction of the variance between parts
 AUROCS, SEPARATIONS, COMMON, SEEDS = (0.80, 0.95), (0.0, 0.15, 0.5), (0.5, 0.9), (3, 5)
 
 
 def simulate(generator, labels, part, auroc, spread, common, seeds):
-    "Scores [S, N] whose AUROC is `auroc` in expectation over parts and seeds; `spread`: standard deviation of the separation between seeds."
+    """Scores [S, N] whose AUROC is `auroc` in expectation over parts and seeds;
+    `spread`: standard deviation of the separation between seeds."""
     separation = stats.norm.ppf(auroc) * np.sqrt(2 + spread**2) + spread * generator.normal(size=(seeds, 1))
-    def effect(count): return np.sqrt(common) * generator.normal(size=count) + np.sqrt(1 - common) * generator.normal(size=(seeds, count))
-    return labels * separation + np.sqrt(BETWEEN) * effect(2 * PARTS)[:, part] + np.sqrt(1 - BETWEEN) * effect(len(labels))
+    def effect(count):
+        return (np.sqrt(common) * generator.normal(size=count)
+            + np.sqrt(1 - common) * generator.normal(size=(seeds, count)))
+    return (labels * separation + np.sqrt(BETWEEN) * effect(2 * PARTS)[:, part]
+        + np.sqrt(1 - BETWEEN) * effect(len(labels)))
 
 
 def row(auroc, spread, common, seeds, runs):
@@ -35,13 +40,15 @@ def row(auroc, spread, common, seeds, runs):
     labels, hits, width, deviation = (part >= PARTS).astype(int), np.zeros(3), 0.0, 0.0
     for _ in range(runs):
         scores = simulate(generator, labels, part, auroc, spread, common, seeds)
-        values, ends = np.array([image_auroc(labels, one) for one in scores]), np.array([auroc_interval(labels, one, part) for one in scores])
+        values = np.array([image_auroc(labels, one) for one in scores])
+        ends = np.array([auroc_interval(labels, one, part) for one in scores])
         bounds = over_seeds(values.mean(), *ends.mean(0), values), ends[0], ends.mean(0)
         hits += [low <= auroc <= high for low, high in bounds]
         width, deviation = width + bounds[0][1] - bounds[0][0], deviation + values.std(ddof=1)
     parts = (hits / runs).round(3)
-    return {"auroc": auroc, "seeds": seeds, "separation_sd": spread, "common": common, "runs": runs, "sd_seeds": round(deviation / runs, 3), "over_seeds": parts[0], "first_seed_alone": parts[1],
-            "mean_for_new_parts_only": parts[2], "mean_width": round(width / runs, 3)}
+    return {"auroc": auroc, "seeds": seeds, "separation_sd": spread, "common": common,
+        "runs": runs, "sd_seeds": round(deviation / runs, 3), "over_seeds": parts[0], "first_seed_alone": parts[1],
+        "mean_for_new_parts_only": parts[2], "mean_width": round(width / runs, 3)}
 
 
 if __name__ == "__main__":

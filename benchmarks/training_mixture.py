@@ -1,7 +1,7 @@
 """What should a detector be trained on: images enhanced as in the test or 15 % of them (the thesis), augmented or not?
 
-Image AUROC on the calibration splits of the two rendered datasets, which are enhanced; no test split is opened. Settings are those of the
-profile `demo`, one seed. A default follows this table only where both datasets agree.
+Image AUROC on the calibration splits of the two rendered datasets, which are enhanced; no test split is opened.
+Settings are those of the profile `demo`, one seed. A default follows this table only where both datasets agree.
 
     python benchmarks/training_mixture.py --out benchmarks/training_mixture.csv
 """
@@ -16,7 +16,8 @@ from thesis_ad.features.backbones import kept_features
 from thesis_ad.models.detector import create, predict_set
 from thesis_ad.settings import get_profile, pin_threads
 
-METHODS = ("pca", "dfr", "featcae", "autoencoder", "autoencoder_plain", "cae_l1", "vae", "dfr_attention", "stfpm", "efficientad")
+METHODS = ("pca", "dfr", "featcae", "autoencoder", "autoencoder_plain", "cae_l1", "vae", "dfr_attention",
+    "stfpm", "efficientad")
 
 
 def main():
@@ -26,16 +27,19 @@ def main():
     parser.add_argument("--out", type=Path, help="write the table here as CSV, after every row")
     options, profile, rows = parser.parse_args(), get_profile("demo"), []
     pin_threads(1)
-    for dataset, method, augment, share in itertools.product(options.datasets, options.methods, (True, False), (1.0, 0.15)):
+    for dataset, method, augment, share in itertools.product(options.datasets, options.methods,
+            (True, False), (1.0, 0.15)):
         data = dataset_for(dataset, profile)
-        detector = create(method, **settings_for(method, profile, data.enhance) | dict(augment=augment, enhance_share=share), device="cpu")
+        detector = create(method,
+            **settings_for(method, profile, data.enhance) | dict(augment=augment, enhance_share=share), device="cpu")
         start = time.process_time()
         with kept_features():
             detector.fit(data.train, data.calibration)
             seconds = time.process_time() - start
             scores, _ = predict_set(detector, data.calibration)
-        rows.append({"dataset": dataset, "method": method, "augment": augment, "enhance_share": share, "calibration_auroc": image_auroc(data.calibration.labels, scores),
-                     "held_out_loss": min(detector.facts.get("loss_held_out") or [float("nan")]), "fit_cpu_seconds": round(seconds, 1)})
+        rows.append({"dataset": dataset, "method": method, "augment": augment, "enhance_share": share,
+            "calibration_auroc": image_auroc(data.calibration.labels, scores), "held_out_loss": min(
+                detector.facts.get("loss_held_out") or [float("nan")]), "fit_cpu_seconds": round(seconds, 1)})
         print(*rows[-1].values(), flush=True)
         if options.out: pd.DataFrame(rows).to_csv(options.out, index=False)
 

@@ -1,12 +1,16 @@
-"""How many OK images does a detector need? Image AUROC on the calibration split after learning from 25, 50, 100 and all training images.
+"""How many OK images does a detector need?
 
-The number of training images of the profile `demo` is chosen by this table, so it reads no test split. Training images are spaced evenly over
-the table; settings are those of `demo`, so every count has the same budget of updates. Fits are kept in the cache folder.
+Image AUROC on the calibration split after learning from 25, 50, 100 and all training images.
+
+The number of training images of the profile `demo` is chosen by this table, so it reads no test split. Training images
+are spaced evenly over the table; settings are those of `demo`, so every count has the same budget of updates.
+Fits are kept in the cache folder.
 
     python benchmarks/training_pictures.py --out benchmarks/training_pictures.csv
 
-Measured once, one seed, gaussian and patchcore (training_pictures.csv): from 25 images to all, gaussian stays within 0.771-0.800 on elpv_mono and
-0.862-0.881 on prefilter_b, patchcore within 0.808-0.835 and 0.870-0.929. Each 95 % interval includes the values at the other three counts.
+Measured once, one seed, gaussian and patchcore (training_pictures.csv): from 25 images to all, gaussian stays within
+0.771-0.800 on elpv_mono and 0.862-0.881 on prefilter_b, patchcore within 0.808-0.835 and 0.870-0.929.
+Each 95 % interval includes the values at the other three counts.
 """
 import argparse
 from pathlib import Path
@@ -31,10 +35,12 @@ def main():
     for count in options.counts:
         profile = get_profile("demo", train_pictures=count, judged_pictures=0)
         tasks = tasks_for(profile, options.methods, options.datasets)
-        for task, (one, seconds) in zip(tasks, joblib.Parallel(n_jobs=options.workers)(joblib.delayed(on_calibration)(task) for task in tasks)):
+        for task, (one, seconds) in zip(tasks,
+                joblib.Parallel(n_jobs=options.workers)(joblib.delayed(on_calibration)(task) for task in tasks)):
             low, high = auroc_interval(one.label, one.score, one.group)
-            rows.append({"dataset": task.dataset, "method": task.method, "training_images": len(dataset_for(task.dataset, profile).train),
-                         "calibration_auroc": image_auroc(one.label, one.score), "ci_low": low, "ci_high": high, "fit_seconds": round(seconds, 1)})
+            rows.append({"dataset": task.dataset, "method": task.method, "training_images": len(
+                dataset_for(task.dataset, profile).train), "calibration_auroc": image_auroc(one.label, one.score),
+                "ci_low": low, "ci_high": high, "fit_seconds": round(seconds, 1)})
     table = pd.DataFrame(rows).sort_values(["dataset", "method", "training_images"])
     print(table.round(3).to_string(index=False))
     if options.out: table.to_csv(options.out, index=False)

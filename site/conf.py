@@ -53,8 +53,10 @@ def _buttons(name, repository, branch):
     path = f"{name}.ipynb"
     links = [f'<a href="{Path(path).name}" download>Download the notebook</a>']
     if repository:
-        links += [f'<a href="https://mybinder.org/v2/gh/{repository}/{branch}?labpath={quote(path, safe="")}">Open in Binder</a>',
-                  f'<a href="https://colab.research.google.com/github/{repository}/blob/{branch}/{quote(path)}">Open in Colab</a>']
+        links += [f'<a href="https://mybinder.org/v2/gh/{repository}/{branch}?labpath={quote(path, safe="")}">Open '
+            'in Binder</a>',
+            f'<a href="https://colab.research.google.com/github/{repository}/blob/{branch}/{quote(path)}">Open '
+            'in Colab</a>']
     return '<p class="book-buttons">' + " ".join(links) + "</p>"
 
 
@@ -79,7 +81,8 @@ def _plain(app, name, source):
     if not source[0].startswith("{"): return
     notebook = json.loads(source[0])
     for cell in notebook["cells"]:
-        cell["source"] = re.sub(r"(?m)^#\| *(export|exports|exporti|default_exp|eval:|slow).*\n*", "", "".join(cell["source"]))
+        cell["source"] = re.sub(r"(?m)^#\| *(export|exports|exporti|default_exp|eval:|slow).*\n*", "",
+            "".join(cell["source"]))
     notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] != "raw"
                          and cell["source"].strip() and not cell["source"].startswith("#| hide")]
     for cell in notebook["cells"]:
@@ -91,7 +94,8 @@ def _plain(app, name, source):
 
 
 # TeX that docutils' converter does not know, and what says the same; MathML stretches brackets by itself
-_TEX = [(r"\\[bB]igg?[lr]?(?![A-Za-z])", ""), (r"\\[td]?frac(\d)(\d)", r"\\frac{\1}{\2}"), (r"\\dots(?![A-Za-z])|…", r"\\ldots ")]
+_TEX = [(r"\\[bB]igg?[lr]?(?![A-Za-z])", ""), (r"\\[td]?frac(\d)(\d)", r"\\frac{\1}{\2}"),
+    (r"\\dots(?![A-Za-z])|…", r"\\ldots ")]
 
 
 def _mathml(writer, node):
@@ -109,7 +113,8 @@ def _mathml(writer, node):
 def _copy_notebooks(app, error):
     "Put the notebooks beside their pages, for the download links."
     if error: return
-    for path in Path(app.srcdir).glob("nbs/**/*.ipynb"): shutil.copy2(path, Path(app.outdir) / path.relative_to(app.srcdir))
+    for path in Path(app.srcdir).glob("nbs/**/*.ipynb"):
+        shutil.copy2(path, Path(app.outdir) / path.relative_to(app.srcdir))
 
 
 def setup(app):

@@ -1,7 +1,9 @@
-"""A device that is not there: its tensors are computed on the CPU, and refused wherever a real accelerator would refuse them.
+"""A device that is not there: its tensors are computed on the CPU,
+and refused wherever a real accelerator would refuse them.
 
-Inside `elsewhere()` torch knows a device of that name. A tensor on it cannot meet one on the CPU (numbers, copies and index lists aside), cannot become
-a NumPy array, and cannot be float64, which Apple's devices do not know. Autograd, optimisers and modules work as on any device.
+Inside `elsewhere()` torch knows a device of that name. A tensor on it cannot meet one on the CPU (numbers, copies and
+index lists aside), cannot become a NumPy array, and cannot be float64, which Apple's devices do not know.
+Autograd, optimisers and modules work as on any device.
 """
 import contextlib
 
@@ -19,8 +21,8 @@ class Elsewhere(torch.Tensor):
     "A tensor that says it is on the device and holds its numbers, on the CPU, as `inner`."
     @staticmethod
     def __new__(cls, inner):
-        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
-                                                   dtype=inner.dtype, device=torch.device(NAME, 0))
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(),
+            storage_offset=inner.storage_offset(), dtype=inner.dtype, device=torch.device(NAME, 0))
 
     def __init__(self, inner):
         if inner.dtype == torch.float64: raise TypeError("some devices have no float64")
@@ -42,11 +44,13 @@ def compute(func, args, kwargs):
         with Dispatch(): found = func.decompose(*args, **kwargs)
         if found is not NotImplemented: return found
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-    away, here = [x for x in tensors if isinstance(x, Elsewhere)], [x for x in tensors if not isinstance(x, Elsewhere) and x.dim()]
+    away = [x for x in tensors if isinstance(x, Elsewhere)]
+    here = [x for x in tensors if not isinstance(x, Elsewhere) and x.dim()]
     if away and here and not (func in COPIES or func in INDEXING and isinstance(args[0], Elsewhere)):
         raise RuntimeError(f"{func} got tensors on {NAME} and on the CPU")
     target = torch.device(kwargs.get("device") or (NAME if away else "cpu")).type
-    changed = kwargs | ({"device": torch.device("cpu")} if "device" in kwargs else {}) | ({"pin_memory": False} if kwargs.get("pin_memory") else {})
+    changed = kwargs | ({"device": torch.device("cpu")} if "device" in kwargs else {}) | ({"pin_memory": False}
+        if kwargs.get("pin_memory") else {})
     args_here, kwargs_here = tree_map_only(Elsewhere, lambda x: x.inner, (args, changed))
     result = func(*args_here, **kwargs_here)
     if func is aten.copy_.default: return args[0]

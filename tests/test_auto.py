@@ -1,4 +1,5 @@
-"""`auto` as an engineer uses it: a folder of OK photos, a bundle that decides, what it says of itself and of a batch that has drifted."""
+"""`auto` as an engineer uses it: a folder of OK photos, a bundle that decides,
+what it says of itself and of a batch that has drifted."""
 import json
 
 import numpy as np
@@ -21,7 +22,8 @@ SMALL = ("--set", "size=96", "--set", "cap=60", "--set", "folds=3")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    "A flat folder of 12 OK photos, 12 new ones, one with a bright square, 12 dark ones; and the bundle that `fit auto` makes of the first."
+    """A flat folder of 12 OK photos, 12 new ones, one with a bright square, 12 dark ones;
+    and the bundle that `fit auto` makes of the first."""
     root = tmp_path_factory.mktemp("auto")
     for i in range(12): write_picture(root / f"photos/{i:02d}.png", rng("auto", i))
     for i in range(12):
@@ -35,13 +37,17 @@ def photos(tmp_path_factory):
     return root, result
 
 
-@pytest.mark.parametrize("first, second", [("files", "files"), ("memory", "files"), ("files", "memory"), ("memory", "memory")])
+@pytest.mark.parametrize("first, second",
+    [("files", "files"), ("memory", "files"), ("files", "memory"), ("memory", "memory")])
 def test_images_in_files_and_in_memory_are_joined(first, second, mvtec_folder):
     data = open_dataset(mvtec_folder)
-    def held(images, where): return images if where == "files" else ImageSet.from_arrays([images.picture(i) for i in range(len(images))], labels=images.labels)
+    def held(images, where):
+        if where == "files": return images
+        return ImageSet.from_arrays([images.picture(i) for i in range(len(images))], labels=images.labels)
     both = joined(held(data.train, first), held(data.calibration, second))
     expected = [images.picture(i) for images in (data.train, data.calibration.ok()) for i in range(len(images))]
-    assert len(both) == len(expected) and all(np.array_equal(both.picture(i), image) for i, image in enumerate(expected)) and not both.labels.any()
+    assert len(both) == len(expected)
+    assert all(np.array_equal(both.picture(i), image) for i, image in enumerate(expected)) and not both.labels.any()
 
 
 def test_a_flat_folder_of_twelve_photos_becomes_a_bundle_that_decides(photos):
@@ -56,7 +62,8 @@ def test_each_member_says_what_it_sees_and_their_mean_is_the_score(photos):
     root, _ = photos
     result = thesis_ad("inspect", root / "bundle", root / "nok", "--explain")
     score = float(result.stdout.split()[1])
-    members = [float(value) for value in result.stdout.splitlines()[-1].replace(str(root / "nok/square.png"), "").split() if value.replace(".", "").replace("-", "").isdigit()]
+    members = [float(value) for value in result.stdout.splitlines()[-1].replace(str(root / "nok/square.png"),
+        "").split() if value.replace(".", "").replace("-", "").isdigit()]
     assert len(members) == 3 and np.isclose(np.mean(members), score, atol=0.01)
 
 
@@ -64,7 +71,8 @@ def test_a_batch_under_another_light_is_decided_and_the_drift_is_said(photos, tm
     root, _ = photos
     result = thesis_ad("inspect", root / "bundle", root / "dark", "-o", tmp_path / "out")
     facts = json.loads((tmp_path / "out/drift.json").read_text())
-    assert "warning: drift: the scores of these 12 images are higher" in result.stderr and facts["direction"] == "higher" and facts["sentence"] in result.stderr
+    assert "warning: drift: the scores of these 12 images are higher" in result.stderr
+    assert facts["direction"] == "higher" and facts["sentence"] in result.stderr
     assert len((tmp_path / "out/decisions.csv").read_text().splitlines()) == 13
     assert "drift" not in thesis_ad("inspect", root / "bundle", root / "new").stderr
 
@@ -75,18 +83,22 @@ def test_calibrating_again_on_the_same_photos_takes_their_out_of_fold_scores(pho
     own = np.array([score for score, *_ in held_scores(detector).values()])
     assert len(own) == 12 and detector.threshold["value"] == conformal_threshold(own).value
     result = thesis_ad("calibrate", root / "bundle", root / "photos", "--alpha", "0.2")
-    assert result.returncode == 0 and load_bundle(root / "bundle", "cpu").threshold["value"] == conformal_threshold(own, 0.2).value, result.stderr
+    assert (result.returncode == 0 and load_bundle(root / "bundle",
+        "cpu").threshold["value"] == conformal_threshold(own, 0.2).value), result.stderr
 
 
 def test_too_few_photos_are_refused_with_a_sentence(tmp_path):
     for i in range(2): write_picture(tmp_path / f"photos/{i}.png", rng("few", i))
-    refused(thesis_ad("fit", "auto", tmp_path / "photos", "-o", tmp_path / "b", *SMALL), "auto needs 3 OK images or more")
+    refused(thesis_ad("fit", "auto", tmp_path / "photos", "-o", tmp_path / "b", *SMALL),
+        "auto needs 3 OK images or more")
 
 
 @pytest.mark.parametrize("kinds", [1, 2])
 def test_photos_of_one_part_and_of_two_kinds_of_parts(kinds):
-    images = np.stack([np.roll(Image.effect_noise((96, 72), 20), i, 0)[..., None].repeat(3, 2) // (1 + i % kinds) for i in range(20)]).astype(np.uint8)
-    train = ImageSet.from_arrays(images, groups=["one part"] * 20 if kinds == 1 else [f"kind {i % 2}-{i // 4}" for i in range(20)])
+    images = np.stack([np.roll(Image.effect_noise((96, 72), 20), i, 0)[..., None].repeat(3, 2) // (1 + i % kinds)
+        for i in range(20)]).astype(np.uint8)
+    train = ImageSet.from_arrays(images, groups=["one part"] * 20 if kinds == 1
+        else [f"kind {i % 2}-{i // 4}" for i in range(20)])
     detector = create("auto", size=(96, 96), cap=60, folds=4, device="cpu").fit(train)
     assert detector.facts["folds_by"] == ("image" if kinds == 1 else "part")
     threshold = calibrate(detector, train)
@@ -111,18 +123,22 @@ def test_no_part_is_in_two_folds_and_folds_are_even(counts, folds, seed):
 
 
 @SETTINGS
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 40).map(float)), min_size=3, max_size=80), st.floats(0.05, 0.6))
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 40).map(float)), min_size=3, max_size=80),
+    st.floats(0.05, 0.6))
 def test_a_threshold_for_new_parts_leaves_at_most_alpha_of_the_weight_above_it(rows, alpha):
     groups, scores = np.array(rows).T
     G = len(set(groups))
     if alpha * (G + 1) < 1:
-        with pytest.raises(UserError, match=f"there are {G}; they can promise 1 in {G + 1}"): grouped_threshold(scores, alpha, groups)
+        with pytest.raises(UserError, match=f"there are {G}; they can promise 1 in {G + 1}"):
+            grouped_threshold(scores, alpha, groups)
         return
     t = grouped_threshold(scores, alpha, groups)
     above = sum((scores[groups == g] > t.value).mean() for g in set(groups)) / (G + 1) + 1 / (G + 1)
     assert above <= alpha + 1e-9 and np.isclose(t.expected, above) and t.value in scores
     lower = scores[scores < t.value]
-    if len(lower): assert sum((scores[groups == g] > lower.max()).mean() for g in set(groups)) / (G + 1) + 1 / (G + 1) > alpha - 1e-9, "a lower threshold would do"
+    if len(lower):
+        assert (sum((scores[groups == g] > lower.max()).mean() for g in set(groups)) / (G + 1) + 1 / (G + 1)
+            > alpha - 1e-9), "a lower threshold would do"
 
 
 @SETTINGS
@@ -140,5 +156,7 @@ def test_drift_depends_on_the_order_of_scores_alone(n, N, shift, seed):
 def test_a_pseudo_defect_changes_what_its_mask_marks_and_little_else(kind, seed, height, width):
     image = rng("pseudo test", seed).integers(60, 200, (height, width, 3)).astype(np.uint8)
     changed, mask, named = pseudo_defect(image, rng(seed), kind)
-    assert named == kind and changed.shape == image.shape and mask.shape == image.shape[:2] and changed.dtype == np.uint8 and mask.any()
-    assert (pseudo_defect(image, rng(seed), kind)[0] == changed).all() and (changed != image).any(2)[~mask].mean() < 0.35
+    assert named == kind and changed.shape == image.shape and mask.shape == image.shape[:2]
+    assert changed.dtype == np.uint8 and mask.any()
+    assert (pseudo_defect(image, rng(seed), kind)[0] == changed).all()
+    assert (changed != image).any(2)[~mask].mean() < 0.35

@@ -64,7 +64,8 @@ def test_ssim_identity_symmetry_and_known_value():
     x, y = torch.rand(2, 2, 3, 20, 13)
     assert (ssim_map(x, x) == 1).all(), "a picture is exactly like itself"
     assert torch.equal(ssim_map(x, y), ssim_map(y, x))
-    flat = ssim_map(torch.full((1, 1, 9, 9), 0.5), torch.full((1, 1, 9, 9), 0.25))      # no structure: the first factor alone
+    # no structure: the first factor alone
+    flat = ssim_map(torch.full((1, 1, 9, 9), 0.5), torch.full((1, 1, 9, 9), 0.25))
     assert torch.allclose(flat, torch.tensor((2 * 0.5 * 0.25 + 1e-4) / (0.5 ** 2 + 0.25 ** 2 + 1e-4)), atol=1e-3)
 
 
@@ -76,7 +77,8 @@ def test_loss_shares_and_gradient():
         y = torch.full_like(x, 0.4).requires_grad_()
         reconstruction_loss(target, y).backward()
         assert y.grad.isfinite().all() and y.grad.abs().max() > 0
-        with torch.no_grad(): assert reconstruction_loss(target, y - 1e-2 * y.grad / y.grad.abs().max()) < reconstruction_loss(target, y)
+        with torch.no_grad():
+            assert reconstruction_loss(target, y - 1e-2 * y.grad / y.grad.abs().max()) < reconstruction_loss(target, y)
 
 
 def test_loss_is_float32_under_autocast():
@@ -126,11 +128,13 @@ def test_network_keeps_any_size(size, skip):
 def test_attention_only_where_asked():
     has = lambda network: any(isinstance(module, CBAM) for module in network.decoder.modules())
     assert has(ConvAutoencoder(4)) and not has(ConvAutoencoder(4, attention=False))
-    assert not any(isinstance(module, CBAM) for module in ConvAutoencoder(4).encoder.modules()), "attention sits in the decoder"
+    assert not any(isinstance(module, CBAM)
+        for module in ConvAutoencoder(4).encoder.modules()), "attention sits in the decoder"
     assert Autoencoder().attention and not PlainAutoencoder().attention
 
 
-@pytest.mark.parametrize("size, count", [((512, 512), 1500), ((128, 128), 94), ((64, 256), 94), ((8, 8), 1), ((1, 1), 1)])
+@pytest.mark.parametrize("size, count",
+    [((512, 512), 1500), ((128, 128), 94), ((64, 256), 94), ((8, 8), 1), ((1, 1), 1)])
 def test_score_takes_the_largest_errors(size, count):
     maps = torch.rand(2, *size)
     expected = np.sort(maps.flatten(1).double().numpy(), axis=1)[:, -count:].mean(1)
@@ -172,7 +176,8 @@ def test_it_finds_a_dark_square():
     assert scores[4:].min() > scores[:4].max(), "a NOK picture scores below an OK one"
     for heat in maps[4:]:
         inside = heat[8:17, 12:25].mean()
-        assert inside > 3 * (heat.sum() - heat[8:17, 12:25].sum()) / (heat.size - 9 * 13), "the error is not at the defect"
+        assert inside > 3 * (heat.sum() - heat[8:17, 12:25].sum()) / (heat.size
+            - 9 * 13), "the error is not at the defect"
 
 
 @pytest.mark.parametrize("bf16", [True, False])
@@ -185,7 +190,8 @@ def test_bf16_is_used_only_where_it_is_computed(monkeypatch):
     plain = Autoencoder(**TINY, bf16=False).fit(pictures(4))
     monkeypatch.setattr(training, "computes_bf16", lambda device: False)
     without = Autoencoder(**TINY, bf16=True).fit(pictures(4))
-    assert plain.facts["precision"] == without.facts["precision"] == "float32" and equal(plain.tensors(), without.tensors())
+    assert plain.facts["precision"] == without.facts["precision"] == "float32"
+    assert equal(plain.tensors(), without.tensors())
     monkeypatch.setattr(training, "computes_bf16", lambda device: True)
     used = Autoencoder(**TINY, bf16=True).fit(pictures(4))
     assert used.facts["precision"] == "bfloat16" and not equal(plain.tensors(), used.tensors())
@@ -193,7 +199,8 @@ def test_bf16_is_used_only_where_it_is_computed(monkeypatch):
 
 
 def test_augmentation_reaches_training_only():
-    with_, without = (Autoencoder(**TINY, augment=augment).fit(pictures(4), pictures(3, seed=1)) for augment in (True, False))
+    with_, without = (Autoencoder(**TINY, augment=augment).fit(pictures(4), pictures(3, seed=1))
+        for augment in (True, False))
     assert not equal(with_.tensors(), without.tensors())
     assert with_.prepare(pictures(2)).transform is None
 
@@ -209,16 +216,19 @@ def test_a_score_does_not_depend_on_the_batch():
 
 @pytest.mark.parametrize("size", [(32, 48), (8, 8)])
 def test_one_picture_and_a_constant_one(size):
-    for images in (pictures(1), ImageSet.from_arrays(np.full((1, 20, 20, 3), 77, np.uint8)), ImageSet.from_arrays(np.zeros((3, 9, 9, 3), np.uint8))):
+    for images in (pictures(1), ImageSet.from_arrays(np.full((1, 20, 20, 3), 77, np.uint8)),
+            ImageSet.from_arrays(np.zeros((3, 9, 9, 3), np.uint8))):
         detector = Autoencoder(**TINY | dict(size=size, batch=1)).fit(images)
         scores, maps = predict_set(detector, images)
-        assert np.isfinite(scores).all() and np.isfinite(detector.facts["loss_train"]).all() and detector.facts["loss_ok"] == []
+        assert np.isfinite(scores).all() and np.isfinite(detector.facts["loss_train"]).all()
+        assert detector.facts["loss_ok"] == []
 
 
 # ---- what a person is told
 
 def test_divergence_is_a_sentence():
-    with pytest.raises(UserError, match="autoencoder diverged at update [12].*learning_rate"): Autoencoder(**TINY, learning_rate=1e30).fit(pictures(5))
+    with pytest.raises(UserError, match="autoencoder diverged at update [12].*learning_rate"):
+        Autoencoder(**TINY, learning_rate=1e30).fit(pictures(5))
 
 
 def test_nan_in_a_picture_is_not_hidden():
@@ -228,7 +238,8 @@ def test_nan_in_a_picture_is_not_hidden():
     with pytest.raises(UserError, match="image 1 of the batch has pixels that are NaN"): detector.predict(x)
 
 
-@pytest.mark.parametrize("wrong", [dict(width=0), dict(top=0), dict(mse_share=1.5), dict(skip=16), dict(size=(0, 5)), dict(size=(5,))])
+@pytest.mark.parametrize("wrong", [dict(width=0), dict(top=0), dict(mse_share=1.5), dict(skip=16), dict(size=(0, 5)),
+    dict(size=(5,))])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))): Autoencoder(**TINY | wrong)
 

@@ -57,7 +57,8 @@ def test_the_same_seed_gives_the_same_numbers_and_so_does_a_bundle(fitted, name,
     again = make(name).fit(train, ok)
     loaded = Detector.load(fitted[name].save(tmp_path / name))
     for other in (again, loaded):
-        for a, b in zip(other.predict(batch), fitted[name].predict(batch)): assert a is b is None or (a == b).all(), name
+        for a, b in zip(other.predict(batch), fitted[name].predict(batch)):
+            assert a is b is None or (a == b).all(), name
     assert loaded.facts == fitted[name].facts and loaded.weight_hash == fitted[name].weight_hash
 
 
@@ -82,7 +83,8 @@ def test_pixels_that_are_no_numbers_are_refused_in_one_sentence(fitted, name, va
 @pytest.mark.parametrize("name", BANKS)
 def test_a_batch_or_one_by_one(fitted, name):
     batch = next(fitted[name].prepare(nok).batches(5))[1]
-    together, single = fitted[name].predict(batch)[0], np.concatenate([fitted[name].predict(one[None])[0] for one in batch])
+    together = fitted[name].predict(batch)[0]
+    single = np.concatenate([fitted[name].predict(one[None])[0] for one in batch])
     assert np.allclose(together, single, rtol=1e-3), name
 
 
@@ -119,7 +121,8 @@ def test_patchcore_by_hand():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 5), st.integers(0, 10 ** 6), st.sampled_from([1e-6, 1.0, 100.0, 1e5]), st.booleans())
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 5), st.integers(0, 10 ** 6),
+    st.sampled_from([1e-6, 1.0, 100.0, 1e5]), st.booleans())
 def test_weights_lie_between_one_minus_one_bth_and_one(count, b, dimensions, key, scale, copies):
     bank = torch.from_numpy(rng("weights", key).standard_normal((count, dimensions)).astype(np.float32)) * scale
     if copies: bank = bank[torch.arange(count) // 3]
@@ -154,7 +157,8 @@ def test_padim_by_hand():
         v = maps[:, :, r, c]
         inverse = torch.linalg.inv(torch.cov(v.T) + 0.01 * torch.eye(5))
         grid[r, c] = ((q[:, r, c] - v.mean(0)) @ inverse @ (q[:, r, c] - v.mean(0))).sqrt()
-    assert np.allclose(detector.predict(next(detector.prepare(nok).batches(1))[1])[1][0], smooth_map(grid[None], (48, 80))[0], rtol=1e-3)
+    assert np.allclose(detector.predict(next(detector.prepare(nok).batches(1))[1])[1][0],
+        smooth_map(grid[None], (48, 80))[0], rtol=1e-3)
 
 
 def test_padim_refuses_images_of_another_size(fitted):
@@ -185,7 +189,8 @@ def test_position_gaussians_are_those_of_all_images_at_once(count, positions, ch
     for part in x.split(3): streamed.partial_fit(part)
     assert torch.allclose(streamed.mean, x.mean(0))
     for p in range(positions):
-        wanted = torch.cov(x[:, p].T).reshape(channels, channels) if count > 1 else torch.zeros(channels, channels, dtype=torch.float64)
+        wanted = (torch.cov(x[:, p].T).reshape(channels, channels) if count > 1
+            else torch.zeros(channels, channels, dtype=torch.float64))
         assert torch.allclose(streamed.covariance(slice(p, p + 1))[0], wanted, atol=1e-6)
 
 

@@ -12,7 +12,8 @@ PAGES = sorted((ROOT / "nbs" / "book").glob("*.ipynb")) + sorted((ROOT / "nbs" /
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 BIBLIOGRAPHY = (ROOT / "nbs" / "book" / "references.bib").read_text(encoding="utf-8")
 INDEX = (ROOT / "site" / "index.md").read_text(encoding="utf-8")
-ORDER = ["Introduction", "Data", "Images", "Measuring", "Features", "Detectors", "Decisions", "Results", "Station", "Discussion", "Under the hood"]
+ORDER = ["Introduction", "Data", "Images", "Measuring", "Features", "Detectors", "Decisions", "Results", "Station",
+    "Discussion", "Under the hood"]
 
 
 def prose(path):
@@ -38,10 +39,12 @@ def test_the_index_has_the_order_of_the_book():
     assert list(dict.fromkeys(caption for caption, _ in entries())) == ORDER
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, *(path for path in PAGES if path.suffix == ".md")], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *(path for path in PAGES if path.suffix == ".md")],
+    ids=lambda path: path.stem)
 def test_the_index_has_each_notebook_once(path):
     name = path.relative_to(ROOT).with_suffix("").as_posix()
-    places = [caption for caption, pattern in entries() if fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")]
+    places = [caption for caption, pattern in entries() if fnmatch.fnmatchcase(name, pattern)
+        and name.count("/") == pattern.count("/")]
     assert len(places) == 1, f"{name} stands in {places or 'no part of the index'}"
 
 
@@ -49,36 +52,41 @@ def test_every_citation_has_an_entry_and_every_entry_is_cited():
     keys = re.findall(r"^@\w+\{(\w+),", BIBLIOGRAPHY, re.M)
     assert len(keys) == len(set(keys))
     texts = [path.read_text(encoding="utf-8") for path in (*NOTEBOOKS, *PAGES)]
-    cited = {key.strip() for text in texts for group in re.findall(r"\{cite:[pt]\}`([^`]+)`", text) for key in group.split(",")}
+    cited = {key.strip() for text in texts for group in re.findall(r"\{cite:[pt]\}`([^`]+)`", text)
+        for key in group.split(",")}
     assert cited - set(keys) == set(), "cited without an entry"
     assert set(keys) - cited == set(), "in the bibliography and never cited"
 
 
 def links(path):
     "Relative targets of Markdown links in a notebook's or a page's prose, without what follows a #."
-    text = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown") \
-        if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+    text = ("\n".join("".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "markdown") if path.suffix == ".ipynb" else path.read_text(encoding="utf-8"))
     text = re.sub(r"```.*?```", " ", text, flags=re.S)
-    return {target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target and not target.startswith(("#", "mailto:"))}
+    return {target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target
+        and not target.startswith(("#", "mailto:"))}
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, *(path for path in PAGES if path.suffix == ".md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data_manifest" / "README.md"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *(path for path in PAGES if path.suffix == ".md"), ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md", ROOT / "data_manifest" / "README.md"], ids=lambda path: path.stem)
 def test_every_link_leads_to_a_file(path):
     missing = sorted(target for target in links(path) if target and not (path.parent / target).exists())
     assert not missing, missing
 
 
 def test_numbers_in_the_book_are_printed_by_a_cell_or_cited():
-    "A number with a decimal point or a per cent sign in the prose of the book stands on a line that cites its source, in a table of definitions, or nowhere."
-    allowed = {"0.3", "0.05", "5 %", "95 %"}                    # limits of AUPRO, the guarantee of a threshold, the level of intervals
+    """A number with a decimal point or a per cent sign in the prose of the book stands on a line that cites its source,
+    in a table of definitions, or nowhere."""
+    allowed = {"0.3", "0.05", "5 %", "95 %"}  # limits of AUPRO, the guarantee of a threshold, the level of intervals
     wrong = []
     for path in PAGES:
-        text = path.read_text(encoding="utf-8") if path.suffix == ".md" else "\n\n".join(
-            "".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown")
+        text = (path.read_text(encoding="utf-8") if path.suffix == ".md" else "\n\n".join("".join(cell["source"])
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"))
         text = re.sub(r"```.*?```", " ", text, flags=re.S)
         for paragraph in re.split(r"\n\s*\n|\n(?=\|)|\n(?=- )", text):
             if "{cite" in paragraph or "published" in paragraph.lower() or "private" in paragraph: continue
-            wrong += [f"{path.name}: {number} in {paragraph[:80]!r}" for number in re.findall(r"\d+\.\d+|\d+ %", paragraph) if number not in allowed]
+            wrong += [f"{path.name}: {number} in {paragraph[:80]!r}"
+                for number in re.findall(r"\d+\.\d+|\d+ %", paragraph) if number not in allowed]
     assert not wrong, wrong
 
 
@@ -100,23 +108,31 @@ def test_the_index_of_figures_and_the_tables_are_complete():
 def test_the_reference_has_every_module_and_its_public_functions():
     pages = site_pages()
     found = pages.modules(ROOT / "thesis_ad")
-    assert {path.stem for path in (ROOT / "thesis_ad").rglob("*.py")} - {"__init__", "_modidx"} == {name.split(".")[-1] for name in found}
-    text = "\n".join(pages.module_lines(ROOT / "thesis_ad" / "evaluation" / "metrics.py", "thesis_ad.evaluation.metrics"))
-    assert ".. py:function:: image_auroc(labels, scores)" in text and "ties counted half" in text and "_checked" not in text
+    assert {path.stem for path in (ROOT / "thesis_ad").rglob("*.py")} - {"__init__", "_modidx"} == {name.split(".")[-1]
+        for name in found}
+    text = "\n".join(pages.module_lines(ROOT / "thesis_ad" / "evaluation" / "metrics.py",
+        "thesis_ad.evaluation.metrics"))
+    assert ".. py:function:: image_auroc(labels, scores)" in text and "ties counted half" in text
+    assert "_checked" not in text
 
 
 def test_the_site_hides_no_warning():
-    assert "suppress_warnings" not in (ROOT / "site" / "conf.py").read_text() and "-W" in (ROOT / "Makefile").read_text()
+    assert "suppress_warnings" not in (ROOT / "site" / "conf.py").read_text()
+    assert "-W" in (ROOT / "Makefile").read_text()
 
 
-WORDS = {"picture": r"\b[Pp]ictures?\b", "redraw": r"\bredr[ae]wn?s?\b", "foretell": r"\bforet(ell|old)", "dealt": r"\bdealt\b", "judge": r"\b[Jj]udge[ds]?\b",
-         "told": r"\btold\b", "promise": r"\b[Pp]romise[ds]?\b", "rim": r"\b[Rr]ims?\b(?! of a part)", "share": r"\b(the|a|an|its|what|same|equal|mean) shares?\b",
-         "loud, quiet": r"\b(loud|quiet)(er|est)?\b", "whoever": r"\b[Ww]hoever\b", "at hand": r"\bat hand\b", "without a word": r"\bwithout a word\b"}
-PROSE = [*NOTEBOOKS, *(path for path in PAGES if path.suffix == ".md"), *(ROOT / name for name in ("README.md", "data_manifest/README.md", "deploy/README.md", "SECURITY.md", "site/index.md"))]
+WORDS = {"picture": r"\b[Pp]ictures?\b", "redraw": r"\bredr[ae]wn?s?\b", "foretell": r"\bforet(ell|old)",
+    "dealt": r"\bdealt\b", "judge": r"\b[Jj]udge[ds]?\b", "told": r"\btold\b", "promise": r"\b[Pp]romise[ds]?\b",
+    "rim": r"\b[Rr]ims?\b(?! of a part)", "share": r"\b(the|a|an|its|what|same|equal|mean) shares?\b",
+    "loud, quiet": r"\b(loud|quiet)(er|est)?\b", "whoever": r"\b[Ww]hoever\b", "at hand": r"\bat hand\b",
+    "without a word": r"\bwithout a word\b"}
+PROSE = [*NOTEBOOKS, *(path for path in PAGES if path.suffix == ".md"), *(ROOT / name
+    for name in ("README.md", "data_manifest/README.md", "deploy/README.md", "SECURITY.md", "site/index.md"))]
 
 
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: path.stem)
 def test_prose_keeps_to_the_word_list(path):
     text = prose(path)
-    found = [text[max(match.start() - 40, 0):match.end() + 20].replace("\n", " ") for pattern in WORDS.values() for match in re.finditer(pattern, text)]
+    found = [text[max(match.start() - 40, 0):match.end() + 20].replace("\n", " ") for pattern in WORDS.values()
+        for match in re.finditer(pattern, text)]
     assert not found, found

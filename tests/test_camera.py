@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thesis_ad.inspection import camera
-from thesis_ad.inspection.camera import Backoff, Client, Frame, Newest, Source, Stream, Trigger, Verdict, open_source, open_trigger, part_verdict
+from thesis_ad.inspection.camera import (Backoff, Client, Frame, Newest, Source, Stream, Trigger, Verdict, open_source,
+    open_trigger, part_verdict)
 from thesis_ad.inspection.report import png
 from thesis_ad.settings import UserError
 
@@ -55,15 +56,19 @@ def test_a_queue_of_one_hands_out_the_newest_and_counts_the_rest(steps):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 10) | st.none(), max_size=5), st.sampled_from(["max", "mean"]))
 def test_a_part_passes_only_if_every_view_was_inspected(scores, rule):
-    verdict = part_verdict([view(score) if score is not None else Verdict("unread", "lost") for score in scores], "VIN", rule)
-    if verdict.decision == "OK": assert scores and None not in scores and (max(scores) <= 5 if rule == "max" else np.mean(scores) <= 5)
+    verdict = part_verdict([view(score) if score is not None else Verdict("unread", "lost") for score in scores], "VIN",
+        rule)
+    if verdict.decision == "OK":
+        assert scores and None not in scores and (max(scores) <= 5 if rule == "max" else np.mean(scores) <= 5)
     if rule == "max" and any(score is not None and score > 5 for score in scores): assert verdict.decision == "NOK"
     assert verdict.part_id == "VIN" and (verdict.decision != "unread" or verdict.reason)
 
 
-@pytest.mark.parametrize("status, content", [
-    (200, {"json": {"decision": "perhaps"}}), (200, {"json": {"decision": "OK"}}), (200, {"json": []}), (200, {"text": "OK"}), (200, {"json": {"part_id": "VIN", "score": 1}}),
-    (503, {"json": {"detail": "busy"}}), (422, {"json": {"detail": "no image"}}), (500, {"text": "Internal Server Error"}), (503, {"json": {"decision": "OK", "detail": "x"}}), (204, {})])
+@pytest.mark.parametrize("status, content",
+    [(200, {"json": {"decision": "perhaps"}}), (200, {"json": {"decision": "OK"}}), (200, {"json": []}),
+        (200, {"text": "OK"}), (200, {"json": {"part_id": "VIN", "score": 1}}), (503, {"json": {"detail": "busy"}}),
+        (422, {"json": {"detail": "no image"}}), (500, {"text": "Internal Server Error"}),
+        (503, {"json": {"decision": "OK", "detail": "x"}}), (204, {})])
 def test_no_answer_but_a_decision_reads_as_one(status, content):
     verdict = answering(status, **content)(Frame(GREY), "VIN")
     assert verdict.decision == "unread" and verdict.reason and verdict.away == (status == 503)
@@ -78,7 +83,8 @@ def test_a_decision_is_taken_as_it_is():
 def test_pixels_reach_the_server_unchanged():
     seen = []
     client = Client("http://station")
-    client._http = httpx.Client(transport=httpx.MockTransport(lambda request: (seen.append(request.read()), httpx.Response(503))[1]))
+    client._http = httpx.Client(transport=httpx.MockTransport(lambda request:
+        (seen.append(request.read()), httpx.Response(503))[1]))
     image = np.arange(24 * 32 * 3, dtype=np.uint8).reshape(24, 32, 3)
     client(Frame(image), "VIN")
     start = seen[0].index(b"\x89PNG")
@@ -108,7 +114,8 @@ def test_a_missing_frame_and_a_trigger_too_many_are_parts_without_a_decision():
     stream = Stream([source], lambda frame, part_id: view(0), trigger=trigger, on_part=found.append, wait=0.01).start()
     while len(found) < 2: time.sleep(0.002)
     stream.close()
-    assert [(one.decision, one.part_id) for one in found] == [("unread", "VIN2"), ("unread", "VIN1")] and all(one.reason for one in found)
+    assert [(one.decision, one.part_id) for one in found] == [("unread", "VIN2"), ("unread", "VIN1")]
+    assert all(one.reason for one in found)
 
 
 def test_a_slow_detector_gets_the_newest_frame():
@@ -131,12 +138,14 @@ def test_a_file_waits_until_the_server_is_back_and_a_frame_does_not(tmp_path, mo
     (tmp_path / "VIN7.png").write_bytes(png(GREY))
     answers, found, waits = [Verdict("unread", "away", away=True)] * 3 + [view(1)], [], []
     monkeypatch.setattr(Backoff, "pause", lambda self: not self.closing.is_set())
-    stream = Stream([open_source(tmp_path, existing=True)], lambda frame, part_id: answers.pop(0), on_part=found.append, on_wait=waits.append).start()
+    stream = Stream([open_source(tmp_path, existing=True)], lambda frame, part_id: answers.pop(0), on_part=found.append,
+        on_wait=waits.append).start()
     while not found: time.sleep(0.002)
     stream.close()
     assert [one.decision for one in found] == ["OK"] and len(waits) == 3
     source, found = Given(), []
-    stream = Stream([source], lambda frame, part_id: Verdict("unread", "away", away=True), every=1, on_part=found.append).start()
+    stream = Stream([source], lambda frame, part_id: Verdict("unread", "away", away=True), every=1,
+        on_part=found.append).start()
     source.give(1)
     while not found: time.sleep(0.002)
     stream.close()
@@ -184,8 +193,10 @@ def test_the_command_ends_when_the_server_hangs(tmp_path):
     import signal
     (tmp_path / "VIN1.png").write_bytes(png(GREY))
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", "stream", str(tmp_path), "--existing", "--api", f"http://127.0.0.1:{silent.getsockname()[1]}"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+        command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", "stream", str(tmp_path),
+            "--existing", "--api", f"http://127.0.0.1:{silent.getsockname()[1]}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env=os.environ) as process:
             connection, _ = silent.accept()
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=60)

@@ -1,4 +1,5 @@
-"""Autoencoders of pixels (cae_l1, vae) and of features (featcae, dfr_attention): their parts by other means, and end to end on tiny pictures."""
+"""Autoencoders of pixels (cae_l1, vae) and of features (featcae, dfr_attention): their parts by other means,
+and end to end on tiny pictures."""
 import copy
 
 import numpy as np
@@ -8,7 +9,8 @@ from hypothesis import given, settings as budget, strategies as st
 
 from thesis_ad.data.datasets import ImageSet
 from thesis_ad.models.autoencoder import CBAM, ConvAutoencoder
-from thesis_ad.models.convolutional import L1Autoencoder, VariationalAutoencoder, VariationalNetwork, huber, kl_divergence
+from thesis_ad.models.convolutional import (L1Autoencoder, VariationalAutoencoder, VariationalNetwork,
+    huber, kl_divergence)
 from thesis_ad.models.detector import Detector, create, predict_set, settings_of
 from thesis_ad.models.dfr import DFR, AttentionDFR, Convolution
 from thesis_ad.models.featcae import neighbourhoods, three_sigma
@@ -52,17 +54,21 @@ def test_huber_is_hubers(beta, seed, spread):
     y = x + torch.from_numpy(rng("huber", seed, 1).normal(0, spread, (3, 40)))
     d = (y - x).numpy()
     loss = huber(x, y.requires_grad_(), beta)
-    assert np.allclose(loss.detach().numpy(), np.where(np.abs(d) < beta, d ** 2 / (2 * beta), np.abs(d) - beta / 2), atol=1e-12)
+    assert np.allclose(loss.detach().numpy(),
+        np.where(np.abs(d) < beta, d ** 2 / (2 * beta), np.abs(d) - beta / 2), atol=1e-12)
     slope, = torch.autograd.grad(loss.sum(), y)
     assert np.allclose(slope.numpy(), np.clip(d / beta, -1, 1), atol=1e-9), "the slope is d / β, and never beyond 1"
 
 
 @budget(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 99), shape=st.sampled_from([(1, 1), (2, 7), (3, 4, 5), (2, 3, 2, 2)]), low=st.floats(-6, 0), high=st.floats(0, 4))
+@given(seed=st.integers(0, 99), shape=st.sampled_from([(1, 1), (2, 7), (3, 4, 5), (2, 3, 2, 2)]), low=st.floats(-6, 0),
+    high=st.floats(0, 4))
 def test_divergence_is_that_of_torch(seed, shape, low, high):
     random = rng("kl", seed)
-    mean, log_variance = (torch.from_numpy(values) for values in (random.normal(0, 2, shape), random.uniform(low, high, shape)))
-    theirs = torch.distributions.kl_divergence(torch.distributions.Normal(mean, (log_variance / 2).exp()), torch.distributions.Normal(0.0, 1.0))
+    mean, log_variance = (torch.from_numpy(values)
+        for values in (random.normal(0, 2, shape), random.uniform(low, high, shape)))
+    theirs = torch.distributions.kl_divergence(torch.distributions.Normal(mean, (log_variance / 2).exp()),
+        torch.distributions.Normal(0.0, 1.0))
     ours = kl_divergence(mean, log_variance)
     assert ours.shape == shape[:1] and torch.allclose(ours, theirs.flatten(1).sum(1)) and (ours >= -1e-12).all()
 
@@ -77,19 +83,23 @@ def test_a_draw_has_the_mean_and_the_variance_of_the_encoder():
         for _ in range(1500): network(x)
     hook.remove()
     drawn = torch.cat(drawn)
-    assert torch.allclose(drawn.mean(0), mean[0], atol=0.12) and torch.allclose(drawn.var(0).log(), log_variance[0], atol=0.2)
+    assert torch.allclose(drawn.mean(0), mean[0], atol=0.12)
+    assert torch.allclose(drawn.var(0).log(), log_variance[0], atol=0.2)
     network.eval()
-    with torch.no_grad(): assert torch.equal(network(x)[0], network.decode(mean, (32, 32))), "in eval() the latent is its mean"
+    with torch.no_grad():
+        assert torch.equal(network(x)[0], network.decode(mean, (32, 32))), "in eval() the latent is its mean"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (33, 17), (48, 32)])
 def test_variational_network_keeps_any_size(size):
     y, mean, log_variance = VariationalNetwork(4, 3).eval()(torch.rand(2, 3, *size))
-    assert y.shape == (2, 3, *size) and 0 <= y.min() and y.max() <= 1 and mean.shape == log_variance.shape and mean.shape[:2] == (2, 3)
+    assert y.shape == (2, 3, *size) and 0 <= y.min() and y.max() <= 1 and mean.shape == log_variance.shape
+    assert mean.shape[:2] == (2, 3)
 
 
 @budget(max_examples=30, deadline=None)
-@given(sizes=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=3), window=st.sampled_from([1, 3, 5]), seed=st.integers(0, 99))
+@given(sizes=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=3),
+    window=st.sampled_from([1, 3, 5]), seed=st.integers(0, 99))
 def test_neighbourhoods_by_brute_force(sizes, window, seed):
     maps = [torch.from_numpy(rng("pool", seed, k).normal(size=(1, 2, *size))) for k, size in enumerate(sizes)]
     ours, (h, w) = neighbourhoods(maps, window).numpy(), sizes[0]
@@ -117,21 +127,25 @@ def test_pixel_detectors_score_by_their_own_error(fitted):
     with torch.no_grad(): y = torch.cat([network(one) for one in x.split(1)])
     scores, maps = fitted["cae_l1"].predict(x)
     assert type(network) is ConvAutoencoder and np.allclose(maps, huber(x, y, 0.02).mean(1).numpy(), atol=1e-6)
-    assert np.allclose(scores, np.sort(maps.reshape(4, -1).astype(float), axis=1)[:, -9:].mean(1)), "0.57 % of 32 × 48 pixels"
+    assert np.allclose(scores,
+        np.sort(maps.reshape(4, -1).astype(float), axis=1)[:, -9:].mean(1)), "0.57 % of 32 × 48 pixels"
     raw, smooth = (copy.copy(fitted["vae"]) for _ in range(2))
     raw.blur, smooth.blur = 0.0, 3.0
     (_, raw), (_, smooth) = raw.predict(x), smooth.predict(x)
-    assert np.allclose(raw.mean((1, 2)), smooth.mean((1, 2)), rtol=1e-3) and (smooth.max((1, 2)) < raw.max((1, 2))).all()
+    assert np.allclose(raw.mean((1, 2)), smooth.mean((1, 2)), rtol=1e-3)
+    assert (smooth.max((1, 2)) < raw.max((1, 2))).all()
 
 
 def test_settings_without_a_meaning_are_gone():
-    assert "mse_share" not in settings_of(L1Autoencoder()) and {"beta", "skip", "width"} <= set(settings_of(L1Autoencoder()))
+    assert "mse_share" not in settings_of(L1Autoencoder())
+    assert {"beta", "skip", "width"} <= set(settings_of(L1Autoencoder()))
     assert not {"mse_share", "skip", "attention"} & set(settings_of(VariationalAutoencoder()))
 
 
 def test_the_divergence_is_in_the_loss():
     detector = VariationalAutoencoder(**QUICK["vae"], kl_weight=0.5)
-    x, y, mean, log_variance = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), torch.randn(2, 4, 1, 1), torch.randn(2, 4, 1, 1)
+    x, y, mean = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), torch.randn(2, 4, 1, 1)
+    log_variance = torch.randn(2, 4, 1, 1)
     wanted = ((x - y) ** 2).mean() + 0.5 * kl_divergence(mean, log_variance).mean() / 192
     assert torch.isclose(detector.loss(x, (y, mean, log_variance)), wanted)
 
@@ -140,14 +154,16 @@ def test_attention_variant_is_the_larger_network(fitted):
     network = fitted["dfr_attention"].network
     assert {m.kernel_size for m in network.modules() if isinstance(m, Convolution)} == {(3, 3)}
     assert isinstance(network.attention, CBAM) and network.skips and AttentionDFR().training == "maps"
-    assert DFR().training == "rows" and DFR().kernel == 1 and not DFR().attention and not DFR().skips, "plain DFR is untouched"
+    assert (DFR().training == "rows" and DFR().kernel == 1 and not DFR().attention
+        and not DFR().skips), "plain DFR is untouched"
     with pytest.raises(UserError, match="maps"): create("dfr_attention", training="rows")
 
 
 def test_featcae_records_the_training_error_and_sets_no_threshold(fitted):
     detector = fitted["featcae"]
     scores = detector.predict(torch.stack(list(detector.prepare(pictures(5)))))[0]
-    assert {key: detector.facts[key] for key in ("error_mean", "error_std", "error_line")} == pytest.approx(three_sigma(scores))
+    assert {key: detector.facts[key]
+        for key in ("error_mean", "error_std", "error_line")} == pytest.approx(three_sigma(scores))
     assert detector.threshold is None
     assert detector.features(torch.rand(1, 3, 64, 96)).shape == (1, 152, 8, 12)
 
@@ -157,7 +173,8 @@ def test_featcae_records_the_training_error_and_sets_no_threshold(fitted):
 @every
 def test_nok_scores_higher(name):
     "A dark square, after a somewhat longer training than the rest of these tests."
-    longer = {"cae_l1": dict(epochs=25, augment=False), "vae": dict(epochs=25, augment=False), "featcae": dict(steps=60), "dfr_attention": dict(epochs=4)}
+    longer = {"cae_l1": dict(epochs=25, augment=False), "vae": dict(epochs=25, augment=False),
+        "featcae": dict(steps=60), "dfr_attention": dict(epochs=4)}
     detector = create(name, **QUICK[name] | longer[name]).fit(pictures(8))
     scores, maps = predict_set(detector, pictures(4, 4, seed=7))
     assert scores[4:].min() > scores[:4].max()
@@ -183,7 +200,8 @@ def test_bundle_and_company(name, fitted, tmp_path):
 @every
 def test_losses_are_logged(name, fitted):
     facts = fitted[name].facts
-    assert len(facts["loss_train"]) == len(facts["loss_ok"]) == len(facts["loss_nok"]) > 0 and np.isfinite(facts["loss_nok"]).all()
+    assert len(facts["loss_train"]) == len(facts["loss_ok"]) == len(facts["loss_nok"]) > 0
+    assert np.isfinite(facts["loss_nok"]).all()
 
 
 @every
@@ -197,8 +215,9 @@ def test_tiny_images_give_numbers_or_a_sentence(name):
     assert np.isfinite(scores).all() and np.isfinite(maps).all() and maps.shape == (2, 8, 8)
 
 
-@pytest.mark.parametrize("name, wrong, words", [
-    ("cae_l1", dict(beta=0), "beta"), ("cae_l1", dict(mse_share=0.2), "mse_share"), ("vae", dict(latent=0), "latent"), ("vae", dict(kl_weight=-1), "kl_weight"),
-    ("vae", dict(blur=-1), "blur"), ("vae", dict(attention=True), "attention"), ("vae", dict(size=(0, 8)), "size"), ("featcae", dict(latent=0), "latent"), ("dfr_attention", dict(kernel=2), "odd")])
+@pytest.mark.parametrize("name, wrong, words", [("cae_l1", dict(beta=0), "beta"), ("cae_l1", dict(mse_share=0.2),
+    "mse_share"), ("vae", dict(latent=0), "latent"), ("vae", dict(kl_weight=-1), "kl_weight"),
+    ("vae", dict(blur=-1), "blur"), ("vae", dict(attention=True), "attention"), ("vae", dict(size=(0, 8)), "size"),
+    ("featcae", dict(latent=0), "latent"), ("dfr_attention", dict(kernel=2), "odd")])
 def test_settings_that_cannot_work_are_refused(name, wrong, words):
     with pytest.raises(UserError, match=words): create(name, **QUICK[name] | wrong)

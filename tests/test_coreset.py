@@ -30,7 +30,7 @@ clusters = normal[:40].repeat(150, axis=0) * 10 + normal * 0.01
 CASES = {
     "normal": normal,
     "shifted by 100": normal + np.float32(100),
-    "shifted by 1e6": normal + np.float32(1e6),                       # float32 leaves 4 bits of each number: ties everywhere
+    "shifted by 1e6": normal + np.float32(1e6),  # float32 leaves 4 bits of each number: ties everywhere
     "clusters": clusters,
     "lattice": np.stack(np.meshgrid(*[np.arange(18.0)] * 3), -1).reshape(-1, 3),
     "circle": np.stack([np.cos(np.arange(3000) * 2 * np.pi / 3000), np.sin(np.arange(3000) * 2 * np.pi / 3000)], 1),
@@ -53,8 +53,8 @@ def test_indices_are_those_of_the_definition(name, pool):
 
 
 @settings(max_examples=60, deadline=None)
-@given(npst.arrays(np.float32, st.tuples(st.integers(1, 30), st.integers(1, 5)), elements=st.floats(-100, 100, width=16) | st.integers(-2, 2).map(float)),
-       st.integers(1, 40), st.integers(0, 29), st.sampled_from([1, 3, 2048]))
+@given(npst.arrays(np.float32, st.tuples(st.integers(1, 30), st.integers(1, 5)), elements=st.floats(-100, 100,
+    width=16) | st.integers(-2, 2).map(float)), st.integers(1, 40), st.integers(0, 29), st.sampled_from([1, 3, 2048]))
 def test_any_small_set(X, count, first, pool):
     first %= len(X)
     ours = greedy_coreset(X, count, first=first, pool=pool)
@@ -65,7 +65,8 @@ def test_any_small_set(X, count, first, pool):
 
 
 @settings(max_examples=25, deadline=None)
-@given(npst.arrays(np.float64, st.tuples(st.integers(4, 9), st.integers(1, 3)), elements=st.floats(-10, 10)), st.integers(1, 3), st.integers(0, 8))
+@given(npst.arrays(np.float64, st.tuples(st.integers(4, 9), st.integers(1, 3)), elements=st.floats(-10, 10)),
+    st.integers(1, 3), st.integers(0, 8))
 def test_covers_no_worse_than_twice_the_optimum(X, count, first):
     best = min(radius(X, subset) for subset in itertools.combinations(range(len(X)), count))
     assert radius(X, greedy_coreset(X, count, first=first % len(X))) <= 2 * best * (1 + 1e-9) + 1e-12
@@ -92,7 +93,8 @@ def test_constant_and_tiny_sets():
 
 def test_far_fewer_distances_than_pairs_on_clustered_data(monkeypatch):
     computed, distances = [], coreset._distances
-    monkeypatch.setattr(coreset, "_distances", lambda bank, i, a, b: computed.append(len(i) * (b - a)) or distances(bank, i, a, b))
+    monkeypatch.setattr(coreset, "_distances",
+        lambda bank, i, a, b: computed.append(len(i) * (b - a)) or distances(bank, i, a, b))
     spread = rng("spread").uniform(0.05, 1, (6000, 1)).astype(np.float32)
     greedy_coreset(normal[:40].repeat(150, axis=0) * 4 + normal * spread, 400, first=0)
     assert sum(computed) < 0.5 * 6000 * 400, f"{sum(computed) / 6000 / 400:.0%} of all pairs"
@@ -110,16 +112,19 @@ def test_memory_stays_bounded(monkeypatch):
     greedy_coreset(X, 300, first=0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert largest[0] <= 2 ** 22 and peak < 200 * len(X), f"{largest[0]:,} numbers in a block, {peak / len(X):.0f} bytes a vector"
+    assert (largest[0] <= 2 ** 22
+        and peak < 200 * len(X)), f"{largest[0]:,} numbers in a block, {peak / len(X):.0f} bytes a vector"
 
 
-@pytest.mark.parametrize("X", [np.array([[1.0, np.nan], [0, 0]]), np.array([[np.inf, 0], [0, 0]]), np.zeros((0, 3)), np.zeros(4)])
+@pytest.mark.parametrize("X", [np.array([[1.0, np.nan], [0, 0]]), np.array([[np.inf, 0], [0, 0]]),
+    np.zeros((0, 3)), np.zeros(4)])
 def test_what_cannot_be_covered_is_refused(X):
     with pytest.raises(UserError): greedy_coreset(X, 1)
 
 
 def test_sizes():
-    assert coreset_size(100_000) == 1500 and coreset_size(100_000, ratio=0.01) == 1000 and coreset_size(100_000, cap=0, ratio=0.1) == 10_000
+    assert coreset_size(100_000) == 1500 and coreset_size(100_000, ratio=0.01) == 1000
+    assert coreset_size(100_000, cap=0, ratio=0.1) == 10_000
     assert coreset_size(5, ratio=0.01) == 1 and coreset_size(5) == 5 and coreset_size(5, cap=0) == 5
     for wrong in ({"cap": -1}, {"ratio": 1.5}, {"ratio": -0.1}):
         with pytest.raises(UserError): coreset_size(10, **wrong)
@@ -133,4 +138,5 @@ def test_projection_is_seeded_and_leaves_narrow_vectors_alone():
 
 @pytest.mark.parametrize("first", [-1, 30, 99])
 def test_a_first_vector_that_is_not_there_is_refused(first):
-    with pytest.raises(UserError, match=f"0 to 29, not with {first}"): greedy_coreset(rng("first").standard_normal((30, 3)), 5, first=first)
+    with pytest.raises(UserError, match=f"0 to 29, not with {first}"):
+        greedy_coreset(rng("first").standard_normal((30, 3)), 5, first=first)

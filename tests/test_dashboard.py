@@ -13,7 +13,10 @@ import httpx
 import pytest
 from conftest import write_picture
 
+from thesis_ad.data.datasets import open_dataset
+from thesis_ad.decision.threshold import calibrate
 from thesis_ad.inspection.dashboard import check_photos, command, go_live, keep_photos, light_of, progress_of, steps_of
+from thesis_ad.models.detector import create
 from thesis_ad.settings import UserError, rng
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -112,7 +115,37 @@ class Page:
         if folder := os.environ.get("THESIS_AD_SCREENSHOTS"): self.browser.save_screenshot(f"{folder}/{name}.png")
 
 
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium or chromedriver is not installed (Debian: chromium chromium-driver)")
+in_a_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium or chromedriver is not installed (Debian: chromium chromium-driver)")
+
+
+@in_a_browser
+def test_drift_that_only_warns_leaves_the_decisions(tmp_path):
+    "A station that drift does not stop goes on deciding under a banner, until somebody ends the warning."
+    generator, api, board = rng("warned"), free_port(), free_port()
+    for i in range(24): write_picture(tmp_path / "photos" / f"{'train/good' if i < 12 else 'calibration/good'}/{i:03d}.png", generator)
+    write_picture(tmp_path / "bad.png", generator, square=True)
+    data = open_dataset(tmp_path / "photos")
+    detector = create("global_knn", size=(64, 64), device="cpu").fit(data.train)
+    calibrate(detector, data.calibration, alpha=0.1)
+    detector.save(tmp_path / "part")
+    url = f"http://127.0.0.1:{api}"
+    secrets = {"THESIS_AD_TOKEN": "teach", "THRESHOLD": ""}
+    with (started("serve", tmp_path / "part", "--port", api, "--drift-window", 10, ready=lambda: httpx.get(f"{url}/ready").status_code == 200, **secrets),
+          started("dashboard", tmp_path / "part", "--api", url, "--port", board, ready=lambda: httpx.get(f"http://127.0.0.1:{board}/_stcore/health").status_code == 200, **secrets),
+          open_browser() as browser):
+        answers = [httpx.post(f"{url}/predict", files={"file": (tmp_path / "bad.png").read_bytes()}, data={"part_id": f"VIN-{k}"}, timeout=60).json() for k in range(12)]
+        assert {answer["decision"] for answer in answers} == {"NOK"} and answers[-1]["drift"]
+        page = Page(browser, f"http://127.0.0.1:{board}")
+        page.open("")
+        page.see("Drift:", "higher", "✖ NOK", "VIN-11")
+        assert "Stopped" not in page.text()
+        page.shot("live_warning")
+        page.press("The parts are OK, go on")
+        until(lambda: not httpx.get(f"{url}/recent").json()["drift"])
+        until(lambda: "Drift:" not in page.text())
+
+
+@in_a_browser
 def test_an_evening_at_the_station(tmp_path):
     "Teach `auto` on 20 images, go live, see OK and NOK, recalibrate, be stopped by drift and go on, and see a changed ledger named."
     generator, api, board = rng("evening"), free_port(), free_port()

@@ -97,7 +97,8 @@ def test_a_folder_opened_twice_has_the_same_key(folder):
     assert open_folder(root).train.key == first and not read
 
 
-@pytest.mark.parametrize("spoil", [lambda note: note.write_text("{half"), lambda note: note.write_text("3"), lambda note: (note.unlink(), note.mkdir())])
+@pytest.mark.parametrize("spoil", [lambda note: note.write_text("{half"), lambda note: note.write_text("3"),
+    lambda note: (note.unlink(), note.mkdir())])
 def test_a_note_that_cannot_be_read_or_written_costs_a_look_and_nothing_else(folder, tmp_path, spoil):
     root, read = folder
     first, _, _ = inspected(root, read)
@@ -127,14 +128,15 @@ def test_decoded_pictures_are_shared_and_bounded(folder, monkeypatch):
     again = [images.view(seed=1).picture(i) for i in (2, 1, 0)][::-1]
     assert reads == ["a.png", "b.png", "c.png"] and all(np.array_equal(a, b) for a, b in zip(first, again))
     assert images.view(size=(5, 5)).picture(0).shape == (5, 5, 3)
-    wide, tall = (ImageSet.from_arrays(np.zeros((1, *shape, 3), np.uint8)).picture(0).shape for shape in ((4, 6), (6, 4)))
+    wide, tall = (ImageSet.from_arrays(np.zeros((1, *shape, 3), np.uint8)).picture(0).shape
+        for shape in ((4, 6), (6, 4)))
     assert wide == (4, 6, 3) and tall == (6, 4, 3)
 
-    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 2 * first[0].nbytes)
     monkeypatch.setattr(datasets, "_pictures", kept := datasets._Pictures())
+    datasets.keep_images(2 * first[0].nbytes)
     for i in (0, 1, 0, 2): images.picture(i)
     assert [key[0] for key in kept] == table.sha256[[0, 2]].tolist(), "what was not used for longest goes first"
-    assert kept.nbytes == sum(image.nbytes for image in kept.values()) <= datasets.MEMORY_LIMIT
+    assert kept.nbytes == sum(image.nbytes for image in kept.values()) <= kept.limit
 
 
 class Brighter:
@@ -157,18 +159,21 @@ def test_a_fixed_transform_is_carried_out_once(fixed, times, monkeypatch):
 
 def test_only_what_is_enhanced_for_judging_is_fixed():
     assert Enhance().fixed and Compose(Enhance()).fixed and Compose().fixed
-    assert not any(one.fixed for one in (Enhance(share=0.15), Compose(Enhance(), Augment()), Compose(Enhance(share=0.15))))
+    assert not any(one.fixed for one in (Enhance(share=0.15), Compose(Enhance(), Augment()),
+        Compose(Enhance(share=0.15))))
 
 
 @pytest.mark.parametrize("count, kept", [(1, 1), (100, 100), (232, 232), (1000, 232), (0, 232)])
 def test_fewer_training_pictures_leave_calibration_and_test_as_they_are(count, kept):
     data = open_dataset("elpv_mono")
     fewer = data.at_most(train=count)
-    rows = {split: (data.table[data.table.split == split], fewer.table[fewer.table.split == split]) for split in ("train", "calibration", "test")}
+    rows = {split: (data.table[data.table.split == split], fewer.table[fewer.table.split == split])
+        for split in ("train", "calibration", "test")}
     for split in ("calibration", "test"):
         before, after = rows[split]
         assert after.reset_index(drop=True).equals(before.reset_index(drop=True)), f"{split} has changed"
     train = rows["train"][0].path.tolist()
     place = [train.index(path) for path in rows["train"][1].path]
     assert len(place) == kept and place == sorted(set(place)), "each picture at most once, in the table's order"
-    if count == 100: assert place[0] == 0 and place[-1] == 231 and set(np.diff(place)) == {2, 3}, "evenly spaced over the table"
+    if count == 100:
+        assert place[0] == 0 and place[-1] == 231 and set(np.diff(place)) == {2, 3}, "evenly spaced over the table"

@@ -35,7 +35,8 @@ def known(line):
 def test_every_command_line_is_one_of_thesis_ad():
     command = yaml.safe_load(dict(steps())["CMD"])
     service = re.search(r"ExecStart=\S+/thesis-ad (.+)", (DEPLOY / "thesis-ad.service").read_text())[1]
-    lines = [command, SERVICES["dashboard"]["command"], service, *re.findall(r"`thesis-ad ((?:stream|serve|dashboard|fit)[^`]*)`", (DEPLOY / "README.md").read_text())]
+    lines = [command, SERVICES["dashboard"]["command"], service,
+        *re.findall(r"`thesis-ad ((?:stream|serve|dashboard|fit)[^`]*)`", (DEPLOY / "README.md").read_text())]
     assert len(lines) >= 7 and all(known(line) for line in lines), lines
 
 
@@ -43,7 +44,8 @@ def test_the_image_is_slim_and_does_not_run_as_root():
     found = steps()
     assert found[0][0] == "FROM" and "slim" in found[0][1] and dict(found)["USER"] == "station"
     order = [name for name, _ in found]
-    assert order.index("USER") > max(k for k, name in enumerate(order) if name == "RUN"), "installs as root, runs as station"
+    assert order.index("USER") > max(k for k, name in enumerate(order)
+        if name == "RUN"), "installs as root, runs as station"
     assert any("TORCH_INDEX" in arguments for name, arguments in found if name == "RUN") and "HEALTHCHECK" in order
     ignored = (DEPLOY.parent / ".dockerignore").read_text().splitlines()
     copied = [word for name, arguments in found if name == "COPY" for word in arguments.split()[:-1]]
@@ -53,13 +55,16 @@ def test_the_image_is_slim_and_does_not_run_as_root():
 def test_ports_volumes_and_secrets_fit_together():
     exposed = set(dict(steps())["EXPOSE"].split())
     published = [port for service in SERVICES.values() for port in service["ports"]]
-    assert all(port.startswith("127.0.0.1:") for port in published) and exposed == {port.split(":")[2] for port in published} - {"1883"}
+    assert all(port.startswith("127.0.0.1:") for port in published)
+    assert exposed == {port.split(":")[2] for port in published} - {"1883"}
     assert SERVICES["api"]["volumes"] == SERVICES["dashboard"]["volumes"] == ["data:/data"]
-    bundle = [word for word in yaml.safe_load(dict(steps())["CMD"]) + SERVICES["dashboard"]["command"] if str(word).startswith("/data/part")]
+    bundle = [word for word in yaml.safe_load(dict(steps())["CMD"]) + SERVICES["dashboard"]["command"]
+        if str(word).startswith("/data/part")]
     assert len(bundle) == 2 and len(set(bundle)) == 1
     given = {line.split("=")[0] for line in (DEPLOY / "example.env").read_text().splitlines() if "=" in line}
     asked = {name for service in SERVICES.values() for name in service.get("environment", {})}
-    assert given == asked | {*SERVICES["api"]["build"]["args"]} == {"THESIS_AD_SECRET_KEY", "THESIS_AD_TOKEN", "TORCH_INDEX"}
+    assert given == asked | {*SERVICES["api"]["build"]["args"]} == {"THESIS_AD_SECRET_KEY",
+        "THESIS_AD_TOKEN", "TORCH_INDEX"}
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")

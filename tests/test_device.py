@@ -1,4 +1,6 @@
-"""Every detector on a device that is not the CPU. No GPU is at hand, so the device is emulated: it refuses what cuda and mps refuse."""
+"""Every detector on a device that is not the CPU.
+
+No GPU is at hand, so the device is emulated: it refuses what cuda and mps refuse."""
 import sys
 
 import numpy as np
@@ -12,11 +14,16 @@ from thesis_ad.features.backbones import kept_features
 from thesis_ad.models.detector import Detector, predict_set
 
 VARIANTS = {
-    "patchcore, mean of squared distances": ("patchcore", {"score": "mean_knn"}), "patchcore, projected": ("patchcore", {"projection": 32}),
-    "patchcore, unit lengths and margin": ("patchcore", {"lengths": "unit", "margin": 32}), "patchcore, faiss": ("patchcore", {"search": "faiss"}),
-    "patchcore, tiles": ("patchcore", {"canvas": (0,)}), "patchcore, native aspect": ("patchcore", {"native_aspect": True}),
-    "dfr, cropped": ("dfr", {"level": False}), "dfr, margin": ("dfr", {"margin": 32}), "dfr, whole maps": ("dfr", {"training": "maps"}), "dfr, whole border": ("dfr", {"level": False, "crop": "0"}),
-    "efficientad, distilled teacher": ("efficientad", {"teacher": "distilled", "teacher_steps": 2}), "efficientad, mean map": ("efficientad", {"reference": "mean"}),
+    "patchcore, mean of squared distances": ("patchcore", {"score": "mean_knn"}),
+    "patchcore, projected": ("patchcore", {"projection": 32}),
+    "patchcore, unit lengths and margin": ("patchcore", {"lengths": "unit", "margin": 32}),
+    "patchcore, faiss": ("patchcore", {"search": "faiss"}),
+    "patchcore, tiles": ("patchcore", {"canvas": (0,)}),
+    "patchcore, native aspect": ("patchcore", {"native_aspect": True}),
+    "dfr, cropped": ("dfr", {"level": False}), "dfr, margin": ("dfr", {"margin": 32}),
+    "dfr, whole maps": ("dfr", {"training": "maps"}), "dfr, whole border": ("dfr", {"level": False, "crop": "0"}),
+    "efficientad, distilled teacher": ("efficientad", {"teacher": "distilled", "teacher_steps": 2}),
+"efficientad, mean map": ("efficientad", {"reference": "mean"}),
 }
 CASES = {name: (name, {}) for name in NAMES} | VARIANTS
 
@@ -26,7 +33,8 @@ def device(monkeypatch):
     "The emulated device, on which every detector now is."
     with elsewhere() as device:
         for name, module in list(sys.modules.items()):
-            if name.startswith("thesis_ad") and hasattr(module, "resolve_device"): monkeypatch.setattr(module, "resolve_device", lambda name="auto": device)
+            if name.startswith("thesis_ad") and hasattr(module, "resolve_device"):
+                monkeypatch.setattr(module, "resolve_device", lambda name="auto": device)
         yield device
 
 

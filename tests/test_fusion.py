@@ -1,4 +1,5 @@
-"""Fusion and several views: weights against brute force, invariances, edge cases; DeLong and Holm against independent implementations."""
+"""Fusion and several views: weights against brute force, invariances, edge cases;
+DeLong and Holm against independent implementations."""
 import itertools
 
 import numpy as np
@@ -6,8 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import optimize, special, stats
 
-from thesis_ad.decision.fusion import (Fusion, NormalTail, best_single, equal_weights, fit_fusion, fit_normal_fusion, fit_sigmoids, fuse_maps, group_folds,
-                                       log_odds, out_of_fold, simplex_weights, with_map_scales)
+from thesis_ad.decision.fusion import (Fusion, NormalTail, best_single, equal_weights, fit_fusion, fit_normal_fusion,
+    fit_sigmoids, fuse_maps, group_folds, log_odds, out_of_fold, simplex_weights, with_map_scales)
 from thesis_ad.decision.multiview import combine, part_scores, poses, probability_of_any
 from thesis_ad.decision.threshold import platt_targets
 from thesis_ad.evaluation.metrics import compare, delong, holm, image_auroc, paired_difference
@@ -28,15 +29,19 @@ def calibration(key, gains, parts=(8, 5), photos=3):
 def loss_at(weights, opinions, labels):
     "Cross-entropy of these weights at the best sharpness and offset, from scratch."
     z, t = opinions @ weights, platt_targets(labels)
-    def loss(x): return -np.mean(t * np.log(special.expit(x[0] * z + x[1]) + 1e-300) + (1 - t) * np.log(special.expit(-x[0] * z - x[1]) + 1e-300))
-    return min(optimize.minimize(loss, start, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-11, "maxiter": 2000}).fun for start in ([1.0, 0.0],))
+    def loss(x):
+        return -np.mean(t * np.log(special.expit(x[0] * z + x[1]) + 1e-300)
+            + (1 - t) * np.log(special.expit(-x[0] * z - x[1]) + 1e-300))
+    return min(optimize.minimize(loss, start, method="Nelder-Mead",
+        options={"xatol": 1e-7, "fatol": 1e-11, "maxiter": 2000}).fun for start in ([1.0, 0.0],))
 
 
 def simplex(M, steps):
     return np.array([c for c in itertools.product(range(steps + 1), repeat=M) if sum(c) == steps]) / steps
 
 
-@pytest.mark.parametrize("gains, steps", [((1.5, 1.0), 40), ((0.3, 2.5), 40), ((1.2, 1.0, 0.5), 10), ((3.0, 0.0, 1.0), 10)])
+@pytest.mark.parametrize("gains, steps",
+    [((1.5, 1.0), 40), ((0.3, 2.5), 40), ((1.2, 1.0, 0.5), 10), ((3.0, 0.0, 1.0), 10)])
 def test_weights_are_at_the_bottom_of_the_simplex(gains, steps):
     scores, labels, _ = calibration(str(gains), gains)
     opinions = log_odds(fit_sigmoids(scores, labels), scores)
@@ -44,7 +49,8 @@ def test_weights_are_at_the_bottom_of_the_simplex(gains, steps):
     grid = simplex(len(gains), steps)
     losses = np.array([loss_at(w, opinions, labels) for w in grid])
     assert (weights >= 0).all() and np.isclose(weights.sum(), 1)
-    assert loss_at(weights, opinions, labels) <= losses.min() + 1e-5, f"grid point {grid[losses.argmin()]} is better than {weights}"
+    assert (loss_at(weights, opinions, labels)
+        <= losses.min() + 1e-5), f"grid point {grid[losses.argmin()]} is better than {weights}"
 
 
 @given(seeds)
@@ -66,7 +72,9 @@ def test_a_single_detector_keeps_its_order_even_far_out(seed):
     fusion = fit_fusion(scores, labels, groups, replicates=3)
     far = np.sort(np.r_[scores[:, 0], 1e3, 1e4, 2e4, 1e7])
     assert fusion.weights == (1.0,)
-    if not fusion.note: assert (np.diff(fusion(far[:, None]))[np.diff(far) > 0] > 0).all(), "the fused score ties where the raw score does not"
+    if not fusion.note:
+        assert (np.diff(fusion(far[:, None]))[np.diff(far) > 0]
+            > 0).all(), "the fused score ties where the raw score does not"
 
 
 def test_identical_detectors_share_and_a_constant_one_gets_nothing():
@@ -96,7 +104,8 @@ def test_probability_rises_with_the_score_and_is_roughly_right():
     assert (np.diff(p[np.argsort(fusion(new))]) >= 0).all()
     for low in (0.0, 0.25, 0.5, 0.75):
         inside = (p >= low) & (p < low + 0.25)
-        assert abs(truth[inside].mean() - p[inside].mean()) < 0.12, f"of pictures with P in [{low}, {low + 0.25}] {truth[inside].mean():.2f} are NOK"
+        assert abs(truth[inside].mean() - p[inside]
+            .mean()) < 0.12, f"of pictures with P in [{low}, {low + 0.25}] {truth[inside].mean():.2f} are NOK"
 
 
 def test_few_parts_are_said():
@@ -129,8 +138,10 @@ def test_without_nok_p_values_take_over_and_say_so():
     assert image_auroc(labels, fusion(scores)) > 0.7
     with pytest.raises(UserError, match="without NOK"): fusion.probability(scores)
     with pytest.raises(UserError): fit_fusion(scores[~good], labels[~good], groups[~good])
-    by_hand = np.log([[(np.sum(scores[good, m] > s) + 1) / (good.sum() + 1) for m, s in enumerate(row)] for row in scores[good]])
-    assert np.allclose(fusion(scores[good]), -by_hand.mean(1), atol=1e-9), "at the calibration scores p is (r + 1)/(n + 1)"
+    by_hand = np.log([[(np.sum(scores[good, m] > s) + 1) / (good.sum() + 1) for m, s in enumerate(row)]
+        for row in scores[good]])
+    assert np.allclose(fusion(scores[good]), -by_hand.mean(1),
+        atol=1e-9), "at the calibration scores p is (r + 1)/(n + 1)"
 
 
 @given(seeds)
@@ -166,15 +177,17 @@ def test_what_is_no_number_is_refused_by_name(value):
 def test_wrong_shapes_are_refused():
     scores, labels, groups = calibration("shapes", (1.0, 1.0))
     fusion = fit_fusion(scores, labels, groups, replicates=2)
-    for call in (lambda: fit_fusion(scores, labels[:-1], groups), lambda: fit_fusion(scores, labels, groups, ("a", "a")), lambda: fusion(scores[:, :1]),
-                 lambda: fusion.weighted([1, -1]), lambda: fit_fusion(np.zeros((0, 2)), [], []), lambda: fuse_maps(fusion, [None, None])):
+    for call in (lambda: fit_fusion(scores, labels[:-1], groups), lambda: fit_fusion(scores, labels, groups,
+            ("a", "a")), lambda: fusion(scores[:, :1]), lambda: fusion.weighted([1, -1]),
+            lambda: fit_fusion(np.zeros((0, 2)), [], []), lambda: fuse_maps(fusion, [None, None])):
         with pytest.raises(UserError): call()
 
 
 def test_json_brings_back_the_same_fusion(tmp_path):
     scores, labels, groups = calibration("json", (1.0, 2.0))
     fitted = fit_fusion(scores, labels, groups, ("a", "b"), replicates=3)
-    for fusion in (fitted, with_map_scales(fitted, [[np.eye(4)], None]), equal_weights(fitted), fit_normal_fusion(scores)):
+    for fusion in (fitted, with_map_scales(fitted, [[np.eye(4)], None]), equal_weights(fitted),
+            fit_normal_fusion(scores)):
         fusion.save(tmp_path / "fusion.json")
         again = Fusion.load(tmp_path / "fusion.json")
         assert again == fusion and (again(scores) == fusion(scores)).all()
@@ -197,8 +210,9 @@ def test_maps_of_any_unit_count_by_their_weight():
     scores, labels, groups = calibration("maps", (1.0, 1.0, 1.0))
     fusion = fit_fusion(scores, labels, groups, replicates=2).weighted([3, 1, 4])
     maps = [[r.normal(size=(20, 30)) for _ in range(5)] for _ in range(2)]
-    def fused(units): return fuse_maps(with_map_scales(fusion, [[u * m + 2 for m in stream] for u, stream in zip(units, maps)] + [None]),
-                                       [units[0] * maps[0][0] + 2, units[1] * maps[1][0] + 2, None])
+    def fused(units):
+        return fuse_maps(with_map_scales(fusion, [[u * m + 2 for m in stream]
+            for u, stream in zip(units, maps)] + [None]), [units[0] * maps[0][0] + 2, units[1] * maps[1][0] + 2, None])
     assert fused((1, 1)).dtype == np.float32 and np.allclose(fused((1, 1)), fused((1e-5, 1e3)), atol=1e-4)
     def scale(stream):
         level = np.mean([np.median(m) for m in stream])
@@ -221,9 +235,11 @@ def test_any_is_the_product_rule(seed):
 
 
 def test_poses_follow_the_time_stamp_and_not_the_order_of_files():
-    names = [f"test/nok/part_{part}/zoom_{zoom}_20250303_08{minute:02d}00.png" for part in (1, 2) for minute in (30, 10, 20) for zoom in (4, 3)]
+    names = [f"test/nok/part_{part}/zoom_{zoom}_20250303_08{minute:02d}00.png" for part in (1, 2)
+        for minute in (30, 10, 20) for zoom in (4, 3)]
     found = poses(names)
-    assert found.pose.tolist() == [2, 2, 0, 0, 1, 1] * 2 and found.zoom.tolist() == [4, 3] * 6 and found.part.nunique() == 2
+    assert found.pose.tolist() == [2, 2, 0, 0, 1, 1] * 2 and found.zoom.tolist() == [4, 3] * 6
+    assert found.part.nunique() == 2
     chosen = part_scores(found, np.arange(12.0), (0, 2), "max")
     assert chosen.to_dict() == {"part_1": 3.0, "part_2": 9.0}
     with pytest.raises(UserError): poses(["test/good/000.png"])
@@ -261,7 +277,8 @@ def test_delong_agrees_with_the_bootstrap_over_parts():
     found = delong(labels, scores[:, 0], scores[:, 1], groups)
     value, low, high = paired_difference(labels, scores[:, 0], scores[:, 1], groups)
     assert np.isclose(found.difference, value) and abs((high - low) / (2 * 1.99 * found.error) - 1) < 0.12
-    assert found.error > 1.15 * delong(labels, scores[:, 0], scores[:, 1]).error, "photos of a part count as independent"
+    assert found.error > 1.15 * delong(labels, scores[:, 0],
+        scores[:, 1]).error, "photos of a part count as independent"
     assert np.isnan(delong([0, 0, 1, 1], [1, 2, 3, 4], [4, 3, 2, 1], list("abcc")).p)
 
 
@@ -279,6 +296,7 @@ def test_holm_by_definition(p):
 def test_compare_finds_the_one_clear_difference():
     scores, labels, groups = calibration("compare", (3.0, 0.0), parts=(25, 25))
     twin = scores[:, 0] + 1e-3 * rng("twin").normal(size=len(labels))
-    table = compare(labels, {"good": scores[:, 0], "twin": twin, "chance": scores[:, 1]}, groups, replicates=300).set_index(["a", "b"])
+    table = compare(labels, {"good": scores[:, 0], "twin": twin, "chance": scores[:, 1]}, groups,
+        replicates=300).set_index(["a", "b"])
     assert table.loc[("good", "chance"), "p_holm"] < 0.001 and table.loc[("good", "chance"), "ci_low"] > 0.1
     assert table.loc[("good", "twin"), "p_holm"] > 0.05 and len(table) == 3

@@ -1,4 +1,5 @@
-"""10,000 mutated bundles, caches, checkpoints, feature maps, manifests, splits and studies: refused in one sentence or read right; no code is run.
+"""10,000 mutated bundles, caches, checkpoints, feature maps, manifests, splits and studies: refused in one sentence or
+read right; no code is run.
 
 Archives that are bombs, or hold links and paths out of their folder, are the subject of test_public.py."""
 import hashlib
@@ -32,7 +33,8 @@ class Ran:
 
 
 def mutated(data, draw):
-    "Bytes `data`, changed somewhere: a bit, a byte, a piece cut out, doubled, exchanged, or filled with something else."
+    """Bytes `data`, changed somewhere: a bit, a byte, a piece cut out, doubled, exchanged,
+    or filled with something else."""
     data, n = bytearray(data), max(1, len(data))
     kind, at, length = draw.randrange(7), draw.randrange(n), draw.randrange(1, 1 + min(64, n))
     if kind == 0 and data: data[at] ^= 1 << draw.randrange(8)
@@ -40,7 +42,9 @@ def mutated(data, draw):
     elif kind == 2: data[at:at + length] = draw.randbytes(length)
     elif kind == 3: del data[at:at + length]
     elif kind == 4: data[at:at] = data[at:at + length] * draw.randrange(1, 9)
-    elif kind == 5: data[at:at] = draw.choice([b"\0" * 9, b"\xff\xfe", b"9" * 40, b'{"a":' * 60, b"- [" * 40, b"-1", b"1e999", b"NaN", b"!!python/object/apply:os.system ['false']", b"&a [*a]", b"../../", "\u202e".encode()])
+    elif kind == 5:
+        data[at:at] = draw.choice([b"\0" * 9, b"\xff\xfe", b"9" * 40, b'{"a":' * 60, b"- [" * 40, b"-1", b"1e999",
+            b"NaN", b"!!python/object/apply:os.system ['false']", b"&a [*a]", b"../../", "\u202e".encode()])
     else: data[:length] = draw.randbytes(length)
     return bytes(data)
 
@@ -66,7 +70,8 @@ def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz") / "bundle"
     images = np.random.default_rng(0).integers(0, 255, (6, 32, 32, 3)).astype(np.uint8)
     from thesis_ad.data.datasets import ImageSet
-    return create("autoencoder_plain", size=(32, 32), width=2, steps=2, batch=2, device="cpu").fit(ImageSet.from_arrays(images)).save(folder)
+    return create("autoencoder_plain", size=(32, 32), width=2, steps=2, batch=2,
+        device="cpu").fit(ImageSet.from_arrays(images)).save(folder)
 
 
 @pytest.mark.parametrize("name, n", [("bundle.json", 3000), ("tensors.safetensors", 1500)])
@@ -82,7 +87,8 @@ def test_a_changed_bundle_is_refused(bundle, tmp_path, name, n):
 def test_a_bundle_that_somebody_has_sealed_anew_is_refused_or_loads(bundle, tmp_path):
     "Values of bundle.json are exchanged and the digest is made to fit, as an attacker would."
     facts, draw = json.loads((bundle / "bundle.json").read_bytes()), random.Random(2)
-    values = [None, -1, 0, 1e308, 10**30, "", "../..", "x" * 500, [], [[]], {}, {"a": 1}, True, "padim", "pca", [32, 32], [10**9, 10**9], "nan"]
+    values = [None, -1, 0, 1e308, 10**30, "", "../..", "x" * 500, [], [[]], {}, {"a": 1}, True, "padim", "pca",
+        [32, 32], [10**9, 10**9], "nan"]
     (tmp_path / "tensors.safetensors").write_bytes((bundle / "tensors.safetensors").read_bytes())
     def places(value, path=()):
         if isinstance(value, dict):
@@ -109,7 +115,8 @@ def test_changed_tensors_that_were_sealed_anew(bundle, tmp_path):
     facts, original = json.loads((bundle / "bundle.json").read_bytes()), (bundle / "tensors.safetensors").read_bytes()
     def read(data):
         (tmp_path / "tensors.safetensors").write_bytes(data)
-        (tmp_path / "bundle.json").write_bytes(bundles._canonical(bundles._sealed(facts | {"tensors_sha256": hashlib.sha256(data).hexdigest()})))
+        (tmp_path / "bundle.json").write_bytes(
+            bundles._canonical(bundles._sealed(facts | {"tensors_sha256": hashlib.sha256(data).hexdigest()})))
         return load_bundle(tmp_path, "cpu")
     check(read, original, 800, 3, lambda found, data: found.method == "autoencoder_plain")
 
@@ -130,7 +137,8 @@ def test_a_changed_cache_is_made_again(tmp_path):
         (folder / name).write_bytes(data)
         if json.loads(whole[name]) != _or_none(data) if name.suffix == ".json" else data != whole[name]: changed += 1
         assert cached("evaluations", "ab", make, cache=tmp_path) == folder and is_sealed(folder)
-        assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "seal.json"} == {key: value for key, value in whole.items() if key.name != "seal.json"}
+        assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+            and path.name != "seal.json"} == {key: value for key, value in whole.items() if key.name != "seal.json"}
         for key, value in whole.items(): (folder / key).write_bytes(value)
     assert len(made) - 1 <= 500 and len(made) - 1 >= 0.95 * changed
 
@@ -146,7 +154,8 @@ def test_a_changed_feature_map_is_none(tmp_path):
     def read(data):
         file.write_bytes(data)
         return backbones._read(file, 3)
-    check(read, original, 1000, 5, lambda found, data: found is None or data == original or np.array_equal(found.numpy(), m))
+    check(read, original, 1000, 5,
+        lambda found, data: found is None or data == original or np.array_equal(found.numpy(), m))
 
 
 def test_a_changed_checkpoint_is_not_continued_from(tmp_path):
@@ -163,16 +172,20 @@ def test_a_changed_checkpoint_is_not_continued_from(tmp_path):
     assert all(torch.equal(t, network.state_dict()[name]) for name, t in before.items())
 
 
-SPLITS = "path,split,label,defect,mask,group\n" + "".join(f"train/ok/{i}.png,train,0,good,,p{i}\n" for i in range(8)) + "test/nok/1.png,test,1,dent,masks/1.png,q1\n"
-MANIFEST = "title: A part\nkind: rendered\nlicence: CC0\nsource: here\nrecipe: {seed: 1, size: 64}\ndata_hash: abcd\nenhance: true\n"
-STUDY = "profile: smoke\ndatasets: [prefilter_a]\ndetectors: [gaussian, mine: {detector: padim, channels: 20}]\nseeds: [0, 1]\nsettings: {small: {size: [64, 64]}}\n"
+SPLITS = ("path,split,label,defect,mask,group\n" + "".join(f"train/ok/{i}.png,train,0,good,,p{i}\n" for i in range(8))
+    + "test/nok/1.png,test,1,dent,masks/1.png,q1\n")
+MANIFEST = ("title: A part\nkind: rendered\nlicence: CC0\nsource: here\nrecipe: {seed: 1, size: 64}\ndata_hash: "
+    "abcd\nenhance: true\n")
+STUDY = ("profile: smoke\ndatasets: [prefilter_a]\ndetectors: [gaussian, mine: {detector: padim, channels: "
+    "20}]\nseeds: [0, 1]\nsettings: {small: {size: [64, 64]}}\n")
 
 
 def test_changed_splits(tmp_path):
     def read(data):
         (tmp_path / "splits.csv").write_bytes(data)
         return read_splits(tmp_path / "splits.csv")
-    check(read, SPLITS.encode(), 700, 7, lambda table, data: set(table.split) <= {"train", "calibration", "test"} and set(table.label) <= {0, 1} and not table.path.str.contains(r"(?:^|/)\.\.(?:/|$)|^/").any())
+    check(read, SPLITS.encode(), 700, 7, lambda table, data: set(table.split) <= {"train", "calibration",
+        "test"} and set(table.label) <= {0, 1} and not table.path.str.contains(r"(?:^|/)\.\.(?:/|$)|^/").any())
 
 
 def test_changed_manifests(tmp_path, monkeypatch):
@@ -185,7 +198,8 @@ def test_changed_manifests(tmp_path, monkeypatch):
 
 
 def test_changed_studies():
-    check(lambda data: parse_study(data.decode("utf-8", "replace")), STUDY.encode(), 400, 9, lambda found, data: bool(found.detectors))
+    check(lambda data: parse_study(data.decode("utf-8", "replace")), STUDY.encode(), 400, 9,
+        lambda found, data: bool(found.detectors))
 
 
 # ---- made to harm ----
@@ -195,7 +209,8 @@ def test_a_pickle_is_never_loaded(bundle, tmp_path):
     harm = pickle.dumps(Ran(tmp_path / "ran"))
     facts = json.loads((bundle / "bundle.json").read_bytes())
     (tmp_path / "tensors.safetensors").write_bytes(harm)
-    (tmp_path / "bundle.json").write_bytes(bundles._canonical(bundles._sealed(facts | {"tensors_sha256": hashlib.sha256(harm).hexdigest()})))
+    (tmp_path / "bundle.json").write_bytes(
+        bundles._canonical(bundles._sealed(facts | {"tensors_sha256": hashlib.sha256(harm).hexdigest()})))
     with pytest.raises(UserError): load_bundle(tmp_path, "cpu")
     (tmp_path / "bundle.json").write_bytes(harm)
     with pytest.raises(UserError): load_bundle(tmp_path, "cpu")
@@ -208,15 +223,18 @@ def test_a_pickle_is_never_loaded(bundle, tmp_path):
     data = file.getvalue()
     (tmp_path / "a.npy").write_bytes(data + __import__("zlib").crc32(data).to_bytes(4, "little"))
     assert backbones._read(tmp_path / "a.npy", 1) is None
-    for text in (f"!!python/object/apply:os.system ['touch {tmp_path}/ran']", f"datasets: !!python/object/apply:os.system ['touch {tmp_path}/ran']"):
+    for text in (f"!!python/object/apply:os.system ['touch {tmp_path}/ran']",
+            f"datasets: !!python/object/apply:os.system ['touch {tmp_path}/ran']"):
         with pytest.raises(UserError): parse_study(text)
     assert not (tmp_path / "ran").exists()
 
 
 def test_an_image_that_says_it_is_huge_is_refused(tmp_path):
     import struct, zlib
-    def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 10**6, 10**6, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b""))
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 10**6, 10**6, 8,
+        2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b""))
     from thesis_ad.files import read_image
     start = time.process_time()
     with pytest.raises(UserError, match="pixels"): read_image(tmp_path / "huge.png")

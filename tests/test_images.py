@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from thesis_ad.images.augmentation import Augment, Compose, add_noise, blur, blur_kernel, gamma_table, is_grey, minimal_noise, tone_table, turn
+from thesis_ad.images.augmentation import (Augment, Compose, add_noise, blur, blur_kernel, gamma_table, is_grey,
+    minimal_noise, tone_table, turn)
 from thesis_ad.images.enhancement import Enhance, clahe, unsharp
 from thesis_ad.settings import UserError, rng
 
 NOTHING = Augment(gamma_p=0, brightness_p=0, contrast_p=0, noise_p=0, blur_p=0, flip_p=0, rotation_p=0)
-TRANSFORMS = [Augment(), Augment(flips=False, rotations=False), NOTHING, replace(NOTHING, minimal=0), Enhance(), Enhance(share=0.0), Enhance(share=0.5), Enhance(smooth=0.8),
-              Compose(Augment(), Enhance(share=0.15)), Compose()]
+TRANSFORMS = [Augment(), Augment(flips=False, rotations=False), NOTHING, replace(NOTHING, minimal=0), Enhance(),
+    Enhance(share=0.0), Enhance(share=0.5), Enhance(smooth=0.8), Compose(Augment(), Enhance(share=0.15)), Compose()]
 
 
 def random_image(seed, height=48, width=48, grey=False):
@@ -71,23 +72,27 @@ def test_repr_makes_it_again_and_fields_are_frozen(transform):
 
 
 def test_every_setting_shows_in_the_repr():
-    for base, changed in ((Augment(), dict(gamma=(0.8, 1.1), gamma_p=0.1, brightness=(0.9, 1.0), brightness_p=0.1, contrast=(0.9, 1.0), contrast_p=0.1,
-                                           noise=(3.0,), noise_p=0.1, blur=(3,), blur_p=0.1, flips=False, flip_p=0.1, rotations=False, rotation_p=0.1, minimal=0.1)),
-                          (Enhance(), dict(share=0.15, clip=4.0, tiles=(4, 4), gamma=0.9, amount=1.0, sigma=2.0, smooth=1.0))):
+    for base, changed in ((Augment(), dict(gamma=(0.8, 1.1), gamma_p=0.1, brightness=(0.9, 1.0), brightness_p=0.1,
+            contrast=(0.9, 1.0), contrast_p=0.1, noise=(3.0,), noise_p=0.1, blur=(3,), blur_p=0.1,
+            flips=False, flip_p=0.1, rotations=False, rotation_p=0.1, minimal=0.1)),
+            (Enhance(), dict(share=0.15, clip=4.0, tiles=(4, 4), gamma=0.9, amount=1.0, sigma=2.0, smooth=1.0))):
         assert set(changed) == set(base.__dict__), "a field is missing from this test"
         reprs = {repr(replace(base, **{name: value})) for name, value in changed.items()} | {repr(base)}
         assert len(reprs) == len(changed) + 1
 
 
 @pytest.mark.parametrize("transform", [Augment(), Enhance(), Compose(Enhance())], ids=repr)
-@pytest.mark.parametrize("image", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)], ids=["float", "2-D", "RGBA"])
+@pytest.mark.parametrize("image", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8),
+    np.zeros((8, 8, 4), np.uint8)], ids=["float", "2-D", "RGBA"])
 def test_other_arrays_are_refused(transform, image):
     with pytest.raises(ValueError, match=r"uint8 image \[H, W, 3\]"): transform(image, rng(0))
 
 
 @pytest.mark.parametrize("make, word", [
-    (lambda: Augment(flip_p=-0.1), "flip_p"), (lambda: Augment(minimal=2), "minimal"), (lambda: Augment(contrast=(1.2, 0.8)), "contrast"),
-    (lambda: Augment(noise=(0.0,)), "noise"), (lambda: Augment(blur=(2.5,)), "blur"), (lambda: Enhance(share=1.1), "share"),
+    (lambda: Augment(flip_p=-0.1), "flip_p"), (lambda: Augment(minimal=2), "minimal"),
+    (lambda: Augment(contrast=(1.2, 0.8)), "contrast"),
+    (lambda: Augment(noise=(0.0,)), "noise"), (lambda: Augment(blur=(2.5,)), "blur"),
+    (lambda: Enhance(share=1.1), "share"),
     (lambda: Enhance(clip=0), "clip"), (lambda: Enhance(smooth=-1), "smooth")])
 def test_impossible_settings_are_refused_by_name(make, word):
     with pytest.raises(UserError, match=word): make()
@@ -106,13 +111,16 @@ def test_defaults_are_the_thesis_recipe():
 def test_frequencies_and_ranges_of_what_is_drawn():
     a, n = Augment(), 6000
     draws = [a.draw(rng("frequency", i)) for i in range(n)]
-    for name, p in dict(gamma=a.gamma_p, brightness=a.brightness_p, contrast=a.contrast_p, noise=0.3, blur=0.2, hflip=0.4, vflip=0.4, rotation=0.15).items():
+    for name, p in dict(gamma=a.gamma_p, brightness=a.brightness_p, contrast=a.contrast_p, noise=0.3, blur=0.2,
+            hflip=0.4, vflip=0.4, rotation=0.15).items():
         within_binomial(sum(name in d for d in draws), n, p, name)
     for name in ("gamma", "brightness", "contrast"):
         low, high = getattr(a, name)
         values = np.array([d[name] for d in draws if name in d])
-        assert low <= values.min() < low + 0.02 * (high - low) and high - 0.02 * (high - low) < values.max() <= high, name
-        assert abs(values.mean() - (low + high) / 2) < 4 * (high - low) / np.sqrt(12 * len(values)), f"{name} is not uniform"
+        assert (low <= values.min() < low + 0.02 * (high - low)
+            and high - 0.02 * (high - low) < values.max() <= high), name
+        assert (abs(values.mean() - (low + high) / 2)
+            < 4 * (high - low) / np.sqrt(12 * len(values))), f"{name} is not uniform"
     for name, choices in dict(noise=a.noise, blur=a.blur, rotation=(90, 180, 270)).items():
         values = [d[name] for d in draws if name in d]
         for choice in choices: within_binomial(values.count(choice), len(values), 1 / 3, f"{name} {choice}")
@@ -138,13 +146,16 @@ def test_each_step_alone_is_the_step_that_was_drawn():
     for i in range(20):
         g, b, k, s = (only(**{f"{name}_p": 1.0}) for name in ("gamma", "brightness", "blur", "noise"))
         gamma = g.draw(rng(i))["gamma"]
-        assert np.array_equal(g(image, rng(i)), np.rint(255 * (image / 255) ** gamma).astype(np.uint8)), f"gamma {gamma}"
+        assert np.array_equal(g(image, rng(i)),
+            np.rint(255 * (image / 255) ** gamma).astype(np.uint8)), f"gamma {gamma}"
         brightness = b.draw(rng(i))["brightness"]
-        assert np.array_equal(b(image, rng(i)), np.clip(np.rint(image * brightness), 0, 255).astype(np.uint8)), f"brightness {brightness}"
+        assert np.array_equal(b(image, rng(i)),
+            np.clip(np.rint(image * brightness), 0, 255).astype(np.uint8)), f"brightness {brightness}"
         size = k.draw(rng(i))["blur"]
         assert np.array_equal(k(image, rng(i)), blur(image, size))
         sigma = s.draw(rng(i))["noise"]
-        assert abs(s(flat_grey, rng(i)).std() / np.sqrt(sigma ** 2 + 1 / 12) - 1) < 0.05, f"noise {sigma}"      # 4096 pixels: 5 % is 4.5 σ
+        # 4096 pixels: 5 % is 4.5 σ
+        assert abs(s(flat_grey, rng(i)).std() / np.sqrt(sigma ** 2 + 1 / 12) - 1) < 0.05, f"noise {sigma}"
         contrast = only(contrast_p=1.0)
         c = contrast.draw(rng(i))["contrast"]
         wanted = np.clip(image.mean() + c * (image - image.mean()), 0, 255)
@@ -168,7 +179,8 @@ def test_switching_geometry_off_keeps_the_light_and_the_pose():
         assert not {"hflip", "vflip", "rotation"} & set(still.draw(rng(i)))
         out = still(image, rng(i)).astype(int)[..., 0]
         assert out[:12, :4].mean() > out[20:, 20:].mean() and out[:12, :4].mean() > out[:12, 20:].mean()
-        moving = {k: v for k, v in replace(still, flips=True, rotations=True).draw(rng(i)).items() if k not in ("hflip", "vflip", "rotation")}
+        moving = {k: v for k, v in replace(still, flips=True, rotations=True).draw(rng(i)).items()
+            if k not in ("hflip", "vflip", "rotation")}
         assert moving == still.draw(rng(i)), "switching geometry off must not change the light"
 
 
@@ -184,8 +196,8 @@ def test_an_image_that_is_not_square_is_never_laid_across():
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 20)])
 @pytest.mark.parametrize("value", [None, 0, 1, 128, 254, 255])
-@pytest.mark.parametrize("transform", [Augment(), NOTHING, replace(NOTHING, flip_p=1.0), replace(NOTHING, brightness_p=1.0), replace(NOTHING, noise_p=1.0)],
-                         ids=["recipe", "nothing", "flips", "brightness", "noise"])
+@pytest.mark.parametrize("transform", [Augment(), NOTHING, replace(NOTHING, flip_p=1.0), replace(NOTHING,
+    brightness_p=1.0), replace(NOTHING, noise_p=1.0)], ids=["recipe", "nothing", "flips", "brightness", "noise"])
 def test_a_thousand_augmentations_are_a_thousand_images(transform, value, size):
     image = random_image(7, *size) if value is None else flat(value, *size)
     images = [transform(image, rng("unique", i)) for i in range(1000)]
@@ -194,7 +206,8 @@ def test_a_thousand_augmentations_are_a_thousand_images(transform, value, size):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 30), st.integers(1, 30), st.sampled_from([None, 0, 255]), st.floats(0, 1), st.integers(0, 10 ** 6))
+@given(st.integers(1, 30), st.integers(1, 30), st.sampled_from([None, 0, 255]), st.floats(0, 1),
+    st.integers(0, 10 ** 6))
 def test_minimal_noise_is_one_level_in_at_most_its_share(height, width, value, share, seed):
     image = random_image(seed, height, width) if value is None else flat(value, height, width)
     change = np.abs(minimal_noise(image, share, rng(seed)).astype(int) - image)
@@ -239,7 +252,8 @@ def test_blur_kernels_are_centred_and_grow(size):
     kernel = blur_kernel(size)
     offset = np.arange(len(kernel)) - len(kernel) // 2
     assert len(kernel) % 2 == 1 and kernel.sum() == pytest.approx(1) and np.allclose(kernel, kernel[::-1])
-    assert kernel @ offset ** 2 < blur_kernel(size + 1) @ (np.arange(len(blur_kernel(size + 1))) - len(blur_kernel(size + 1)) // 2) ** 2
+    assert kernel @ offset ** 2 < blur_kernel(size + 1) @ (np.arange(len(blur_kernel(size + 1)))
+        - len(blur_kernel(size + 1)) // 2) ** 2
     if size in (3, 4, 5): assert kernel @ offset ** 2 == pytest.approx((size - 1) / 4)
 
 
@@ -248,14 +262,16 @@ def test_the_even_blur_moves_nothing():
     dot[10, 10] = 255
     for size in (3, 4, 5):
         spread = blur(dot, size)[..., 0].astype(float)
-        assert np.array_equal(spread, spread[::-1, ::-1]) and np.array_equal(spread, spread.T), f"k = {size} shifts the picture"
+        assert (np.array_equal(spread, spread[::-1, ::-1])
+            and np.array_equal(spread, spread.T)), f"k = {size} shifts the picture"
         assert spread[10, 10] == spread.max() and (blur(flat(77), size) == 77).all()
 
 
 def test_grey_stays_grey():
     for seed in range(20):
         image = random_image(seed, 64, 64, grey=True)
-        assert is_grey(image) and is_grey(Augment(noise_p=1.0)(image, rng(seed))) and is_grey(Augment(noise_p=0)(image, rng(seed)))
+        assert is_grey(image) and is_grey(Augment(noise_p=1.0)(image, rng(seed)))
+        assert is_grey(Augment(noise_p=0)(image, rng(seed)))
         for out in (Enhance()(image), Enhance(clip=40.0, gamma=0.4, amount=2.0)(image), clahe(image)):
             assert np.ptp(out.astype(int), axis=2).max() == 0
     assert not is_grey(add_noise(random_image(0), 5, rng(0)))
@@ -264,8 +280,8 @@ def test_grey_stays_grey():
 # ---------------------------------------------------------------- enhancement
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(9, 80), st.integers(9, 80), st.sampled_from([1.0, 2.0, 4.0]), st.sampled_from([(8, 8), (2, 4)]), st.floats(0.5, 1.5),
-       st.floats(0, 2), st.sampled_from([0.0, 0.8]), st.integers(0, 10 ** 6))
+@given(st.integers(9, 80), st.integers(9, 80), st.sampled_from([1.0, 2.0, 4.0]), st.sampled_from([(8, 8), (2, 4)]),
+    st.floats(0.5, 1.5), st.floats(0, 2), st.sampled_from([0.0, 0.8]), st.integers(0, 10 ** 6))
 def test_the_chain_is_clahe_then_gamma_then_unsharp(height, width, clip, tiles, gamma, amount, smooth, seed):
     "Against the steps written out in OpenCV and NumPy."
     image = random_image(seed, height, width)
@@ -282,7 +298,8 @@ def test_the_chain_is_clahe_then_gamma_then_unsharp(height, width, clip, tiles, 
 def test_another_order_is_another_image():
     image = random_image(11, 64, 64)
     table = np.rint(gamma_table(0.8)).astype(np.uint8)
-    others = [unsharp(clahe(table[image])), clahe(unsharp(table[image])), clahe(table[unsharp(image)]), table[unsharp(clahe(image))], table[clahe(unsharp(image))]]
+    others = [unsharp(clahe(table[image])), clahe(unsharp(table[image])), clahe(table[unsharp(image)]),
+        table[unsharp(clahe(image))], table[clahe(unsharp(image))]]
     assert all(np.abs(Enhance()(image).astype(int) - other).max() > 3 for other in others)
 
 

@@ -1,4 +1,5 @@
-"`inspect`: a row for every file asked for, exit codes, maps and masks, names of any length, its own output, and overlays that mean something."
+"""`inspect`: a row for every file asked for, exit codes, maps and masks, names of any length, its own output, and
+overlays that mean something."""
 import csv
 import os
 import shutil
@@ -21,7 +22,8 @@ NAMES = {"a": False, "b" * 245: False, "c": True, "line\nbreak": True, "ü" * 10
 
 @pytest.fixture(scope="module")
 def part(tmp_path_factory):
-    "A calibrated and an uncalibrated bundle, and a folder of five images, two of them NOK, one with a name of 245 characters."
+    """A calibrated and an uncalibrated bundle, and a folder of five images, two of them NOK,
+    one with a name of 245 characters."""
     root = tmp_path_factory.mktemp("inspecting")
     for i in range(8): write_picture(root / f"data/train/ok/{i}.png", rng("inspecting", "train", i))
     for i in range(20): write_picture(root / f"data/calibration/ok/{i}.png", rng("inspecting", "calibration", i))
@@ -33,25 +35,31 @@ def part(tmp_path_factory):
 
 
 def statuses(folder):
-    with open(folder / "decisions.csv", newline="", errors="surrogateescape") as file: return [row["status"] for row in csv.DictReader(file)]
+    with open(folder / "decisions.csv", newline="", errors="surrogateescape") as file:
+        return [row["status"] for row in csv.DictReader(file)]
 
 
 def test_exit_codes_say_the_worst_of_all_files(part, tmp_path):
     ok, nok, bundle = part / "new/a.png", part / "new/c.png", part / "bundle"
     assert thesis_ad("inspect", bundle, ok).returncode == 0
     assert thesis_ad("inspect", bundle, ok, nok).returncode == 1
-    for name, data in (("broken.png", ok.read_bytes()[:300]), ("empty.png", b""), ("notes.txt", b"no image")): (tmp_path / name).write_bytes(data)
+    for name, data in (("broken.png", ok.read_bytes()[:300]), ("empty.png", b""), ("notes.txt", b"no image")):
+        (tmp_path / name).write_bytes(data)
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "folder.png").mkdir()
     latin = os.fsencode(tmp_path) + b"/caf\xe9.png"
     shutil.copy(os.fsencode(ok), latin)
-    result = thesis_ad("inspect", bundle, ok, nok, *(tmp_path / name for name in ("broken.png", "empty.png", "notes.txt", "link.png", "missing.png")), os.fsdecode(latin), "-o", tmp_path / "o")
+    result = thesis_ad("inspect", bundle, ok,
+        nok, *(tmp_path / name for name in ("broken.png", "empty.png", "notes.txt", "link.png", "missing.png")),
+        os.fsdecode(latin), "-o", tmp_path / "o")
     assert result.returncode == 2 and "8 inspected: 2 OK, 1 NOK, 5 unread" in result.stderr, result.stderr
     assert statuses(tmp_path / "o") == ["OK", "NOK"] + ["unread"] * 5 + ["OK"], "a file asked for has no row"
-    assert len(result.stdout.splitlines()) == 8 and result.stdout.count("unread") == 5 and "caf\\udce9.png" in result.stdout
+    assert len(result.stdout.splitlines()) == 8 and result.stdout.count("unread") == 5
+    assert "caf\\udce9.png" in result.stdout
     assert thesis_ad("inspect", bundle, tmp_path / "broken.png", "--exit-zero").returncode == 0
     result = thesis_ad("inspect", bundle, tmp_path)
-    assert result.returncode == 2 and "notes.txt" not in result.stdout and "1 files in" in result.stderr and "link.png" in result.stdout, result.stderr
+    assert (result.returncode == 2 and "notes.txt" not in result.stdout and "1 files in" in result.stderr
+        and "link.png" in result.stdout), result.stderr
     refused(thesis_ad("inspect", bundle, ok, tmp_path / "folder.png"), "no images in", "folder.png")
 
 
@@ -80,7 +88,8 @@ def test_maps_and_masks_are_those_of_the_detector(kind, part, tmp_path):
     for heat, row in zip(maps, table.itertuples()):
         found = np.load(tmp_path / row.map) if kind == "npy" else np.asarray(Image.open(tmp_path / row.map))
         if kind == "png": found = found / 65535 * (row.map_high - row.map_low) + row.map_low
-        np.testing.assert_allclose(found, heat, rtol=0, atol=0 if kind != "png" else (row.map_high - row.map_low) / 130_000)
+        np.testing.assert_allclose(found, heat, rtol=0,
+            atol=0 if kind != "png" else (row.map_high - row.map_low) / 130_000)
         mask = np.asarray(Image.open(tmp_path / row.mask)) > 0
         assert (mask == (heat > detector.threshold["pixel"]["value"])).all()
     refused(thesis_ad("inspect", part / "bundle", part / "new", "--maps", kind), "-o")
@@ -101,7 +110,8 @@ def test_its_own_output_is_neither_inspected_nor_learned_from(part, tmp_path):
     assert result.returncode == 2 and "shows no part" in result.stderr
     shutil.rmtree(photos / "seen")
     result = thesis_ad("fit", "gaussian", photos, "-o", tmp_path / "b", "--set", "size=64")
-    assert result.returncode == 0 and "holiday.png" in result.stderr and len(load_bundle(tmp_path / "b", "cpu").trained_on) < 7, result.stderr
+    assert (result.returncode == 0 and "holiday.png" in result.stderr
+        and len(load_bundle(tmp_path / "b", "cpu").trained_on) < 7), result.stderr
 
 
 def test_results_of_an_earlier_run_do_not_stay_and_nothing_else_is_touched(part, tmp_path):
@@ -110,17 +120,20 @@ def test_results_of_an_earlier_run_do_not_stay_and_nothing_else_is_touched(part,
     thesis_ad("inspect", part / "bundle", part / "new", "-o", tmp_path, "--maps", "npy", "--masks")
     assert len(list(tmp_path.iterdir())) == 5 * 3 + 3
     thesis_ad("inspect", part / "bundle", part / "new/c.png", "-o", tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000_c.png", "00000_notes.png", "decisions.csv", "plan.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000_c.png", "00000_notes.png",
+        "decisions.csv", "plan.txt"]
     assert (tmp_path / "00000_notes.png").read_bytes() == b"mine"
     shutil.copy(part / "new/c.png", tmp_path / "notes.png")
-    refused(thesis_ad("inspect", part / "bundle", tmp_path / "notes.png", "-o", tmp_path), "00000_notes.png", "another folder")
+    refused(thesis_ad("inspect", part / "bundle", tmp_path / "notes.png", "-o", tmp_path), "00000_notes.png",
+        "another folder")
     assert (tmp_path / "00000_notes.png").read_bytes() == b"mine"
 
 
 def test_long_and_strange_names_are_written(part, tmp_path):
     assert thesis_ad("inspect", part / "bundle", part / "new", "-o", tmp_path).returncode == 1
     table = pd.read_csv(tmp_path / "decisions.csv")
-    assert len(table) == len(NAMES) and all((tmp_path / name).is_file() for name in table.overlay) and table.overlay.is_unique
+    assert len(table) == len(NAMES) and all((tmp_path / name).is_file() for name in table.overlay)
+    assert table.overlay.is_unique
     assert output_name(7, "x" * 300 + ".png") != output_name(8, "x" * 300 + ".png")
 
 
@@ -142,9 +155,11 @@ def test_only_the_image_at_fault_goes_without_a_score(part, monkeypatch):
     from thesis_ad.data import datasets
     read = datasets.read_image
     monkeypatch.setattr(datasets, "_pictures", datasets._Pictures())
-    monkeypatch.setattr(datasets, "read_image", lambda path, *rest: read(path if path.name != "c.png" else path.with_name("gone.png"), *rest))
+    monkeypatch.setattr(datasets, "read_image",
+        lambda path, *rest: read(path if path.name != "c.png" else path.with_name("gone.png"), *rest))
     gone = inspect(detector, files)
-    assert (gone.status == "unread").sum() == 3 and gone.reason[gone.status == "unread"].str.contains("no such file").all()
+    assert (gone.status == "unread").sum() == 3
+    assert gone.reason[gone.status == "unread"].str.contains("no such file").all()
     assert (gone[gone.status != "unread"].score == whole[gone.status != "unread"].score).all()
 
 
@@ -154,7 +169,8 @@ def test_a_graphics_card_by_its_usual_name_is_explained(part):
 
 
 def test_an_ignored_region_has_no_influence_at_all(tmp_path):
-    "A label that changes from image to image: nothing inside changes a score or a map by a bit, and a defect outside is found as before."
+    """A label that changes from image to image: nothing inside changes a score or a map by a bit,
+    and a defect outside is found as before."""
     label = np.zeros((72, 96), bool)
     label[2:14, 5:40] = True
     Image.fromarray(label.astype(np.uint8) * 255).save(tmp_path / "label.png")
@@ -165,7 +181,8 @@ def test_an_ignored_region_has_no_influence_at_all(tmp_path):
             image = np.array(Image.open(path))
             image[label] = rng("label", folder, i).integers(0, 255, (label.sum(), 3))
             Image.fromarray(image).save(path)
-    assert thesis_ad("fit", "gaussian", tmp_path / "data", "-o", tmp_path / "b", "--set", "size=64", "--ignore", tmp_path / "label.png").returncode == 0
+    assert thesis_ad("fit", "gaussian", tmp_path / "data", "-o", tmp_path / "b", "--set", "size=64", "--ignore",
+        tmp_path / "label.png").returncode == 0
     detector = load_bundle(tmp_path / "b", "cpu")
     file = tmp_path / "data/test/ok/ok0.png"
     def judged(): return inspecting.score_each(detector, inspecting._readable(detector, [file])[0])
@@ -176,9 +193,11 @@ def test_an_ignored_region_has_no_influence_at_all(tmp_path):
     (again, heat_again, _), = judged()
     assert score == again and (heat == heat_again).all() and (heat[label] == heat.min()).all()
     result = thesis_ad("evaluate", tmp_path / "b", tmp_path / "data", "-o", tmp_path / "e")
-    assert result.returncode == 0 and pd.read_csv(tmp_path / "e/metrics.csv").set_index("metric").value["image_auroc"] == 1, result.stderr
+    assert (result.returncode == 0
+        and pd.read_csv(tmp_path / "e/metrics.csv").set_index("metric").value["image_auroc"] == 1), result.stderr
     write_picture(tmp_path / "wide.png", rng("wide"), shape=(72, 120))
     result = thesis_ad("inspect", tmp_path / "b", tmp_path / "wide.png")
     assert result.returncode == 2 and "the region to ignore is 96×72 pixels and the image 120×72" in result.stderr
     Image.new("L", (96, 72)).save(tmp_path / "black.png")
-    refused(thesis_ad("fit", "gaussian", tmp_path / "data", "-o", tmp_path / "b", "--ignore", tmp_path / "black.png"), "neither nothing nor all")
+    refused(thesis_ad("fit", "gaussian", tmp_path / "data", "-o", tmp_path / "b", "--ignore", tmp_path / "black.png"),
+        "neither nothing nor all")

@@ -1,4 +1,5 @@
-"""From an image to a filed decision: regions against scipy, reports, and `thesis-ad inspect` with ledger and reports."""
+"""From an image to a filed decision: regions against scipy, reports,
+and `thesis-ad inspect` with ledger and reports."""
 import json
 import re
 import shutil
@@ -39,12 +40,14 @@ def line(tmp_path_factory):
     "A folder with a calibrated `bundle`, photos `ok*.png` and `nok*.png`, and a broken file."
     root = tmp_path_factory.mktemp("line")
     for folder, count, square in (("train/ok", 10, False), ("calibration/ok", 21, False), ("calibration/nok", 4, True)):
-        for i in range(count): write_picture(root / "data" / folder / f"{folder[-2:]}{i}.png", rng("line", folder, i), square)
+        for i in range(count):
+            write_picture(root / "data" / folder / f"{folder[-2:]}{i}.png", rng("line", folder, i), square)
     for i in range(3):
         write_picture(root / f"new/ok{i}.png", rng("line", "new", i))
         write_picture(root / f"new/nok{i}.png", rng("line", "nok", i), True)
     (root / "new/broken.png").write_bytes(b"not an image")
-    for command in (("fit", "gaussian", root / "data", "-o", root / "bundle", *FIT), ("calibrate", root / "bundle", root / "data")):
+    for command in (("fit", "gaussian", root / "data", "-o", root / "bundle", *FIT),
+            ("calibrate", root / "bundle", root / "data")):
         assert thesis_ad(*command).returncode == 0
     return root
 
@@ -54,8 +57,8 @@ def detector(line): return load_bundle(line / "bundle", "cpu")
 
 
 @settings(max_examples=60, deadline=None)
-@given(arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.sampled_from([0, 1, 2, 3])), st.sampled_from([0.5, 1.0, 2.5]),
-       st.sampled_from([None, 0.1, 2.0]))
+@given(arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.sampled_from([0, 1, 2, 3])),
+    st.sampled_from([0.5, 1.0, 2.5]), st.sampled_from([None, 0.1, 2.0]))
 def test_regions_are_those_of_scipy(heat, value, scale):
     mask, regions = find_regions(heat, value, scale)
     label, count = ndimage.label(heat > value, structure=np.ones((3, 3)))
@@ -63,26 +66,30 @@ def test_regions_are_those_of_scipy(heat, value, scale):
     want = []
     for k, (rows, columns) in enumerate(ndimage.find_objects(label), 1):
         inside = label == k
-        want.append((columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start, int(inside.sum()), float(heat[inside].max())))
+        want.append((columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start, int(inside.sum()),
+            float(heat[inside].max())))
     assert sorted((r.left, r.top, r.width, r.height, r.pixels, r.peak) for r in regions) == sorted(want)
     assert [r.pixels for r in regions] == sorted((r.pixels for r in regions), reverse=True)
     assert all(r.mm2 is None if scale is None else np.isclose(r.mm2, r.pixels * scale**2) for r in regions)
 
 
 def test_the_decision_on_a_part():
-    assert [part_decision(d) for d in ([], ["OK"], ["OK", "OK"], ["OK", "unread"], ["OK", "unread", "NOK"], ["unread"], ["ok"])] == [
-        "unread", "OK", "OK", "unread", "NOK", "unread", "unread"]
+    assert [part_decision(d) for d in ([], ["OK"], ["OK", "OK"], ["OK", "unread"], ["OK", "unread", "NOK"], ["unread"],
+        ["ok"])] == ["unread", "OK", "OK", "unread", "NOK", "unread", "unread"]
 
 
 def test_one_image_from_a_path_bytes_or_an_array(line, detector):
     for name, decision in (("ok0.png", "OK"), ("nok0.png", "NOK")):
         file = line / "new" / name
-        by_path, by_bytes, by_array = judge(detector, file), judge(detector, file.read_bytes(), name=name), judge(detector, read_image(file))
-        assert by_path.score == by_bytes.score == by_array.score and {by_path.decision, by_bytes.decision, by_array.decision} == {decision}
+        by_path, by_bytes = judge(detector, file), judge(detector, file.read_bytes(), name=name)
+        by_array = judge(detector, read_image(file))
+        assert by_path.score == by_bytes.score == by_array.score
+        assert {by_path.decision, by_bytes.decision, by_array.decision} == {decision}
         assert by_path.sha256 == by_bytes.sha256 == sha256(file) and by_path.name == name
         assert by_path.confidence == float(decide(detector, by_path.score)[1]) and 0 <= by_path.confidence <= 1
         assert by_path.marked == by_path.mask.sum() == sum(region.pixels for region in by_path.regions)
-        assert (by_path.height, by_path.width) == by_path.heat.shape == by_path.image.shape[:2] == overlay(by_path).shape[:2] == (72, 96)
+        assert (by_path.height,
+            by_path.width) == by_path.heat.shape == by_path.image.shape[:2] == overlay(by_path).shape[:2] == (72, 96)
         assert json.loads(json.dumps(to_json(by_path), allow_nan=False))["decision"] == decision
     assert (read_image(png(by_path.image)) == by_path.image).all()
     marked = np.argwhere(by_path.mask).mean(0)
@@ -105,7 +112,8 @@ def test_what_cannot_be_judged_is_unread(line, detector, tmp_path):
 
 def test_a_page_stands_alone(line, detector, tmp_path):
     name = "<img src=x onerror=alert(1)>$\\frac&"
-    inspections = [judge(detector, line / "new" / file, part_id=name, operator=name, mm_per_pixel=0.5) for file in ("ok0.png", "nok0.png")]
+    inspections = [judge(detector, line / "new" / file, part_id=name, operator=name, mm_per_pixel=0.5)
+        for file in ("ok0.png", "nok0.png")]
     page = report_html([*inspections, unread(name, name=name)])
     assert "<img src=x" not in page and page.count("<img src=\"data:image/jpeg;base64,") == 6
     assert not re.findall(r"https?://|<script|<link|url\(", page) and "NOK" in re.search("<title>(.*)</title>", page)[1]
@@ -113,7 +121,8 @@ def test_a_page_stands_alone(line, detector, tmp_path):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".html", ".json", ".pdf"] and file.parent == tmp_path
     assert len(re.findall(rb"/Type /Page\b", file.with_suffix(".pdf").read_bytes())) == 2
     report = json.loads(file.with_suffix(".json").read_text())
-    assert report["decision"] == "NOK" and report["inspections"][1]["regions"][0]["mm2"] == inspections[1].regions[0].pixels / 4
+    assert report["decision"] == "NOK"
+    assert report["inspections"][1]["regions"][0]["mm2"] == inspections[1].regions[0].pixels / 4
 
 
 def test_a_detector_without_maps(line, detector, tmp_path):
@@ -133,24 +142,30 @@ def station(line, tmp_path, monkeypatch):
     "Arguments of an inspection that signs and reports, and where it writes."
     for name in SECRETS: monkeypatch.delenv(name, raising=False)
     (tmp_path / "key").write_text("k" * 40)
-    return ["inspect", line / "bundle", line / "new", "--ledger", tmp_path / "line.db", "--report", tmp_path / "reports", "--key-file", tmp_path / "key"]
+    return ["inspect", line / "bundle", line / "new", "--ledger", tmp_path / "line.db", "--report",
+        tmp_path / "reports", "--key-file", tmp_path / "key"]
 
 
 def test_inspect_signs_and_reports(line, station, tmp_path):
     result = thesis_ad(*station, "--operator", "A. Novák", "--mm-per-pixel", 0.5, "-o", tmp_path / "out")
     assert "Traceback" not in result.stderr, result.stderr
     found = {entry.part_id: entry for entry in entries(tmp_path / "line.db")}
-    assert {part: entry.decision for part, entry in found.items()} == {f"{kind}{i}": kind.upper() for kind in ("ok", "nok") for i in range(3)} | {"broken": "unread"}
+    assert {part: entry.decision for part, entry in found.items()} == {f"{kind}{i}": kind.upper()
+        for kind in ("ok", "nok") for i in range(3)} | {"broken": "unread"}
     table = {Path(row.split(",")[0]).stem: row for row in (tmp_path / "out/decisions.csv").read_text().splitlines()[1:]}
     for part, entry in found.items():
-        assert entry.operator == "A. Novák" and entry.bundle == bundle_hash(line / "bundle") and entry.image == sha256(line / f"new/{part}.png")
+        assert entry.operator == "A. Novák" and entry.bundle == bundle_hash(line / "bundle")
+        assert entry.image == sha256(line / f"new/{part}.png")
         if entry.decision != "unread": assert f",{entry.score!r}," in table[part], "the ledger and decisions.csv differ"
-    reports = {json.loads(path.read_text())["inspections"][0]["part_id"]: path for path in (tmp_path / "reports").glob("*.json")}
-    assert reports.keys() == found.keys() and json.loads(reports["nok1"].read_text())["inspections"][0]["regions"][0]["mm2"] > 0
+    reports = {json.loads(path.read_text())["inspections"][0]["part_id"]: path
+        for path in (tmp_path / "reports").glob("*.json")}
+    assert reports.keys() == found.keys()
+    assert json.loads(reports["nok1"].read_text())["inspections"][0]["regions"][0]["mm2"] > 0
     assert found["nok1"].hash in reports["nok1"].with_suffix(".html").read_text()
     verify = ["ledger", "verify", tmp_path / "line.db", "--key-file", tmp_path / "key"]
     assert thesis_ad(*verify, "--report", reports["ok0"]).returncode == 0
-    shutil.move(tmp_path / "line.db", tmp_path / "first.db"); shutil.move(tmp_path / "line.db.head", tmp_path / "first.db.head")
+    shutil.move(tmp_path / "line.db", tmp_path / "first.db")
+    shutil.move(tmp_path / "line.db.head", tmp_path / "first.db.head")
     thesis_ad(*station)
     result = thesis_ad(*verify, "--report", reports["ok0"])
     assert result.returncode == 1 and found["ok0"].hash in result.stdout

@@ -1,4 +1,5 @@
-"""The ledger on real files: every tampering is found, a killed writer loses nothing that it acknowledged, writers take turns."""
+"""The ledger on real files: every tampering is found, a killed writer loses nothing that it acknowledged,
+writers take turns."""
 import hashlib
 import json
 import os
@@ -39,7 +40,8 @@ HASH = "ab" * 32
 def fill(path, count, key=KEY, first=0):
     with Ledger(path, key) as ledger:
         for i in range(first, first + count):
-            ledger.append(f"VIN{i:04d}", HASH, f"{i:064x}", 1 + i / 7, 3.0, "NOK" if i > 14 else "OK", "inspected", "Novák")
+            ledger.append(f"VIN{i:04d}", HASH, f"{i:064x}", 1 + i / 7, 3.0, "NOK" if i > 14 else "OK",
+                "inspected", "Novák")
     return path
 
 
@@ -57,7 +59,8 @@ def change_field(db, draw, number, count):
     def change(record):
         name = draw.choice(sorted(record))
         value = record[name]
-        return record | {name: value + 1 if isinstance(value, (int, float)) else {"OK": "NOK", "NOK": "OK"}.get(value, f"{value}1")}
+        return record | {name: value + 1 if isinstance(value, (int, float))
+            else {"OK": "NOK", "NOK": "OK"}.get(value, f"{value}1")}
     rewrite(db, number, change)
 
 
@@ -67,22 +70,26 @@ def add_field(db, draw, number, count): rewrite(db, number, lambda record: recor
 def change_letter(db, draw, number, count):
     text, = db.execute("SELECT entry FROM entries WHERE sequence = ?", (number,)).fetchone()
     at = draw.randrange(len(text))
-    db.execute("UPDATE entries SET entry = ? WHERE sequence = ?", (text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1:], number))
+    db.execute("UPDATE entries SET entry = ? WHERE sequence = ?",
+        (text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1:], number))
 
 
 def change_column(db, draw, number, count):
     column = draw.choice(["part_id", "hash", "signature", "entry"])
-    value = draw.choice([f"{column} || '0'", f"CAST({column} AS BLOB)", "''", f"substr({column}, 2)", f"upper({column})"])
+    value = draw.choice([f"{column} || '0'", f"CAST({column} AS BLOB)", "''", f"substr({column}, 2)",
+        f"upper({column})"])
     if column == "part_id" and value.startswith("upper"): value = "lower(part_id)"
     db.execute(f"UPDATE entries SET {column} = {value} WHERE sequence = ?", (number,))
 
 
 def renumber(db, draw, number, count):
-    db.execute("UPDATE entries SET sequence = ? WHERE sequence = ?", (draw.choice([0, -1, count + 1, count + 50]), number))
+    db.execute("UPDATE entries SET sequence = ? WHERE sequence = ?",
+        (draw.choice([0, -1, count + 1, count + 50]), number))
 
 
 def remove(db, draw, number, count): db.execute("DELETE FROM entries WHERE sequence = ?", (number,))
-def remove_many(db, draw, number, count): db.execute("DELETE FROM entries WHERE sequence BETWEEN ? AND ?", (number, number + draw.randrange(9)))
+def remove_many(db, draw, number, count):
+    db.execute("DELETE FROM entries WHERE sequence BETWEEN ? AND ?", (number, number + draw.randrange(9)))
 def truncate(db, draw, number, count): db.execute("DELETE FROM entries WHERE sequence >= ?", (number,))
 def remove_start(db, draw, number, count): db.execute("DELETE FROM entries WHERE sequence <= ?", (number,))
 
@@ -99,7 +106,8 @@ def other_than(draw, number, count): return draw.choice([i for i in range(1, cou
 
 def swap(db, draw, number, count):
     other = other_than(draw, number, count)
-    rows = [db.execute("SELECT part_id, entry, hash, signature FROM entries WHERE sequence = ?", (i,)).fetchone() for i in (number, other)]
+    rows = [db.execute("SELECT part_id, entry, hash, signature FROM entries WHERE sequence = ?", (i,)).fetchone()
+        for i in (number, other)]
     for i, row in zip((other, number), rows):
         db.execute("UPDATE entries SET part_id = ?, entry = ?, hash = ?, signature = ? WHERE sequence = ?", (*row, i))
 
@@ -107,15 +115,17 @@ def swap(db, draw, number, count):
 def replay(db, draw, number, count):
     "An OK entry once more, in place of another or at the end."
     to = draw.choice([count + 1, other_than(draw, number, count)])
-    db.execute("INSERT OR REPLACE INTO entries SELECT ?, part_id, entry, hash, signature FROM entries WHERE sequence = ?", (to, number))
+    db.execute("INSERT OR REPLACE INTO entries SELECT ?, part_id, entry, hash, signature FROM entries WHERE "
+        "sequence = ?", (to, number))
 
 
 def forge(db, draw, number, count):
     "A new last entry that fits the chain, signed with another key or with the last signature."
     last, signature = db.execute("SELECT hash, signature FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
-    entry = sign_entry(OTHER, sequence=count + 1, time="2026-01-01T00:00:00.000000+00:00", part_id="VIN", bundle=HASH, image=HASH, score=0.1,
-                       threshold=3.0, decision="OK", status="inspected", operator="", previous=last)
-    db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (*entry.row()[:4], draw.choice([signature, entry.signature])))
+    entry = sign_entry(OTHER, sequence=count + 1, time="2026-01-01T00:00:00.000000+00:00", part_id="VIN", bundle=HASH,
+        image=HASH, score=0.1, threshold=3.0, decision="OK", status="inspected", operator="", previous=last)
+    db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)",
+        (*entry.row()[:4], draw.choice([signature, entry.signature])))
 
 
 def rebuild(db, draw, number, count):
@@ -125,8 +135,9 @@ def rebuild(db, draw, number, count):
 
 
 def change_schema(db, draw, number, count):
-    db.execute(draw.choice(["CREATE TRIGGER t AFTER INSERT ON entries BEGIN DELETE FROM entries; END", "DROP INDEX entries_by_part",
-                            "ALTER TABLE entries ADD COLUMN seen TEXT", "CREATE TABLE more (a)", "CREATE VIEW v AS SELECT * FROM entries"]))
+    db.execute(draw.choice(["CREATE TRIGGER t AFTER INSERT ON entries BEGIN DELETE FROM entries; END",
+        "DROP INDEX entries_by_part", "ALTER TABLE entries ADD COLUMN seen TEXT", "CREATE TABLE more (a)",
+        "CREATE VIEW v AS SELECT * FROM entries"]))
 
 
 def on_head(path, draw, old):
@@ -147,12 +158,14 @@ def on_bytes(path, draw, old):
     "A byte of the database file, where it holds text of an entry; or the file cut short."
     data = bytearray(path.read_bytes())
     if draw.random() < 0.2: data = data[:draw.randrange(len(data))]
-    else: data[draw.choice([match.start() + draw.randrange(40) for match in re.finditer(rb"bundle|previous|signature|VIN0", bytes(data))]) % len(data)] ^= 1 << draw.randrange(7)
+    else:
+        data[draw.choice([match.start() + draw.randrange(40) for match in re.finditer(
+            rb"bundle|previous|signature|VIN0", bytes(data))]) % len(data)] ^= 1 << draw.randrange(7)
     path.write_bytes(data)
 
 
-IN_SQL = (change_field, add_field, change_letter, change_column, renumber, remove, remove_many, truncate, remove_start, close_gap, swap, replay,
-          forge, rebuild, change_schema)
+IN_SQL = (change_field, add_field, change_letter, change_column, renumber, remove, remove_many, truncate, remove_start,
+    close_gap, swap, replay, forge, rebuild, change_schema)
 ON_FILES = (on_head, on_bytes)
 
 
@@ -168,7 +181,8 @@ def contents(path):
     head = head_file(path).read_bytes() if head_file(path).exists() else None
     try:
         with closing(sqlite3.connect(path)) as db:
-            return db.execute("SELECT * FROM entries ORDER BY rowid").fetchall(), db.execute("SELECT type, name, sql FROM sqlite_schema").fetchall(), head
+            return (db.execute("SELECT * FROM entries ORDER BY rowid").fetchall(),
+                db.execute("SELECT type, name, sql FROM sqlite_schema").fetchall(), head)
     except sqlite3.Error as error: return str(error), head
 
 
@@ -262,7 +276,8 @@ def killed(path, draw):
     try: process.wait(draw.random() * 0.03)
     except subprocess.TimeoutExpired: process.kill()
     lines += process.communicate()[0].splitlines()
-    return {int(sequence): hash for sequence, hash in (line.split() for line in lines if len(line.split()) == 2 and len(line.split()[1]) == 64)}
+    return {int(sequence): hash
+        for sequence, hash in (line.split() for line in lines if len(line.split()) == 2 and len(line.split()[1]) == 64)}
 
 
 def kill_and_look(path, draw):
@@ -271,7 +286,8 @@ def kill_and_look(path, draw):
     report = verify(path, KEY)
     assert report.ok, report
     there = {entry.sequence: entry.hash for entry in entries(path)}
-    assert known and all(there.get(sequence) == hash for sequence, hash in known.items()), "an acknowledged entry is lost"
+    assert (known and all(there.get(sequence) == hash
+        for sequence, hash in known.items())), "an acknowledged entry is lost"
     assert len(there) - max(known) <= 1, "more than the entry being written is there without an acknowledgement"
     with Ledger(path, KEY) as ledger: ledger.append("after", HASH, HASH, 1.0, 2.0, "OK", "inspected")
     again = verify(path, KEY)
@@ -331,17 +347,21 @@ def test_rotation(tmp_path):
     path = fill(tmp_path / "line.db", 3)
     with pytest.raises(UserError, match="not among those given"): Ledger(path, OTHER)
     with Ledger(path, OTHER, older=[KEY]) as ledger: ledger.append("VIN", HASH, HASH, 1.0, 2.0, "OK", "inspected")
-    assert verify(path, [OTHER, KEY]).entries == 4 and [entry.key for entry in entries(path)] == [KEY.id] * 3 + [OTHER.id]
+    assert verify(path, [OTHER, KEY]).entries == 4
+    assert [entry.key for entry in entries(path)] == [KEY.id] * 3 + [OTHER.id]
     assert verify(path, OTHER).bad == 1 and not verify(path, KEY).ok
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.text(st.characters(), max_size=20), st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["OK", "NOK", "unread"]))
+@given(st.text(st.characters(), max_size=20), st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(["OK", "NOK", "unread"]))
 def test_any_text_and_any_number(tmp_path_factory, text, score, decision):
     path = tmp_path_factory.mktemp("any") / "line.db"
-    with Ledger(path, KEY) as ledger: entry = ledger.append(text + "\ud800", HASH, HASH, score, None, decision, text, text)
+    with Ledger(path, KEY) as ledger:
+        entry = ledger.append(text + "\ud800", HASH, HASH, score, None, decision, text, text)
     assert verify(path, KEY).ok and list(entries(path)) == [entry] and entry.score == score and entry.operator == text
-    assert export(path, path.with_suffix(".jsonl")) == 1 and Entry(**json.loads(path.with_suffix(".jsonl").read_text())) == entry
+    assert export(path, path.with_suffix(".jsonl")) == 1
+    assert Entry(**json.loads(path.with_suffix(".jsonl").read_text())) == entry
 
 
 def test_values_that_are_refused(tmp_path):
@@ -360,8 +380,10 @@ def test_ledger_commands(tmp_path, monkeypatch):
     monkeypatch.setenv("THESIS_AD_SECRET_KEY", KEY.secret.decode())
     result = thesis_ad("ledger", "verify", path)
     assert result.returncode == 0 and "5 entries verified" in result.stdout, result.stderr
-    for name in ("out.csv", "out.jsonl"): assert "5 entries" in thesis_ad("ledger", "export", path, "-o", tmp_path / name).stdout
-    assert [json.loads(line)["part_id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [f"VIN{i:04d}" for i in range(5)]
+    for name in ("out.csv", "out.jsonl"):
+        assert "5 entries" in thesis_ad("ledger", "export", path, "-o", tmp_path / name).stdout
+    assert [json.loads(line)["part_id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [f"VIN{i:04d}"
+        for i in range(5)]
     assert (tmp_path / "out.csv").read_text().startswith("sequence,time,part_id,")
     refused(thesis_ad("ledger", "export", path, "-o", tmp_path / "out.txt"), "txt", "csv")
     refused(thesis_ad("ledger", "verify", tmp_path / "none.db"), "no ledger")
@@ -375,5 +397,6 @@ def test_reading_changes_nothing(tmp_path):
     path = fill(tmp_path / "line.db", 2)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     verify(path, KEY); list(entries(path))
-    assert {file.name: file.read_bytes() for file in Path(tmp_path).iterdir() if file.suffix not in (".db-shm", ".db-wal")} == before
+    assert {file.name: file.read_bytes() for file in Path(tmp_path).iterdir()
+        if file.suffix not in (".db-shm", ".db-wal")} == before
     assert os.path.getsize(path) == len(before["line.db"])

@@ -1,4 +1,5 @@
-"""thesis_ad.evaluation.metrics against independent implementations: scikit-learn, a flood fill, and thresholds taken one by one."""
+"""thesis_ad.evaluation.metrics against independent implementations: scikit-learn, a flood fill,
+and thresholds taken one by one."""
 import warnings
 
 import numpy as np
@@ -13,7 +14,7 @@ from thesis_ad.settings import UserError
 SETTINGS = settings(max_examples=60, deadline=None)
 
 
-# ---- image metrics -------------------------------------------------------------------------------------------------------------------
+# ---- image metrics
 
 @st.composite
 def ranked(draw, ties=True):
@@ -58,8 +59,10 @@ def test_weights_are_repetitions(data, more):
     weights = np.array(more.draw(st.lists(st.integers(1, 3), min_size=len(labels), max_size=len(labels))))
     repeated = np.repeat(labels, weights), np.repeat(scores, weights)
     both = np.stack([weights, np.ones(len(labels))])
-    np.testing.assert_allclose(M.average_precision(labels, scores, both), [M.average_precision(*repeated), M.average_precision(labels, scores)], atol=1e-12)
-    np.testing.assert_allclose(M._f1_curve(labels, scores, both)[1].max(-1), [M.best_f1(*repeated).f1, M.best_f1(labels, scores).f1], atol=1e-12)
+    np.testing.assert_allclose(M.average_precision(labels, scores, both),
+        [M.average_precision(*repeated), M.average_precision(labels, scores)], atol=1e-12)
+    np.testing.assert_allclose(M._f1_curve(labels, scores, both)[1].max(-1),
+        [M.best_f1(*repeated).f1, M.best_f1(labels, scores).f1], atol=1e-12)
 
 
 def test_large_and_close_scores_keep_their_order():
@@ -69,14 +72,15 @@ def test_large_and_close_scores_keep_their_order():
 
 def test_a_missing_class_is_undefined_and_bad_input_is_said():
     for labels in ([0, 0], [1, 1]):
-        assert np.isnan(M.image_auroc(labels, [1, 2])) and np.isnan(M.average_precision(labels, [1, 2])) and np.isnan(M.best_f1(labels, [1, 2]).f1)
+        assert np.isnan(M.image_auroc(labels, [1, 2])) and np.isnan(M.average_precision(labels, [1, 2]))
+        assert np.isnan(M.best_f1(labels, [1, 2]).f1)
         assert np.isnan(M.auroc_interval(labels, [1, 2])).all()
     with pytest.raises(UserError, match="image 1"): M.image_auroc([0, 1], [1, np.nan])
     with pytest.raises(UserError, match="0 .OK. or 1"): M.image_auroc([0, 2], [1, 2])
     with pytest.raises(UserError, match="3 scores"): M.image_auroc([0, 1], [1, 2, 3])
 
 
-# ---- pixel metrics -------------------------------------------------------------------------------------------------------------------
+# ---- pixel metrics
 
 def flood_fill(mask):
     "8-connected regions as lists of pixels."
@@ -100,7 +104,8 @@ def brute_force(maps, masks, limits):
     regions = [np.array([m[p] for p in region], float) for m, k in zip(maps, masks) for region in flood_fill(k)]
     if not regions or not len(background): return np.nan, [np.nan] * len(limits)
     auroc = np.mean((defect[:, None] > background) + 0.5 * (defect[:, None] == background))
-    points = [(0.0, 0.0)] + [(np.mean(background >= t), np.mean([np.mean(r >= t) for r in regions])) for t in np.unique(np.r_[background, defect])[::-1]]
+    points = [(0.0, 0.0)] + [(np.mean(background >= t), np.mean([np.mean(r >= t) for r in regions]))
+        for t in np.unique(np.r_[background, defect])[::-1]]
     areas = []
     for limit in limits:
         area = 0.0
@@ -184,7 +189,7 @@ def test_one_hot_pixel_hardly_moves_aupro():
     assert not mask[31, 0] and M.aupro([hot], [mask]) == pytest.approx(before, abs=0.03)
     hot[31, 0] = np.inf
     assert_exact([hot], [mask])
-    grid = np.linspace(score_map.min(), 500, 200)                         # what a grid of thresholds would have made of it
+    grid = np.linspace(score_map.min(), 500, 200)  # what a grid of thresholds would have made of it
     seen = np.unique([(score_map[~mask] >= t).mean() for t in grid])
     assert len(seen) <= 3
 
@@ -231,14 +236,16 @@ def test_bad_maps_are_refused():
     with pytest.raises(UserError, match="limit"): M.aupro([score_map], [mask], 0)
 
 
-# ---- intervals -----------------------------------------------------------------------------------------------------------------------
+# ---- intervals
+# -----------------------------------------------------------------------------------------------------------------------
 
 def grouped(parts=6, photos=5, between=0.7, seed=0, shift=1.5):
     "Labels, scores, groups: `parts` OK and NOK parts each."
     r = np.random.default_rng(seed)
     groups = np.arange(2 * parts).repeat(photos)
     labels = (groups >= parts).astype(int)
-    return labels, np.sqrt(between) * r.normal(size=2 * parts)[groups] + np.sqrt(1 - between) * r.normal(size=len(groups)) + shift * labels, groups
+    return (labels, np.sqrt(between) * r.normal(size=2 * parts)[groups] + np.sqrt(1
+        - between) * r.normal(size=len(groups)) + shift * labels, groups)
 
 
 @settings(max_examples=120, deadline=None)
@@ -281,10 +288,12 @@ def test_copies_within_a_group_tell_nothing(shift):
     labels, scores, groups = grouped(shift=shift)
     for g in (groups, np.arange(len(labels)), groups % 6):
         once = M.auroc_interval(labels, scores, g)
-        np.testing.assert_allclose(M.auroc_interval(np.tile(labels, 3), np.tile(scores, 3), np.tile(g, 3)), once, atol=1e-9)
+        np.testing.assert_allclose(M.auroc_interval(np.tile(labels, 3), np.tile(scores, 3), np.tile(g, 3)),
+            once, atol=1e-9)
     ap = lambda w: M.average_precision(labels, scores, w)
     ap3 = lambda w: M.average_precision(np.tile(labels, 3), np.tile(scores, 3), w)
-    np.testing.assert_allclose(M.bootstrap(ap3, np.tile(labels, 3), np.tile(groups, 3)), M.bootstrap(ap, labels, groups), atol=1e-12)
+    np.testing.assert_allclose(M.bootstrap(ap3, np.tile(labels, 3), np.tile(groups, 3)),
+        M.bootstrap(ap, labels, groups), atol=1e-12)
 
 
 def test_perfect_separation_leaves_room():
@@ -309,7 +318,8 @@ def test_auroc_interval_covers(auroc, parts, photos, between):
 def test_replicates_draw_whole_groups_and_keep_both_classes():
     labels, groups = np.array([0] * 8 + [1] * 4), np.array(list("aabbccddxxyy"))
     weights = M.replicate_weights(labels, groups, 500, seed=3)
-    assert (weights[:, ::2] == weights[:, 1::2]).all() and (weights[:, :8].sum(1) == 8).all() and (weights[:, 8:].sum(1) == 4).all()
+    assert (weights[:, ::2] == weights[:, 1::2]).all() and (weights[:, :8].sum(1) == 8).all()
+    assert (weights[:, 8:].sum(1) == 4).all()
     assert np.array_equal(weights, M.replicate_weights(labels, groups, 500, seed=3))
     assert not np.array_equal(weights, M.replicate_weights(labels, groups, 500, seed=4))
     np.testing.assert_allclose(weights.mean(0), 1, atol=0.15)
@@ -317,7 +327,8 @@ def test_replicates_draw_whole_groups_and_keep_both_classes():
     weights = M.replicate_weights(labels, mixed, 500)
     for group in "abcd": assert (np.ptp(weights[:, mixed == group], axis=1) == 0).all()
     assert (weights[:, labels == 1].sum(1) > 0).all() and (weights[:, labels == 0].sum(1) > 0).all()
-    assert len(np.unique(weights[:, labels == 1].sum(1))) > 1, "mixed groups are drawn together, so the class sizes vary"
+    assert (len(np.unique(weights[:, labels == 1].sum(1)))
+        > 1), "mixed groups are drawn together, so the class sizes vary"
 
 
 def test_bootstrap_of_a_mean_is_the_textbook_interval():
@@ -328,7 +339,8 @@ def test_bootstrap_of_a_mean_is_the_textbook_interval():
     assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.08) and low < values.mean() < high
 
 
-# ---- binned replicates ---------------------------------------------------------------------------------------------------------------
+# ---- binned replicates
+# ---------------------------------------------------------------------------------------------------------------
 
 def pictures(n=10, size=48, seed=0, decimals=None):
     r = np.random.default_rng(seed)
@@ -358,7 +370,8 @@ def test_binned_curves_match_exact_ones(seed, decimals):
         np.testing.assert_allclose(got, exact, atol=1e-3 if row == 0 else 3e-3)
 
 
-# ---- tables --------------------------------------------------------------------------------------------------------------------------
+# ---- tables
+# --------------------------------------------------------------------------------------------------------------------------
 
 def test_evaluate_scores_table():
     labels, maps, masks = pictures()
@@ -367,29 +380,38 @@ def test_evaluate_scores_table():
     masks[3] = np.zeros((48, 48), bool)                           # an all-black mask of a NOK image counts as none
     table = M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200, threshold=float(np.median(scores)))
     assert list(table.columns) == ["metric", "value", "ci_low", "ci_high", "n_ok", "n_nok"]
-    assert table["metric"].tolist() == "image_auroc pixel_auroc aupro_0.30 aupro_0.05 image_ap image_f1max fnr_at_fpr5 fnr_at_fpr1 false_alarms misses".split()
+    assert (table["metric"].tolist() == "image_auroc pixel_auroc aupro_0.30 aupro_0.05 image_ap image_f1max "
+        "fnr_at_fpr5 fnr_at_fpr1 false_alarms misses".split())
     assert table["n_ok"].tolist() == [5] * 10 and table["n_nok"].tolist() == [5, 4, 4, 4, 5, 5, 5, 5, 5, 5]
     assert (table["ci_low"] <= table["value"]).all() and (table["value"] <= table["ci_high"]).all()
     keep = [i for i in range(10) if i != 3]
     value = table.set_index("metric")["value"]
-    exact = brute_force([maps[i] for i in keep], [masks[i] if masks[i] is not None else np.zeros((48, 48), bool) for i in keep], (0.30,))
-    assert value["aupro_0.30"] == pytest.approx(exact[1][0], abs=1e-10) and value["pixel_auroc"] == pytest.approx(exact[0], abs=1e-10)
-    assert table.equals(M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200, threshold=float(np.median(scores))))
-    other = M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200, seed=1, threshold=float(np.median(scores)))
+    exact = brute_force([maps[i] for i in keep],
+        [masks[i] if masks[i] is not None else np.zeros((48, 48), bool) for i in keep], (0.30,))
+    assert value["aupro_0.30"] == pytest.approx(exact[1][0], abs=1e-10)
+    assert value["pixel_auroc"] == pytest.approx(exact[0], abs=1e-10)
+    assert table.equals(M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200,
+        threshold=float(np.median(scores))))
+    other = M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200, seed=1,
+        threshold=float(np.median(scores)))
     assert other["value"].equals(table["value"]) and not other["ci_low"].equals(table["ci_low"])
 
 
 def test_evaluate_scores_where_something_is_missing():
     labels, maps, masks = pictures()
     scores = [m.max() for m in maps]
-    for kwargs, n_ok in (({}, 0), ({"masks": masks}, 0), ({"maps": maps}, 5), ({"maps": maps, "masks": [None] * 10}, 5)):
+    for kwargs, n_ok in (({}, 0), ({"masks": masks}, 0), ({"maps": maps}, 5),
+            ({"maps": maps, "masks": [None] * 10}, 5)):
         table = M.evaluate_scores(labels, scores, None, replicates=50, **kwargs).set_index("metric")
         pixel = table.loc[["pixel_auroc", "aupro_0.30", "aupro_0.05"]]
-        assert pixel[["value", "ci_low", "ci_high"]].isna().all(axis=None) and (pixel["n_nok"] == 0).all() and (pixel["n_ok"] == n_ok).all()
+        assert pixel[["value", "ci_low", "ci_high"]].isna().all(axis=None) and (pixel["n_nok"] == 0).all()
+        assert (pixel["n_ok"] == n_ok).all()
         assert table.loc[["image_auroc", "image_ap", "image_f1max"]].notna().all(axis=None)
     nok = np.flatnonzero(labels)
-    table = M.evaluate_scores(labels[nok], [scores[i] for i in nok], None, [maps[i] for i in nok], [masks[i] for i in nok], replicates=50).set_index("metric")
-    assert table["value"].isna().tolist() == [True, False, False, False, True, True, True, True, True, True], "NOK alone have background pixels but no OK image"
+    table = M.evaluate_scores(labels[nok], [scores[i] for i in nok], None, [maps[i] for i in nok],
+        [masks[i] for i in nok], replicates=50).set_index("metric")
+    assert table["value"].isna().tolist() == [True, False, False, False, True, True, True, True, True,
+        True], "NOK alone have background pixels but no OK image"
     ok = np.flatnonzero(labels == 0)
     assert M.evaluate_scores(labels[ok], [scores[i] for i in ok], None, [maps[i] for i in ok])["value"].isna().all()
     with pytest.raises(UserError, match="labelled OK"): M.evaluate_scores(1 - labels, scores, None, maps, masks)
@@ -427,14 +449,17 @@ def test_paired_difference_against_plain_resampling():
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 7), st.sampled_from([1e-6, 1.0, 1e4]), st.booleans())
 def test_counted_pixels_are_within_their_bound(seed, kept, unit, ties):
-    "From no image kept in full to nearly all; maps whose values drift far beyond those that chose the bins, and maps of few values."
+    """From no image kept in full to nearly all; maps whose values drift far beyond those that chose the bins,
+    and maps of few values."""
     r = np.random.default_rng(seed)
     maps, masks = [], []
     for i in range(8):
-        heat, mask = unit * (r.normal(size=(24, 30)) + 3.0 ** i * r.integers(0, 2)).astype(np.float32), np.zeros((24, 30), bool)
+        heat = unit * (r.normal(size=(24, 30)) + 3.0 ** i * r.integers(0, 2)).astype(np.float32)
+        mask = np.zeros((24, 30), bool)
         if i % 2: mask[4:12, 3:9 + i] = mask[20:22, 20:29] = True
         heat[mask] += unit * r.normal(1, 1)
-        maps.append(np.round(heat / unit).astype(np.float32) * np.float32(unit) if ties else heat.astype(np.float32)); masks.append(mask if i % 2 else None)
+        maps.append(np.round(heat / unit).astype(np.float32) * np.float32(unit) if ties else heat.astype(np.float32))
+        masks.append(mask if i % 2 else None)
     stream, kinds = M.PixelStream(limit=kept * 720), np.array(["good", "a"] * 3 + ["good", "b"])
     labels = np.array([0, 1] * 4)
     for i in range(8): stream.add(i, labels[i], kinds[i], maps[i], masks[i])
@@ -445,8 +470,10 @@ def test_counted_pixels_are_within_their_bound(seed, kept, unit, ties):
         assert abs(value - counted) <= error + 1e-9 and np.isfinite(drawn).all()
     assert stream.error() >= max(error for _, error, _ in found.values()) - 1e-12
     one = [i for i in range(8) if kinds[i] != "b"]
-    exact = [M.pixel_auroc([maps[i] for i in one], [masks[i] for i in one]), *M.aupro([maps[i] for i in one], [masks[i] for i in one])]
-    for value, (counted, error, _) in zip(exact, stream.areas(one, lambda: np.ones((2, len(one)))).values()): assert abs(value - counted) <= error + 1e-9
+    exact = [M.pixel_auroc([maps[i] for i in one], [masks[i] for i in one]),
+        *M.aupro([maps[i] for i in one], [masks[i] for i in one])]
+    for value, (counted, error, _) in zip(exact, stream.areas(one, lambda: np.ones((2, len(one)))).values()):
+        assert abs(value - counted) <= error + 1e-9
 
 
 def test_a_stream_that_keeps_all_gives_the_same_tables_as_lists():
@@ -456,15 +483,18 @@ def test_a_stream_that_keeps_all_gives_the_same_tables_as_lists():
     labels, kinds, groups = np.repeat([0, 1], 5), np.array(["good"] * 5 + list("aabbb")), np.arange(10) // 2
     scores, stream = np.array([heat.max() for heat in maps]), M.PixelStream()
     for i in range(10): stream.add(i, labels[i], kinds[i], maps[i], masks[i])
-    for lists, streamed in ((M.evaluate_scores(labels, scores, groups, maps, masks, replicates=50), M.evaluate_scores(labels, scores, groups, stream, replicates=50)),
-                            (M.per_defect(labels, scores, groups, kinds, maps, masks, replicates=50), M.per_defect(labels, scores, groups, kinds, stream, replicates=50))):
+    for lists, streamed in ((M.evaluate_scores(labels, scores, groups, maps, masks, replicates=50),
+            M.evaluate_scores(labels, scores, groups, stream, replicates=50)),
+            (M.per_defect(labels, scores, groups, kinds, maps, masks, replicates=50),
+                M.per_defect(labels, scores, groups, kinds, stream, replicates=50))):
         assert lists.equals(streamed)
     with pytest.raises(UserError, match="labelled OK"): stream.add(10, 0, "good", maps[0], maps[0] > 0)
 
 
 # ---- operating points ----
 
-labelled = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=2, max_size=60).filter(lambda rows: len({label for label, _ in rows}) == 2)
+labelled = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=2,
+    max_size=60).filter(lambda rows: len({label for label, _ in rows}) == 2)
 
 
 @SETTINGS
@@ -492,4 +522,5 @@ def test_delivered_rates_are_those_at_the_threshold_and_not_known_without_one():
     labels, scores = np.repeat([0, 1], 20), np.r_[np.arange(20.0), np.arange(10.0, 30)]
     table = M.evaluate_scores(labels, scores, replicates=50, threshold=14.0).set_index("metric").value
     assert table.false_alarms == 5 / 20 and table.misses == 5 / 20                      # 14 itself is OK
-    assert M.evaluate_scores(labels, scores, replicates=50).set_index("metric").value[["false_alarms", "misses"]].isna().all()
+    assert M.evaluate_scores(labels, scores,
+        replicates=50).set_index("metric").value[["false_alarms", "misses"]].isna().all()

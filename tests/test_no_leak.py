@@ -24,7 +24,8 @@ TINY = {"size": (64, 64), "width": 4, "steps": 2, "warmup": 1, "cells": (8, 8), 
 def tiny(method):
     "A detector of that name at settings that only have to run."
     fields = {field.name: field.default for field in dataclasses.fields(methods()[method])}
-    return create(method, device="cpu", **{name: value for name, value in TINY.items() if name in fields and type(fields[name]) is type(value)})
+    return create(method, device="cpu",
+        **{name: value for name, value in TINY.items() if name in fields and type(fields[name]) is type(value)})
 
 
 def pictures(key, n_ok, n_nok):
@@ -37,29 +38,34 @@ def pictures(key, n_ok, n_nok):
         image[mask] += 60
         images.append(np.repeat(image[..., None], 3, 2).clip(0, 255).astype(np.uint8))
         masks.append(mask)
-    return ImageSet.from_arrays(np.stack(images), [0] * n_ok + [1] * n_nok, masks, [f"{key}-{i // 2}" for i in range(n_ok + n_nok)])
+    return ImageSet.from_arrays(np.stack(images), [0] * n_ok + [1] * n_nok, masks,
+        [f"{key}-{i // 2}" for i in range(n_ok + n_nok)])
 
 
 def scrambled(images):
     "Other pixels, other labels, other masks, in the same number."
     r, n = rng("scramble"), len(images)
     labels = np.roll(1 - images.labels, 1)
-    return ImageSet.from_arrays(r.integers(0, 256, (n, 64, 64, 3)).astype(np.uint8), labels, list(r.random((n, 64, 64)) < 0.2), r.permutation(images.groups))
+    return ImageSet.from_arrays(r.integers(0, 256, (n, 64, 64, 3)).astype(np.uint8), labels,
+        list(r.random((n, 64, 64)) < 0.2), r.permutation(images.groups))
 
 
 @pytest.fixture(scope="module")
 def data():
     train, calibration, test = pictures("train", 8, 0), pictures("calibration", 6, 6), pictures("test", 6, 6)
-    return SimpleNamespace(train=train, calibration=calibration, test=test), SimpleNamespace(train=train, calibration=calibration, test=scrambled(test))
+    return (SimpleNamespace(train=train, calibration=calibration, test=test),
+        SimpleNamespace(train=train, calibration=calibration, test=scrambled(test)))
 
 
 # What is fitted
 
 def state(detector):
     "Everything a fitted detector knows, as hashes by name: tensors, facts, threshold, sigmoid."
-    blob = {f"tensor {name}": sha256(tensor.detach().cpu().contiguous().numpy().tobytes()) for name, tensor in detector.tensors().items()}
+    blob = {f"tensor {name}": sha256(tensor.detach().cpu().contiguous().numpy().tobytes())
+        for name, tensor in detector.tensors().items()}
     facts = bundle_facts(detector, b"")
-    return blob | {name: json.dumps(facts[name], sort_keys=True, default=str) for name in ("facts", "threshold", "sigmoid", "data")}
+    return blob | {name: json.dumps(facts[name], sort_keys=True, default=str)
+        for name in ("facts", "threshold", "sigmoid", "data")}
 
 
 def pipeline(data, names, leak=None):
@@ -75,8 +81,10 @@ def pipeline(data, names, leak=None):
         scores.append(found)
         streams.append(None if maps is None else [heat for heat, good in zip(maps, ok) if good])
     scores = np.stack(scores, axis=1)
-    for kind, fusion in (("fusion", fit_fusion(scores, data.calibration.labels, data.calibration.groups, names, replicates=5)), ("fusion without NOK", fit_normal_fusion(scores[ok], names))):
-        fitted |= {f"{kind}: {key}": repr(value) for key, value in dataclasses.asdict(with_map_scales(fusion, streams)).items()}
+    for kind, fusion in (("fusion", fit_fusion(scores, data.calibration.labels, data.calibration.groups, names,
+            replicates=5)), ("fusion without NOK", fit_normal_fusion(scores[ok], names))):
+        fitted |= {f"{kind}: {key}": repr(value)
+            for key, value in dataclasses.asdict(with_map_scales(fusion, streams)).items()}
     return fitted
 
 
@@ -89,8 +97,11 @@ def test_every_fitted_thing_is_the_same_whatever_the_test_split_holds(data):
     names = sorted(methods())
     one, other = (pipeline(which, names) for which in data)
     assert all(any(key.startswith(f"{name}: ") for key in one) for name in names)
-    for wanted in ("dfr: facts", "dfr: threshold", "dfr: sigmoid", "fusion: weights", "fusion: scales", "fusion: maps", "fusion: final", "fusion without NOK: scales"): assert wanted in one
-    assert {"latent", "updates", "stopped", "kept_update"} <= set(json.loads(one["dfr: facts"])), "the schedule and the stop take part in the comparison"
+    for wanted in ("dfr: facts", "dfr: threshold", "dfr: sigmoid", "fusion: weights", "fusion: scales", "fusion: maps",
+            "fusion: final", "fusion without NOK: scales"):
+        assert wanted in one
+    assert {"latent", "updates", "stopped",
+        "kept_update"} <= set(json.loads(one["dfr: facts"])), "the schedule and the stop take part in the comparison"
     assert not differences(one, other), f"fitted on the test split: {', '.join(differences(one, other))}"
 
 
@@ -99,7 +110,8 @@ def test_the_check_sees_a_changed_calibration_split(data):
     moved = SimpleNamespace(train=honest.train, calibration=pictures("other calibration", 6, 6), test=honest.test)
     found = differences(pipeline(honest, ["padim"]), pipeline(moved, ["padim"]))
     assert {"padim: threshold", "padim: sigmoid", "fusion: scales", "fusion without NOK: scales"} <= set(found), found
-    assert not [name for name in found if name.startswith("padim: tensor")], "PaDiM's Gaussians depend on the calibration split"
+    assert not [name for name in found
+        if name.startswith("padim: tensor")], "PaDiM's Gaussians depend on the calibration split"
 
 
 def normalised_by_test(detector, data):
@@ -122,30 +134,36 @@ def sigmoid_from_test(detector, data):
     detector.threshold = honest
 
 
-@pytest.mark.parametrize("leak, what", [(normalised_by_test, "facts"), (threshold_from_test, "threshold"), (sigmoid_from_test, "sigmoid")])
+@pytest.mark.parametrize("leak, what",
+    [(normalised_by_test, "facts"), (threshold_from_test, "threshold"), (sigmoid_from_test, "sigmoid")])
 def test_a_leaking_pipeline_is_caught(data, leak, what):
     one, other = (pipeline(which, ["gaussian"], leak) for which in data)
     assert differences(one, other) == [f"gaussian: {what}"]
 
 
 def test_fusion_fitted_on_test_is_caught(data):
-    def fitted(which): return {"weights": repr(fit_fusion(np.stack([which.test.labels + rng("s").random(12), rng("t").random(12)], axis=1), which.test.labels, which.test.groups, replicates=3))}
+    def fitted(which):
+        return {"weights": repr(fit_fusion(np.stack([which.test.labels + rng("s").random(12), rng("t").random(12)],
+            axis=1), which.test.labels, which.test.groups, replicates=3))}
     assert differences(fitted(data[0]), fitted(data[1])) == ["weights"]
 
 
 def test_the_protocol_fits_the_same_bundle_on_a_folder_with_another_test_split(tmp_path, monkeypatch):
     "The same through the folders, the cache and the bundles of a real run, in two caches so that nothing is shared."
-    recipe = dataclasses.replace(RECIPES["prefilter_a"], size=64, train_parts=2, calibration_ok_parts=2, calibration_nok_parts=2, test_ok_parts=2, test_nok_parts=2, train_orientations=2, zooms=(1,))
+    recipe = dataclasses.replace(RECIPES["prefilter_a"], size=64, train_parts=2, calibration_ok_parts=2,
+        calibration_nok_parts=2, test_ok_parts=2, test_nok_parts=2, train_orientations=2, zooms=(1,))
     profile, bundles = get_profile("smoke", size=(64, 64), replicates=20), []
     for name in ("honest", "other"):
         folder = tmp_path / name / "set"
         table = render_dataset(recipe, folder, workers=1, progress=None)
         for i, row in enumerate(table[table.split == "test"].itertuples() if name == "other" else ()):
             cv2.imwrite(str(folder / row.path), rng("noise", i).integers(0, 256, (64, 64, 3)).astype(np.uint8))
-            if row.mask: cv2.imwrite(str(folder / row.mask), rng("mask", i).integers(0, 2, (64, 64)).astype(np.uint8) * 255)
+            if row.mask:
+                cv2.imwrite(str(folder / row.mask), rng("mask", i).integers(0, 2, (64, 64)).astype(np.uint8) * 255)
         monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / name / "cache"))
         one = run(Task(str(folder), "gaussian", profile))
-        bundles.append(((one.bundle / "bundle.json").read_bytes(), (one.bundle / "tensors.safetensors").read_bytes(), one.calibration.score.tolist()))
+        bundles.append(((one.bundle / "bundle.json").read_bytes(), (one.bundle / "tensors.safetensors").read_bytes(),
+            one.calibration.score.tolist()))
         if name == "honest": honest = one.scores.score.tolist()
     assert one.scores.score.tolist() != honest, "the test split was not scrambled"
     assert bundles[0] == bundles[1]
@@ -156,23 +174,28 @@ def test_the_protocol_fits_the_same_bundle_on_a_folder_with_another_test_split(t
 @pytest.mark.parametrize("name", [name for name in manifest_names() if not read_manifest(name).public])
 def test_no_part_is_in_two_splits(name):
     table = _table(read_manifest(name))
-    assert set(table.split) == set(SPLITS) and (table.groupby("group").split.nunique() == 1).all() and table.path.is_unique
+    assert set(table.split) == set(SPLITS) and (table.groupby("group").split.nunique() == 1).all()
+    assert table.path.is_unique
     assert (table[table.split == "train"].label == 0).all()
 
 
 def fingerprint(images):
-    "float32 [N, D] of length 1: the brightness steps of a 64×64 thumbnail; blind to brightness and contrast, and little moved by recompression."
-    small = np.stack([cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (64, 64), interpolation=cv2.INTER_AREA) for image in images]).astype(np.float32)
+    """float32 [N, D] of length 1: the brightness steps of a 64×64 thumbnail;
+    blind to brightness and contrast, and little moved by recompression."""
+    small = np.stack([cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
+        for image in images]).astype(np.float32)
     steps = np.concatenate([np.diff(small, axis=axis).reshape(len(small), -1) for axis in (1, 2)], axis=1)
     steps -= steps.mean(1, keepdims=True)
     return steps / np.linalg.norm(steps, axis=1, keepdims=True)
 
 
 def duplicates(splits, likeness):
-    "Pairs (split, i, other split, j) of pictures in different splits whose fingerprints correlate by more than `likeness`."
+    """Pairs (split, i, other split, j) of pictures in different splits whose fingerprints correlate by more than
+    `likeness`."""
     prints, found = {name: fingerprint(images) for name, images in splits.items()}, []
     for n, one in enumerate(splits):
-        for other in list(splits)[n + 1:]: found += [(one, int(i), other, int(j)) for i, j in np.argwhere(prints[one] @ prints[other].T > likeness)]
+        for other in list(splits)[n + 1:]:
+            found += [(one, int(i), other, int(j)) for i, j in np.argwhere(prints[one] @ prints[other].T > likeness)]
     return found
 
 
@@ -188,7 +211,8 @@ def opened(name):
     return {split: list(images) for split, images in _opened(name).items()}
 
 
-# At 64 pixels the noise of a render is a good part of its steps, so a copy is less like its original than on a photo, and other parts are less alike still.
+# At 64 pixels the noise of a render is a good part of its steps, so a copy is less like its original than on a photo,
+# and other parts are less alike still.
 LIKENESS = {"elpv_mono": 0.993, "elpv_poly": 0.993, "prefilter_a": 0.92, "prefilter_b": 0.92}
 
 

@@ -30,20 +30,24 @@ def until(condition, seconds=20):
     return condition()
 
 
-@given(st.one_of(st.text(), st.none(), st.integers(), st.floats(), st.binary(), st.lists(st.text()), st.just(ValueError("OK"))))
+@given(st.one_of(st.text(), st.none(), st.integers(), st.floats(), st.binary(), st.lists(st.text()),
+    st.just(ValueError("OK"))))
 def test_only_the_word_ok_is_a_pass(decision):
     assert code_of(decision) == (PASS if decision == "OK" else FAIL)
 
 
 def wrong_passes(mode, confirm, count, seed=0):
-    "(delivered, wrong passes read by the controller, longest send in seconds) of `count` random decisions with numbers."
+    """(delivered, wrong passes read by the controller, longest send in seconds) of `count` random decisions with
+    numbers."""
     draw, decisions, delivered, longest = random.Random(f"{mode} {confirm} {seed}"), {}, 0, 0.0
-    with SimulatedController(mode, size=3, answers=confirm == "answered") as controller, Plc("127.0.0.1", controller.port, confirm, sequence=True) as plc:
+    with SimulatedController(mode, size=3, answers=confirm == "answered") as controller, Plc("127.0.0.1",
+            controller.port, confirm, sequence=True) as plc:
         if mode != "dead": assert until(lambda: plc.connected)
         for _ in range(count):
             decision = draw.choice(["OK", "OK", "NOK", "unread", None])
             delivery = plc.send(decision)
-            decisions[plc.sequence], delivered, longest = decision, delivered + delivery.delivered, max(longest, delivery.seconds)
+            decisions[plc.sequence], delivered = decision, delivered + delivery.delivered
+            longest = max(longest, delivery.seconds)
             time.sleep(draw.random() * 0.002)
         frames = [struct.unpack(">BH", frame) for frame in controller.received]
     return delivered, sum(code == PASS and decisions[number] != "OK" for code, number in frames), longest
@@ -59,11 +63,13 @@ def test_no_fault_makes_a_pass(mode, confirm):
 
 
 def late_passes(count, delay=0.08):
-    "Passes that a slow controller without numbers takes for the decision on a part that is not OK, judged by the part before it."
+    """Passes that a slow controller without numbers takes for the decision on a part that is not OK,
+    judged by the part before it."""
     present, taken = ["unread"], []
     class Watching(list):
         def append(self, frame): taken.append((frame[0], present[0]))
-    with SimulatedController("slow", answers=True, delay=delay) as controller, Plc("127.0.0.1", controller.port, "answered") as plc:
+    with SimulatedController("slow", answers=True, delay=delay) as controller, Plc("127.0.0.1", controller.port,
+            "answered") as plc:
         controller.received = Watching()
         for i in range(count):
             until(lambda: plc.connected, 0.3)
@@ -86,7 +92,8 @@ def test_a_controller_that_comes_back():
             assert until(lambda: plc.connected) and plc.send("OK").delivered and until(lambda: controller.passing)
         assert until(lambda: not plc.connected), "a connection that the controller has closed is kept"
         assert not controller.passing
-        with SimulatedController(answers=True, port=port) as controller: assert until(lambda: plc.connected) and plc.send("NOK").delivered
+        with SimulatedController(answers=True, port=port) as controller:
+            assert until(lambda: plc.connected) and plc.send("NOK").delivered
 
 
 def test_no_station_no_pass():
@@ -109,11 +116,13 @@ def test_an_error_and_an_alarm_are_fails():
         with plc.part() as part: part.decision = "OK"
         plc.resume()
         with plc.part() as part: part.decision = "OK"
-        assert until(lambda: len(controller.received) == 5) and [frame[0] for frame in controller.received] == [FAIL] * 4 + [PASS]
+        assert until(lambda: len(controller.received) == 5)
+        assert [frame[0] for frame in controller.received] == [FAIL] * 4 + [PASS]
 
 
 def test_a_wrong_answer_is_no_delivery():
-    with socket.create_server(("127.0.0.1", 0)) as server, Plc("127.0.0.1", server.getsockname()[1], "answered", bound=5) as plc:
+    with socket.create_server(("127.0.0.1", 0)) as server, Plc("127.0.0.1", server.getsockname()[1], "answered",
+            bound=5) as plc:
         line, _ = server.accept()
         def answer(): line.recv(1); line.sendall(b"\x00")
         thread = threading.Thread(target=answer)
@@ -126,7 +135,8 @@ def test_a_wrong_answer_is_no_delivery():
 
 
 def test_heartbeats_and_numbers():
-    with socket.create_server(("127.0.0.1", 0)) as server, Plc("127.0.0.1", server.getsockname()[1], "sent", sequence=True, heartbeat=0.01) as plc:
+    with socket.create_server(("127.0.0.1", 0)) as server, Plc("127.0.0.1", server.getsockname()[1], "sent",
+            sequence=True, heartbeat=0.01) as plc:
         line, _ = server.accept()
         frames = [line.recv(3, socket.MSG_WAITALL) for _ in range(2)]
         assert frames == [bytes([BEAT, 0, 0])] * 2
@@ -170,7 +180,8 @@ def test_results_reach_a_broker():
             assert until(lambda: len(heard) == 2)
         assert until(lambda: len(heard) == 3)
     told = dict(heard)
-    assert json.loads(told["line3/results"]) == {"decision": "NOK", "part_id": "VIN1"} and [text for topic, text in heard if topic == "line3/status"] == ["online", "offline"]
+    assert json.loads(told["line3/results"]) == {"decision": "NOK", "part_id": "VIN1"}
+    assert [text for topic, text in heard if topic == "line3/status"] == ["online", "offline"]
 
 
 def test_settings_are_checked():

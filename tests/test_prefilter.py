@@ -13,7 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from thesis_ad.data import prefilter
 from thesis_ad.data.datasets import _recipe
 from thesis_ad.data.manifest import read_manifest
-from thesis_ad.data.prefilter import BLUR_RADIUS, DEFECTS, RECIPES, ZOOMS, Part, parse_name, recipe_table, render, render_dataset
+from thesis_ad.data.prefilter import (BLUR_RADIUS, DEFECTS, RECIPES, ZOOMS, Part, parse_name, recipe_table,
+    render, render_dataset)
 from thesis_ad.files import read_image, read_mask
 from thesis_ad.settings import UserError
 
@@ -42,7 +43,7 @@ def test_serial_and_parallel_write_the_same_bytes(rendered, tmp_path):
 
 
 def test_a_picture_does_not_depend_on_where_memory_was_free():
-    scene = lambda: prefilter._layers(Part(7, "scratch"), 3, 3, 256, 2, True)[0]        # in float32, where the last bit shows
+    scene = lambda: prefilter._layers(Part(7, "scratch"), 3, 3, 256, 2, True)[0]  # in float32, where the last bit shows
     first, kept = scene(), []
     for size in (1, 17, 4_099, 65_537, 1_000_003) * 4:
         kept.append(np.empty(size, np.uint8))
@@ -89,19 +90,24 @@ def test_tables(name):
     table = recipe_table(RECIPES[name])
     assert table.path.is_unique
     assert (table.groupby("group").split.nunique() == 1).all(), "a part crosses splits"
-    assert (table.groupby("group").part_seed.nunique() == 1).all() and table.groupby("part_seed").group.nunique().max() == 1
-    assert ((table["mask"] != "") == (table.label == 1)).all() and ((table.defect == "good") == (table.label == 0)).all()
-    assert set(table[table.split == "train"].label) == {0} and set(table[table.split == "train"].orientation) == set(range(5))
+    assert (table.groupby("group").part_seed.nunique() == 1).all()
+    assert table.groupby("part_seed").group.nunique().max() == 1
+    assert ((table["mask"] != "") == (table.label == 1)).all()
+    assert ((table.defect == "good") == (table.label == 0)).all()
+    assert set(table[table.split == "train"].label) == {0}
+    assert set(table[table.split == "train"].orientation) == set(range(5))
     names = table.path.map(parse_name)
     assert (names.str[0] == table.zoom).all() and (names.str[2] == table.group).all()
     captures = table.assign(stamp=names.str[1]).groupby(["group", "orientation"]).stamp.nunique()
     assert (captures == 1).all(), "the zooms of a capture have more than one time stamp"
     stamps = names.str[1]
     assert stamps.nunique() == len(captures), "two captures share a time stamp"
-    assert (table[table.label == 1]["mask"].map(lambda path: path.split("/")[-1]) == table[table.label == 1].path.map(lambda path: path.split("/")[-1])).all()
+    assert (table[table.label == 1]["mask"].map(lambda path: path.split("/")[-1])
+        == table[table.label == 1].path.map(lambda path: path.split("/")[-1])).all()
     test = table[table.split == "test"]
     share = test.groupby("label").orientation.value_counts(normalize=True).unstack("label")
-    assert set(share.index) == set(range(7)) and np.allclose(share[0], share[1]), "OK and NOK are seen from different orientations"
+    assert (set(share.index) == set(range(7))
+        and np.allclose(share[0], share[1])), "OK and NOK are seen from different orientations"
 
 
 def test_sizes_of_the_sets():
@@ -110,17 +116,21 @@ def test_sizes_of_the_sets():
     assert sum((t.label == 0).sum() for t in full) == 11250 and sum((t.label == 1).sum() for t in full) == 1225
     assert full[0][full[0].label == 0].group.nunique() == 450 and full[0][full[0].label == 1].group.nunique() == 35
     assert tables["prefilter_a"].groupby("split").size().to_dict() == {"train": 100, "calibration": 60, "test": 144}
-    assert set(recipe_table(RECIPES["prefilter_a"].first(3)).path) < set(tables["prefilter_a"].path), "a small set is no subset"
+    assert set(recipe_table(RECIPES["prefilter_a"].first(3)).path) < set(
+        tables["prefilter_a"].path), "a small set is no subset"
 
 
 def shared(one, other):
-    "The columns in which two tables of a recipe have a value in common, of those that identify a part, a capture or a file."
+    """The columns in which two tables of a recipe have a value in common, of those that identify a part,
+    a capture or a file."""
     stamps = lambda table: set(table.path.map(parse_name).str[1])
-    return [name for name in ("path", "group", "part_seed") if set(one[name]) & set(other[name])] + ["time stamp"] * bool(stamps(one) & stamps(other))
+    return ([name for name in ("path", "group", "part_seed") if set(one[name]) & set(other[name])]
+        + ["time stamp"] * bool(stamps(one) & stamps(other)))
 
 
 def test_a_and_b_show_different_parts():
-    a, b = ([recipe_table(RECIPES[name]) for name in (f"prefilter_{which}", f"prefilter_{which}_full")] for which in "ab")
+    a, b = ([recipe_table(RECIPES[name]) for name in (f"prefilter_{which}", f"prefilter_{which}_full")]
+        for which in "ab")
     for one in a:
         for other in b: assert shared(one, other) == []
     same_seed = recipe_table(dataclasses.replace(RECIPES["prefilter_b"], seed=RECIPES["prefilter_a"].seed))
@@ -141,7 +151,8 @@ def test_a_defect_changes_its_mask_and_nothing_else(kind, zoom):
         orientation = (seed + zoom) % 7
         nok, mask = render(Part(seed, kind), orientation, zoom, size)
         ok, none = render(Part(seed, kind), orientation, zoom, size, defects=False)
-        assert np.array_equal(ok, render(Part(seed), orientation, zoom, size)[0]), "without its defect a part is the good part"
+        assert np.array_equal(ok,
+            render(Part(seed), orientation, zoom, size)[0]), "without its defect a part is the good part"
         assert mask.any() and not none.any()
         assert (nok != ok).any(), "the defect is not to be seen"
         assert mask.mean() < .12, "the mask is not local"
@@ -175,7 +186,8 @@ def statistics(image, outside):
     pixels = image[outside].astype(float)
     grey = image.mean(axis=2)
     edges = np.abs(cv2.Laplacian(grey, cv2.CV_64F))[outside]
-    return [*pixels.mean(0), *pixels.std(0), *np.quantile(pixels.mean(1), (.05, .25, .5, .75, .95)), edges.mean(), edges.std()]
+    return [*pixels.mean(0), *pixels.std(0), *np.quantile(pixels.mean(1), (.05, .25, .5, .75, .95)),
+        edges.mean(), edges.std()]
 
 
 @pytest.fixture(scope="module")
@@ -208,12 +220,14 @@ def chance(outside_features):
 
 def test_a_linear_classifier_stays_at_chance_outside_the_masks(outside_features, chance):
     auroc = grouped_auroc(*outside_features)
-    assert auroc <= chance < .65, f"image statistics outside the masks tell OK from NOK: AUROC {auroc:.2f}, by chance up to {chance:.2f}"
+    assert (auroc <= chance
+        < .65), f"image statistics outside the masks tell OK from NOK: AUROC {auroc:.2f}, by chance up to {chance:.2f}"
 
 
 def test_that_classifier_would_notice_a_tell(outside_features, chance):
     features, labels, groups = outside_features
-    told = features + labels[:, None] * np.array([2.] * 3 + [0.] * (features.shape[1] - 3))      # NOK two grey levels brighter
+    # NOK two grey levels brighter
+    told = features + labels[:, None] * np.array([2.] * 3 + [0.] * (features.shape[1] - 3))
     assert grouped_auroc(told, labels, groups) > chance + .1
 
 

@@ -1,4 +1,5 @@
-"Public datasets: a correct copy or one sentence, whatever the network, the disk or the archive does; and their documented layouts."
+"""Public datasets: a correct copy or one sentence, whatever the network, the disk or the archive does;
+and their documented layouts."""
 import hashlib
 import io
 import json
@@ -50,24 +51,30 @@ def test_a_manifest_says_what_a_user_needs(name):
     assert manifest.licence in text and manifest.citation in text and manifest.source in text and manifest.page
     for file in manifest.files:
         kind, _, digest = file["hash"].partition(":")
-        assert file["url"].startswith("https://") and (not digest or len(digest) == {"sha256": 64, "md5": 32}[kind] and set(digest) <= set("0123456789abcdef"))
+        assert file["url"].startswith("https://")
+        assert (not digest or len(digest) == {"sha256": 64, "md5": 32}[kind] and set(digest) <= set("0123456789abcdef"))
 
 
 def test_documented_numbers_add_up():
     "The totals that the publications state."
     def total(name, *keys): return sum(facts[key] for facts in read_manifest(name).categories.values() for key in keys)
-    assert (total("mvtec", "train_ok"), total("mvtec", "test_ok", "test_nok"), total("mvtec", "test_nok")) == (3629, 1725, 1258)
+    assert (total("mvtec", "train_ok"), total("mvtec", "test_ok", "test_nok"),
+        total("mvtec", "test_nok")) == (3629, 1725, 1258)
     assert (total("visa", "train_ok", "test_ok"), total("visa", "test_nok")) == (9621, 1200)
-    assert total("btad", "train_ok", "test_ok", "test_nok") == 2540 and sum(read_manifest("kolektor").counts.values()) == 399
-    assert sum(read_manifest("kolektor2").counts.values()) == 3335 and sum(read_manifest("magnetic_tile").counts.values()) == 1344
-    assert [len(read_manifest(name).categories) for name in ("mvtec", "mvtec2", "mvtec_loco", "visa", "btad", "real_iad")] == [15, 8, 5, 12, 3, 30]
+    assert total("btad", "train_ok", "test_ok", "test_nok") == 2540
+    assert sum(read_manifest("kolektor").counts.values()) == 399
+    assert sum(read_manifest("kolektor2").counts.values()) == 3335
+    assert sum(read_manifest("magnetic_tile").counts.values()) == 1344
+    assert [len(read_manifest(name).categories)
+        for name in ("mvtec", "mvtec2", "mvtec_loco", "visa", "btad", "real_iad")] == [15, 8, 5, 12, 3, 30]
 
 
 # A small dataset and a server
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    "A manifest `toy` (ball: 2 train, 1 OK and 1 NOK in test), its archive, and folders of their own for data and cache."
+    """A manifest `toy` (ball: 2 train, 1 OK and 1 NOK in test), its archive,
+    and folders of their own for data and cache."""
     home = tmp_path / "packed"
     put(home, *(f"toy-1.0/ball/{name}.png" for name in ("train/good/1", "train/good/2", "test/good/1", "test/dent/1")))
     put(home, "toy-1.0/ball/ground_truth/dent/1_mask.png", array=SQUARE)
@@ -81,8 +88,9 @@ def toy(tmp_path, monkeypatch):
 def manifest(root, url="", hash="", **more):
     path = root / "manifests/toy/manifest.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = dict(title="A toy", kind="public", licence="CC0 for toys", source="here", citation="nobody", page="https://example.org/toy", layout="mvtec",
-                 categories={"ball": dict(train_ok=2, test_ok=1, test_nok=1)}, files=[dict(url=url, hash=hash)] if url else [])
+    facts = dict(title="A toy", kind="public", licence="CC0 for toys", source="here", citation="nobody",
+        page="https://example.org/toy", layout="mvtec", categories={"ball": dict(train_ok=2, test_ok=1, test_nok=1)},
+        files=[dict(url=url, hash=hash)] if url else [])
     path.write_text(yaml.safe_dump(facts | more))
 
 
@@ -103,16 +111,19 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append(asked)
         if server.mode == "404": return self.send_error(404)
         if server.mode == "breaks once" and len(server.asked) > 1: return
-        start = int(asked.split("=")[1][:-1]) if asked and server.mode != "no ranges" and self.headers.get("If-Range") == server.etag else 0
+        start = (int(asked.split("=")[1][:-1]) if asked and server.mode != "no ranges"
+            and self.headers.get("If-Range") == server.etag else 0)
         self.send_response(206 if start else 200)
         if server.etag: self.send_header("ETag", server.etag)
         self.send_header("Content-Length", str(len(server.data) - start))
         self.end_headers()
         data = server.data[start:]
         if server.mode.startswith("breaks"): data = data[:len(data) // 2]
-        if server.mode == "stalls": self.wfile.write(data[:40_000 * (start == 0)]); self.wfile.flush(); time.sleep(3); return
+        if server.mode == "stalls":
+            self.wfile.write(data[:40_000 * (start == 0)]); self.wfile.flush(); time.sleep(3); return
         if server.mode == "slow":
-            for n in range(0, len(data), 60_000): self.wfile.write(data[n:n + 60_000]); self.wfile.flush(); time.sleep(0.15)
+            for n in range(0, len(data), 60_000):
+                self.wfile.write(data[n:n + 60_000]); self.wfile.flush(); time.sleep(0.15)
             return
         try: self.wfile.write(data)
         except ConnectionError: pass
@@ -132,7 +143,8 @@ def serve(toy):
     for server in servers: server.shutdown(); server.server_close()
 
 
-def fetch(tries=1, timeout=1, **said): return get("toy", yes=True, progress=False, downloader=Resume(timeout, tries, False), **said)
+def fetch(tries=1, timeout=1, **said):
+    return get("toy", yes=True, progress=False, downloader=Resume(timeout, tries, False), **said)
 
 
 def kept(): return [path.name for path in (public_dir() / ".downloads").iterdir() if path.suffix != ".lock"]
@@ -140,7 +152,8 @@ def kept(): return [path.name for path in (public_dir() / ".downloads").iterdir(
 
 def nothing_there():
     "No dataset under its name, and nothing half-unpacked beside it."
-    with pytest.raises(UserError, match="toy is not on this machine; run: thesis-ad data get toy"): open_dataset("toy/ball")
+    with pytest.raises(UserError, match="toy is not on this machine; run: thesis-ad data get toy"):
+        open_dataset("toy/ball")
     assert {path.name for path in public_dir().iterdir()} <= {".downloads"}
 
 
@@ -158,7 +171,8 @@ def test_a_full_download_is_there_and_verifies(serve):
     serve()
     assert "published checksum (sha256)" in fetch()
     data = open_dataset("toy/ball")
-    assert data.published and data.licence == "CC0 for toys" and len(data.open_test()) == 2 and data.open_test().mask(int(np.flatnonzero(data.open_test().labels)[0])).sum() == 12
+    assert data.published and data.licence == "CC0 for toys" and len(data.open_test()) == 2
+    assert data.open_test().mask(int(np.flatnonzero(data.open_test().labels)[0])).sum() == 12
     assert "6 files as they were" in verify_public("toy", progress=False)
     assert kept() == [], "the archive is not kept twice"
     with pytest.raises(UserError, match="toy is there already"): fetch()
@@ -218,7 +232,8 @@ def test_a_slow_server_is_waited_for_and_a_silent_one_is_not(serve):
     serve("stalls")
     start = time.perf_counter()
     with pytest.raises(UserError, match="no more data came"): fetch(force=True, timeout=0.5)
-    assert time.perf_counter() - start < 5 and len(open_dataset("toy/ball").table) == 4, "the copy that was there is untouched"
+    assert (time.perf_counter() - start < 5
+        and len(open_dataset("toy/ball").table) == 4), "the copy that was there is untouched"
 
 
 def test_a_mirror_has_to_hold_the_same_file(serve, toy):
@@ -258,7 +273,8 @@ def test_a_full_disk_is_one_sentence(serve, monkeypatch, step):
 def test_a_disk_that_is_really_full(serve, tmp_path, monkeypatch):
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True).returncode: pytest.skip("mount is not allowed")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("mount is not allowed")
     try:
         monkeypatch.setenv("THESIS_AD_DATA", str(small))
         serve()
@@ -269,7 +285,8 @@ def test_a_disk_that_is_really_full(serve, tmp_path, monkeypatch):
 def test_two_processes_do_not_fetch_at_once(toy):
     manifest(toy)
     (public_dir() / ".downloads").mkdir(parents=True)
-    with FileLock(public_dir() / ".downloads/toy.lock"): refused("another process is fetching toy", source=toy / "toy.tar.gz")
+    with FileLock(public_dir() / ".downloads/toy.lock"):
+        refused("another process is fetching toy", source=toy / "toy.tar.gz")
     assert "4 images" in fetch(source=toy / "toy.tar.gz")
 
 
@@ -293,9 +310,9 @@ def archive_of(path, *entries):
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar"])
-@pytest.mark.parametrize("name, data, word", [
-    ("../evil.png", b"1", "leads out"), ("/abs/evil.png", b"1", "leads out"), ("a/../../evil.png", b"1", "leads out"), ("..\\evil.png", b"1", "leads out"),
-    ("C:/evil.png", b"1", "leads out"), ("link", "/etc/passwd", "a link or no file"), ("ball", "../..", "a link or no file")])
+@pytest.mark.parametrize("name, data, word", [("../evil.png", b"1", "leads out"), ("/abs/evil.png", b"1", "leads out"),
+    ("a/../../evil.png", b"1", "leads out"), ("..\\evil.png", b"1", "leads out"), ("C:/evil.png", b"1", "leads out"),
+    ("link", "/etc/passwd", "a link or no file"), ("ball", "../..", "a link or no file")])
 def test_an_archive_that_leads_out_is_refused_whole(toy, suffix, name, data, word):
     manifest(toy)
     archive = archive_of(toy / f"bad.{suffix}", ("toy/ball/train/good/1.png", b"1"), (name, data))
@@ -322,7 +339,8 @@ def test_the_licence_is_shown_and_agreed_to(toy, capsys, monkeypatch):
     manifest(toy)
     archive = toy / "toy.tar.gz"
     monkeypatch.setattr(sys, "stdin", io.StringIO("yes\n"))                 # not a terminal
-    with pytest.raises(UserError, match="CC0 for toys.*was not agreed to, so nothing was fetched; agree with --yes"): get("toy", source=archive)
+    with pytest.raises(UserError, match="CC0 for toys.*was not agreed to, so nothing was fetched; agree with --yes"):
+        get("toy", source=archive)
     assert "licence:  CC0 for toys" in capsys.readouterr().out
     with pytest.raises(UserError, match="was not agreed to"): get("toy", source=archive, ask=lambda question: "")
     nothing_there()
@@ -348,7 +366,8 @@ def test_a_copy_with_less_than_documented_is_refused_unless_meant(toy):
     assert "4 images" in fetch(source=toy / "packed", incomplete=True)
     with pytest.raises(UserError, match="cube is missing from this copy of toy"): open_dataset("toy/cube")
     with pytest.raises(UserError, match="unknown category of toy 'bal'; did you mean 'ball'"): open_dataset("toy/bal")
-    with pytest.raises(UserError, match="toy is a dataset of 2 categories; name one of them, such as toy/ball"): open_dataset("toy")
+    with pytest.raises(UserError, match="toy is a dataset of 2 categories; name one of them, such as toy/ball"):
+        open_dataset("toy")
 
 
 def test_what_is_not_fetched_says_how(toy):
@@ -384,12 +403,15 @@ def opened(name, root, tmp_path, monkeypatch):
     return open_dataset(name)
 
 
-def counts(data): return {f"{split} {label}": n for (split, label), n in data.table.groupby(["split", "label"]).size().items()}
+def counts(data):
+    return {f"{split} {label}": n for (split, label), n in data.table.groupby(["split", "label"]).size().items()}
 
 
 def test_mvtec_masks_are_matched_by_name_and_one_may_be_missing(tmp_path, monkeypatch):
-    put(tmp_path / "x/bottle", *(f"train/good/{i:03d}.png" for i in range(5)), "test/good/000.png", *(f"test/broken_large/{i:03d}.png" for i in (0, 1, 10)))
-    put(tmp_path / "x/bottle", "ground_truth/broken_large/010_mask.png", "ground_truth/broken_large/000_mask.png", array=SQUARE)
+    put(tmp_path / "x/bottle", *(f"train/good/{i:03d}.png" for i in range(5)), "test/good/000.png",
+        *(f"test/broken_large/{i:03d}.png" for i in (0, 1, 10)))
+    put(tmp_path / "x/bottle", "ground_truth/broken_large/010_mask.png",
+        "ground_truth/broken_large/000_mask.png", array=SQUARE)
     (tmp_path / "x/license.txt").write_text("…")
     data = opened("mvtec/bottle", tmp_path / "x", tmp_path, monkeypatch)
     test = data.open_test()
@@ -400,22 +422,28 @@ def test_mvtec_masks_are_matched_by_name_and_one_may_be_missing(tmp_path, monkey
 def test_mvtec_2_lightings_of_an_object_are_one_group_and_private_images_are_left_out(tmp_path, monkeypatch):
     can = tmp_path / "mvtec_ad_2/can"
     lightings = ("regular", "overexposed", "underexposed", "shift_1", "shift_2", "shift_3")
-    put(can, *(f"train/good/{i:03d}_regular.png" for i in range(3)), "validation/good/000_regular.png", *(f"test_public/{kind}/000_{light}.png" for kind in ("good", "bad") for light in lightings))
-    put(can, *(f"test_private/{i:03d}_regular.png" for i in range(4)), *(f"test_private_mixed/{i:03d}_mixed.png" for i in range(4)))
+    put(can, *(f"train/good/{i:03d}_regular.png" for i in range(3)), "validation/good/000_regular.png",
+        *(f"test_public/{kind}/000_{light}.png" for kind in ("good", "bad") for light in lightings))
+    put(can, *(f"test_private/{i:03d}_regular.png" for i in range(4)),
+        *(f"test_private_mixed/{i:03d}_mixed.png" for i in range(4)))
     put(can, *(f"test_public/ground_truth/bad/000_{light}_mask.png" for light in lightings), array=SQUARE)
     data = opened("mvtec2/can", tmp_path, tmp_path, monkeypatch)
-    assert counts(data) == {"train 0": 3, "calibration 0": 1, "test 0": 6, "test 1": 6} and len(data.folder.left_out) == 8
+    assert counts(data) == {"train 0": 3, "calibration 0": 1, "test 0": 6, "test 1": 6}
+    assert len(data.folder.left_out) == 8
     test = data.table[data.table.split == "test"]
-    assert set(test.group) == {"test_public/good/000", "test_public/bad/000"} and (test[test.label == 1]["mask"] != "").all()
+    assert set(test.group) == {"test_public/good/000", "test_public/bad/000"}
+    assert (test[test.label == 1]["mask"] != "").all()
     assert {lighting_of(path)[1] for path in test.path} == set(lightings)
 
 
 def test_mvtec_loco_joins_several_masks_of_an_image(tmp_path, monkeypatch):
     box = tmp_path / "breakfast_box"
-    put(box, "train/good/000.png", "train/good/001.png", "validation/good/000.png", "test/good/000.png", "test/logical_anomalies/000.png", "test/structural_anomalies/000.png")
+    put(box, "train/good/000.png", "train/good/001.png", "validation/good/000.png", "test/good/000.png",
+        "test/logical_anomalies/000.png", "test/structural_anomalies/000.png")
     one, other = SQUARE.copy(), SQUARE.copy()
     one[:, :4], other[:, 4:] = 0, 0
-    put(box, "ground_truth/logical_anomalies/000/000.png", array=one); put(box, "ground_truth/logical_anomalies/000/001.png", array=other)
+    put(box, "ground_truth/logical_anomalies/000/000.png", array=one)
+    put(box, "ground_truth/logical_anomalies/000/001.png", array=other)
     put(box, "ground_truth/structural_anomalies/000/000.png", array=SQUARE)
     test = opened("mvtec_loco/breakfast_box", tmp_path, tmp_path, monkeypatch).open_test()
     assert all((test.mask(i) == (SQUARE > 0)).all() for i in np.flatnonzero(test.labels))
@@ -423,23 +451,28 @@ def test_mvtec_loco_joins_several_masks_of_an_image(tmp_path, monkeypatch):
 
 def test_visa_goes_by_its_csv(tmp_path, monkeypatch):
     candle = "candle/Data/Images"
-    put(tmp_path / "v", *(f"{candle}/Normal/{i:04d}.JPG" for i in range(4)), f"{candle}/Anomaly/000.JPG", f"{candle}/Anomaly/001.JPG", "capsules/Data/Images/Normal/000.JPG")
-    put(tmp_path / "v", "candle/Data/Masks/Anomaly/000.png", "candle/Data/Masks/Anomaly/001.png", array=SQUARE // 255 * 4)       # number of a class, not 255
+    put(tmp_path / "v", *(f"{candle}/Normal/{i:04d}.JPG" for i in range(4)), f"{candle}/Anomaly/000.JPG",
+        f"{candle}/Anomaly/001.JPG", "capsules/Data/Images/Normal/000.JPG")
+    put(tmp_path / "v", "candle/Data/Masks/Anomaly/000.png", "candle/Data/Masks/Anomaly/001.png",
+        array=SQUARE // 255 * 4)  # number of a class, not 255
     rows = [f"candle,{'test' if i == 0 else 'train'},normal,{candle}/Normal/{i:04d}.JPG," for i in range(4)]
     rows += [f"candle,test,anomaly,{candle}/Anomaly/{i:03d}.JPG,candle/Data/Masks/Anomaly/{i:03d}.png" for i in (1, 0)]
     (tmp_path / "v/split_csv").mkdir()
-    (tmp_path / "v/split_csv/1cls.csv").write_text("object,split,label,image,mask\n" + "\n".join([*rows, "capsules,train,normal,capsules/Data/Images/Normal/000.JPG,"]) + "\n")
+    (tmp_path / "v/split_csv/1cls.csv").write_text("object,split,label,image,mask\n"
+        + "\n".join([*rows, "capsules,train,normal,capsules/Data/Images/Normal/000.JPG,"]) + "\n")
     (tmp_path / "v/split_csv/2cls_highshot.csv").write_text("object,split,label,image,mask\n")
     data = opened("visa/candle", tmp_path / "v", tmp_path, monkeypatch)
     assert counts(data) == {"train 0": 2, "calibration 0": 1, "test 0": 1, "test 1": 2}
     test = data.open_test()
-    assert test.paths[-2].endswith("001.JPG") and test.table["mask"].iloc[-2].endswith("001.png") and test.mask(1).sum() == 12
+    assert test.paths[-2].endswith("001.JPG") and test.table["mask"].iloc[-2].endswith("001.png")
+    assert test.mask(1).sum() == 12
 
 
 def test_visa_lists_an_image_that_is_missing(tmp_path, monkeypatch):
     test_visa_goes_by_its_csv(tmp_path, monkeypatch)
     (tmp_path / "v/candle/Data/Images/Normal/0002.JPG").unlink()
-    with pytest.raises(UserError, match="visa/candle lists .*0002.JPG, which is missing"): fetching.check_numbers(read_manifest("visa"), tmp_path / "v", incomplete=False)
+    with pytest.raises(UserError, match="visa/candle lists .*0002.JPG, which is missing"):
+        fetching.check_numbers(read_manifest("visa"), tmp_path / "v", incomplete=False)
 
 
 def test_btad_in_bmp_and_png(tmp_path, monkeypatch):
@@ -447,7 +480,8 @@ def test_btad_in_bmp_and_png(tmp_path, monkeypatch):
     put(one, *(f"train/ok/{i:04d}.bmp" for i in range(3)), "test/ok/0000.bmp", "test/ko/0000.bmp", "test/ko/0001.bmp")
     put(one, "ground_truth/ko/0000.png", "ground_truth/ko/0001.png", array=SQUARE)
     data = opened("btad/01", tmp_path, tmp_path, monkeypatch)
-    assert counts(data) == {"train 0": 2, "calibration 0": 1, "test 0": 1, "test 1": 2} and (data.table[data.table.label == 1]["mask"] != "").all()
+    assert counts(data) == {"train 0": 2, "calibration 0": 1, "test 0": 1, "test 1": 2}
+    assert (data.table[data.table.label == 1]["mask"] != "").all()
 
 
 def test_kolektor_is_labelled_by_its_masks(tmp_path, monkeypatch):
@@ -460,7 +494,8 @@ def test_kolektor_is_labelled_by_its_masks(tmp_path, monkeypatch):
         put(tmp_path / "K2", *(f"{split}/1000{i}.png" for i in range(4)))
         for i in range(4): put(tmp_path / "K2", f"{split}/1000{i}_GT.png", array=SQUARE * (i == 1))
     data = opened("kolektor2", tmp_path / "K2", tmp_path, monkeypatch)
-    assert counts(data) == {"calibration 0": 1, "calibration 1": 1, "test 0": 3, "test 1": 1, "train 0": 2}, "a NOK image of train sets no weights, only thresholds"
+    assert counts(data) == {"calibration 0": 1, "calibration 1": 1, "test 0": 3, "test 1": 1,
+        "train 0": 2}, "a NOK image of train sets no weights, only thresholds"
 
 
 def test_no_magnetic_tile_is_on_two_sides(tmp_path, monkeypatch):
@@ -470,13 +505,15 @@ def test_no_magnetic_tile_is_on_two_sides(tmp_path, monkeypatch):
         for e in range(6):
             name = f"MT_{kind}/Imgs/exp{e + 1}_num_{1000 * tile + 17 * e}"
             put(root, f"{name}.jpg"); put(root, f"{name}.png", array=SQUARE * (kind != "Free"))
-    put(root, "MT_Free/Imgs/exp1_num_150.jpg")                        # an OK region of the first tile, which has a blowhole
+    put(root, "MT_Free/Imgs/exp1_num_150.jpg")  # an OK region of the first tile, which has a blowhole
     (root / "README.md").write_text("…")
     data = opened("magnetic_tile", tmp_path / root.name, tmp_path, monkeypatch)
     table = data.table.set_index("path")
     assert (table.groupby("group").split.nunique() == 1).all() and table.group.nunique() == 12
-    assert table.split["MT_Free/Imgs/exp1_num_150.jpg"] == "test" and table.group["MT_Free/Imgs/exp1_num_150.jpg"] == table.group["MT_Blowhole/Imgs/exp1_num_0.jpg"]
-    assert (table[table.label == 1]["mask"] != "").all() and set(table[table.label == 1].defect) == {"blowhole"} and (table[table.label == 0]["mask"] == "").all()
+    assert table.split["MT_Free/Imgs/exp1_num_150.jpg"] == "test"
+    assert table.group["MT_Free/Imgs/exp1_num_150.jpg"] == table.group["MT_Blowhole/Imgs/exp1_num_0.jpg"]
+    assert (table[table.label == 1]["mask"] != "").all() and set(table[table.label == 1].defect) == {"blowhole"}
+    assert (table[table.label == 0]["mask"] == "").all()
     with pytest.raises(Exception, match="no frame number"): tiles_of(["a.jpg"])
 
 
@@ -485,25 +522,30 @@ def test_real_iad_goes_by_its_list(tmp_path, monkeypatch):
     ok = [f"OK/S{s:04d}/audiojack_{s:04d}_OK_C{c}_1.jpg" for s in (1, 2, 3, 4) for c in (1, 2)]
     seen, hidden = (f"NG/BX/S0007/audiojack_0007_NG_BX_C{c}_1" for c in (1, 2))
     put(jack, *ok, f"{seen}.jpg", f"{hidden}.jpg"); put(jack, f"{seen}.png", array=SQUARE)
-    entry = lambda path, kind="OK", mask=None: dict(category="audiojack", anomaly_class=kind, image_path=path, mask_path=mask)
+    entry = lambda path, kind="OK", mask=None: dict(category="audiojack", anomaly_class=kind,
+        image_path=path, mask_path=mask)
     listed = {"meta": {"normal_class": "OK", "prefix": "audiojack/"}, "train": [entry(path) for path in ok[:6]],
-              "test": [*(entry(path) for path in ok[6:]), entry(f"{seen}.jpg", "BX", f"{seen}.png"), entry(f"{hidden}.jpg")]}
+        "test": [*(entry(path) for path in ok[6:]), entry(f"{seen}.jpg", "BX", f"{seen}.png"), entry(f"{hidden}.jpg")]}
     path = tmp_path / "Real-IAD/realiad_jsons/realiad_jsons/audiojack.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(listed))
     data = opened("real_iad/audiojack", tmp_path / "Real-IAD", tmp_path, monkeypatch)
-    assert counts(data) == {"calibration 0": 2, "train 0": 4, "test 0": 3, "test 1": 1}, "a view that shows no defect is OK though it lies in NG"
+    assert counts(data) == {"calibration 0": 2, "train 0": 4, "test 0": 3,
+        "test 1": 1}, "a view that shows no defect is OK though it lies in NG"
     table = data.table.set_index("path")
-    assert table.group[f"{seen}.jpg"] == table.group[f"{hidden}.jpg"] == "NG/BX/S0007" and table["mask"][f"{seen}.jpg"] == f"{seen}.png" and table.defect[f"{seen}.jpg"] == "BX"
+    assert table.group[f"{seen}.jpg"] == table.group[f"{hidden}.jpg"] == "NG/BX/S0007"
+    assert table["mask"][f"{seen}.jpg"] == f"{seen}.png" and table.defect[f"{seen}.jpg"] == "BX"
 
 
 def test_the_thesis_by_its_zooms(tmp_path, monkeypatch):
     names = [f"zoom_{zoom}_2025030{day}_0815{day}2.png" for zoom in (0, 1, 3, 4, 5) for day in range(1, 8)]
-    put(tmp_path / "photos/data", *(f"train/ok/{name}" for name in names), *(f"test/ok/{name.replace('2025', '2024')}" for name in names[::7]), *(f"test/nok/{name.replace('2025', '2023')}" for name in names[::7]))
+    put(tmp_path / "photos/data", *(f"train/ok/{name}" for name in names), *(f"test/ok/{name.replace('2025', '2024')}"
+        for name in names[::7]), *(f"test/nok/{name.replace('2025', '2023')}" for name in names[::7]))
     put(tmp_path / "photos/data", *(f"masks/nok/{name.replace('2025', '2023')}" for name in names[::7]), array=SQUARE)
     a = opened("thesis/a", tmp_path / "photos", tmp_path, monkeypatch)
     b = open_dataset("thesis/b")
-    assert {path.split("/")[-1][:6] for path in a.table.path} == {"zoom_0", "zoom_1"} and {path.split("/")[-1][:6] for path in b.table.path} == {"zoom_3", "zoom_4", "zoom_5"}
+    assert {path.split("/")[-1][:6] for path in a.table.path} == {"zoom_0", "zoom_1"}
+    assert {path.split("/")[-1][:6] for path in b.table.path} == {"zoom_3", "zoom_4", "zoom_5"}
     assert a.enhance and counts(a)["test 1"] == 2 and counts(b)["test 1"] == 3
     both = set(a.table.group[a.table.split == "calibration"]) & set(b.table.group[b.table.split == "train"])
     assert not both, "a capture is on the same side in both datasets"
@@ -518,7 +560,8 @@ def test_a_public_profile_runs_every_category_and_says_how_to_get_the_data(name,
     monkeypatch.setenv("THESIS_AD_DATA", str(tmp_path))
     with pytest.raises(SystemExit) as done: main(["reproduce", "--profile", name])
     said = capsys.readouterr().err
-    assert done.value.code == 2 and said == f"thesis-ad: {name} is not on this machine; run: thesis-ad data get {name}\n"
+    assert done.value.code == 2
+    assert said == f"thesis-ad: {name} is not on this machine; run: thesis-ad data get {name}\n"
 
 
 def test_published_methods_are_ours_and_rows_that_nobody_ran_are_empty(tmp_path):
@@ -531,7 +574,9 @@ def test_published_methods_are_ours_and_rows_that_nobody_ran_are_empty(tmp_path)
 
 
 def test_a_public_profile_runs_its_own_page_and_the_summary_runs_last():
-    from thesis_ad.reproduce import LAST, NOTEBOOKS, notebooks_of
+    from thesis_ad.reproduce import LAST, NOTEBOOKS, PAPER_ONLY, notebooks_of
     from thesis_ad.settings import get_profile
-    assert notebooks_of(get_profile("mvtec")) == ["90_public_data"] and notebooks_of(get_profile("demo")) == list(NOTEBOOKS)
+    assert notebooks_of(get_profile("mvtec")) == ["90_public_data"]
+    assert notebooks_of(get_profile("paper")) == notebooks_of(get_profile("smoke")) == list(NOTEBOOKS)
+    assert set(notebooks_of(get_profile("demo"))) == set(NOTEBOOKS) - set(PAPER_ONLY) and set(PAPER_ONLY) < set(NOTEBOOKS)
     assert set(LAST) <= set(NOTEBOOKS) and list(NOTEBOOKS)[-1] in LAST

@@ -11,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -37,14 +38,15 @@ def ranges(lines):
 
 
 def pins():
-    return {name: next(iter(spec)) for name, spec in ranges(
-        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")).items()}
+    return {name: next(iter(spec)) for name, spec in ranges(line
+        for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")).items()}
 
 
 def committed():
     "Files that git tracks or would track."
     if not (ROOT / ".git").exists() or not shutil.which("git"): pytest.skip("not a git clone")
-    names = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
+    names = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True,
+        check=True).stdout
     return [path for path in (ROOT / name for name in sorted(names.decode().split("\0")) if name) if path.is_file()]
 
 
@@ -73,21 +75,25 @@ def test_environment_yml_states_the_requirements_of_pyproject():
     found = {CONDA_NAMES.get(name, name): spec for name, spec in ranges(plain).items()}
     assert found.pop("python") == {PROJECT["requires-python"]}
     extras = PROJECT["optional-dependencies"]
-    assert found | ranges(by_pip) == ranges(PROJECT["dependencies"] + extras["thesis"] + extras["serve"] + extras["cluster"] + extras["dev"])
+    assert found | ranges(by_pip) == ranges(PROJECT["dependencies"] + extras["thesis"] + extras["serve"]
+        + extras["cluster"] + extras["dev"])
     assert not set(found) & set(ranges(by_pip))
 
 
 def test_every_pin_satisfies_its_range():
     extras, known = PROJECT["optional-dependencies"], pins()
-    for requirement in map(Requirement, PROJECT["dependencies"] + extras["thesis"] + extras["serve"] + extras["cluster"] + extras["dev"]):
+    for requirement in map(Requirement,
+            PROJECT["dependencies"] + extras["thesis"] + extras["serve"] + extras["cluster"] + extras["dev"]):
         assert canonicalize_name(requirement.name) in known, f"constraints.txt has no pin for {requirement.name}"
     for requirement in map(Requirement, PROJECT["dependencies"] + sum(extras.values(), [])):
         pin = known.get(canonicalize_name(requirement.name))
-        assert pin is None or requirement.specifier.contains(pin.removeprefix("=="), prereleases=True), f"{requirement} but {pin}"
+        assert (pin is None or requirement.specifier.contains(pin.removeprefix("=="),
+            prereleases=True)), f"{requirement} but {pin}"
 
 
 def test_constraints_are_exact_sorted_and_portable():
-    names = [line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    names = [line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")]
     assert names == sorted(set(names))
     assert all(re.fullmatch(r"==[\w.!]+", pin) for pin in pins().values())
     assert not [name for name in names if name.startswith(("nvidia-", "cuda-", "triton", "thesis"))]
@@ -130,8 +136,9 @@ def again(tmp_path_factory):
 @pytest.mark.parametrize("folder, suffix", [("thesis_ad", ".py"), ("nbs", ".ipynb")])
 def test_export_and_clean_change_nothing(again, folder, suffix):
     def contents(root):
-        return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted((root / folder).rglob(f"*{suffix}"))
-                if not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)}
+        return {path.relative_to(root).as_posix(): path.read_bytes()
+            for path in sorted((root / folder).rglob(f"*{suffix}"))
+            if not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)}
     here, there = contents(ROOT), contents(again)
     assert sorted(here) == sorted(there), "run make export; a deleted notebook leaves its module behind"
     changed = [name for name in here if here[name] != there[name]]
@@ -144,7 +151,8 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import): yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join((package[:len(package) + 1 - node.level] if node.level else []) + [node.module] * bool(node.module))
+            base = ".".join((package[:len(package) + 1 - node.level] if node.level else [])
+                + [node.module] * bool(node.module))
             yield base, node.lineno
             yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
 
@@ -167,17 +175,20 @@ def test_a_module_imports_only_from_chapters_before_it():
 
 def test_the_library_imports_no_notebook_tool():
     allowed = {"thesis_ad/reproduce.py": {"papermill", "nbclient"},          # nbclient's errors are papermill's
-               "thesis_ad/evaluation/figures.py": {"IPython"}}               # shows a picture where IPython runs already
-    tools = {"nbdev", "fastcore", "execnb", "ghapi", "papermill", "nbformat", "nbclient", "IPython", "jupytext", "pytest"}
-    wrong = [f"{where(path)}:{line} imports {name}" for path in MODULES if path.name != "_modidx.py" for name, line in imports(path)
-             if name.split(".")[0] in tools - allowed.get(where(path), set())]
+               "thesis_ad/evaluation/figures.py": {"IPython"}}  # shows a picture where IPython runs already
+    tools = {"nbdev", "execnb", "ghapi", "papermill", "nbformat", "nbclient", "IPython",
+        "jupytext", "pytest"}
+    wrong = [f"{where(path)}:{line} imports {name}" for path in MODULES if path.name != "_modidx.py"
+        for name, line in imports(path) if name.split(".")[0] in tools - allowed.get(where(path), set())]
     assert not wrong, wrong
 
 
 def test_the_library_runs_without_a_notebook_tool():
     "What a plain script loads: every module, and none of the tools."
-    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES if path.name not in ("_modidx.py", "__init__.py")]
-    script = f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint([name for name in ('IPython', 'papermill', 'nbclient', 'nbformat', 'nbdev', 'fastcore') if name in sys.modules])"
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in MODULES if path.name not in ("_modidx.py", "__init__.py")]
+    script = (f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint([name for name in "
+        "('IPython', 'papermill', 'nbclient', 'nbformat', 'nbdev') if name in sys.modules])")
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
@@ -187,22 +198,28 @@ def pickles(tree):
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            if {name.split(".")[0] for name in names} & {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}: yield node.lineno
+            if {name.split(".")[0] for name in names} & {"pickle", "cPickle", "dill", "cloudpickle",
+                    "shelve", "marshal"}:
+                yield node.lineno
         if not isinstance(node, ast.Call): continue
         call, options = ast.unparse(node.func), {option.arg: ast.unparse(option.value) for option in node.keywords}
-        if call in ("torch.save", "joblib.dump", "joblib.load", "joblib.Memory") or call.endswith(("read_pickle", "to_pickle")): yield node.lineno
+        if (call in ("torch.save", "joblib.dump", "joblib.load", "joblib.Memory")
+                or call.endswith(("read_pickle", "to_pickle"))):
+            yield node.lineno
         if call == "torch.load" and options.get("weights_only") != "True": yield node.lineno
         if options.get("allow_pickle", "False") != "False": yield node.lineno
 
 
 def test_pickles_are_found():
-    for line in ("import pickle", "torch.load(path)", "torch.save(a, path)", "np.load(path, allow_pickle=True)", "frame.to_pickle(path)"):
+    for line in ("import pickle", "torch.load(path)", "torch.save(a, path)", "np.load(path, allow_pickle=True)",
+            "frame.to_pickle(path)"):
         assert list(pickles(ast.parse(line))) == [1], line
     assert not list(pickles(ast.parse("torch.load(path, weights_only=True)")))
 
 
 def test_the_library_uses_no_pickle():
-    wrong = [f"{where(path)}:{line}" for path in MODULES for line in pickles(ast.parse(path.read_text(encoding="utf-8")))]
+    wrong = [f"{where(path)}:{line}" for path in MODULES
+        for line in pickles(ast.parse(path.read_text(encoding="utf-8")))]
     assert not wrong, wrong
 
 
@@ -220,8 +237,10 @@ def test_a_notebook_carries_the_outputs_of_a_clean_run(path):
     for cell in cells:
         try: last = ast.parse(source(cell)).body[-1:]
         except SyntaxError: continue                      # a magic
-        shows = bool(last) and isinstance(last[0], ast.Expr) and isinstance(last[0].value, (ast.Name, ast.Subscript, ast.Compare, ast.BinOp, ast.Tuple))
-        assert not shows or source(cell).rstrip().endswith(";") or cell["outputs"], f"this cell ends in a value and has no output:\n{source(cell)}"
+        shows = (bool(last) and isinstance(last[0], ast.Expr)
+            and isinstance(last[0].value, (ast.Name, ast.Subscript, ast.Compare, ast.BinOp, ast.Tuple)))
+        assert (not shows or source(cell).rstrip().endswith(";")
+            or cell["outputs"]), f"this cell ends in a value and has no output:\n{source(cell)}"
 
 
 @pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
@@ -237,14 +256,31 @@ def test_the_engine_knows_every_evaluation_notebook():
     from thesis_ad.reproduce import NOTEBOOKS
     assert sorted(NOTEBOOKS) == [path.stem for path in EVALUATIONS]
     asking = [path.stem for path in EVALUATIONS if "run_all(tasks_for(profile," in path.read_text()]
-    assert [stem for stem in NOTEBOOKS if NOTEBOOKS[stem]] == asking, "what a notebook asks for is fitted before it starts, side by side"
+    assert [stem for stem in NOTEBOOKS
+        if NOTEBOOKS[stem]] == asking, "what a notebook asks for is fitted before it starts, side by side"
+
+
+def test_a_stale_output_of_a_chapter_is_named(tmp_path):
+    "The script behind `make test` runs a chapter and compares words and whole numbers with the committed output."
+    from nbformat.v4 import new_code_cell, new_notebook, new_output
+    printed = lambda text: [new_output("stream", name="stdout", text=text)]
+    cells = [new_code_cell("print('400 steps, loss', 0.25)", outputs=printed("400 steps, loss 0.26\n")), new_code_cell("print('800 steps')", outputs=printed("400 steps\n")),
+             new_code_cell("print('3 seconds')", outputs=printed("5 seconds\n"), metadata={"tags": ["varies"]})]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "chapter.ipynb")
+    run = lambda *more: subprocess.run([sys.executable, ROOT / ".ci/chapters.py", tmp_path / "chapter.ipynb", *more], capture_output=True, text=True)
+    found = run()
+    assert found.returncode == 1 and "cell 1: it prints '… 800 steps …', and the committed output says '… 400 steps …'" in found.stdout and "1 cells failed or stale" in found.stdout, found.stdout + found.stderr
+    assert run("--update").returncode == 0 and run().returncode == 0
 
 
 def test_committed_files_are_small():
-    scores = re.compile(r"figures/\w+/tables/(parts/\w+/)?scores(_calibration)?\.csv")        # a row an image, method and seed, every digit: what a stranger recomputes the AUROCs from
-    large = [f"{where(path)}: {path.stat().st_size}" for path in committed() if path.stat().st_size > (8_000_000 if scores.fullmatch(where(path)) else 1_000_000)]
+    # a row an image, method and seed, every digit: what a stranger recomputes the AUROCs from
+    scores = re.compile(r"figures/\w+/tables/(parts/\w+/)?scores(_calibration)?\.csv")
+    large = [f"{where(path)}: {path.stat().st_size}"
+        for path in committed() if path.stat().st_size > (8_000_000 if scores.fullmatch(where(path)) else 1_000_000)]
     assert not large, large
-    total = sum(path.stat().st_size for path in committed() if where(path).startswith(("figures/", "nbs/")) and not scores.fullmatch(where(path)))
+    total = sum(path.stat().st_size for path in committed() if where(path).startswith(("figures/", "nbs/"))
+        and not scores.fullmatch(where(path)))
     assert total < 15_000_000, f"notebooks and figures take {total:,} bytes"
 
 
@@ -256,13 +292,15 @@ def words(path):
         pieces.append(source(cell))
         for output in cell.get("outputs", ()):
             pieces += ["".join(output.get("text", ())), output.get("evalue", "")]
-            pieces += ["".join(data) for kind, data in output.get("data", {}).items() if kind.startswith("text/") and isinstance(data, (str, list))]
+            pieces += ["".join(data) for kind, data in output.get("data", {}).items() if kind.startswith("text/")
+                and isinstance(data, (str, list))]
     return "\n".join(pieces)
 
 
 def test_committed_text_names_no_path_of_one_machine():
     machine = re.compile(r"(?<![\w.~*<>\\-])/(?:work|root|home|Users|tmp|var/folders)/[\w.]+")
-    assert machine.search("see /" + "tmp/a.png") and machine.search("'/" + "home/me'") and not machine.search("data/work/a")
+    assert machine.search("see /" + "tmp/a.png") and machine.search("'/" + "home/me'")
+    assert not machine.search("data/work/a")
     found = []
     for path in committed():
         if path.suffix in (".png", ".jpg", ".npz", ".safetensors"): continue
@@ -285,30 +323,38 @@ def test_chapters_carry_their_pictures():
 def test_the_readme_repeats_the_published_table():
     "Each cell of the README's central result is what the published tables say."
     from thesis_ad.evaluation.figures import central_table, read_table
-    if not PUBLISHED.exists(): pytest.skip("nothing is published: make reproduce ARGS='--profile paper', then make publish")
+    if not PUBLISHED.exists():
+        pytest.skip("nothing is published: make reproduce ARGS='--profile paper', then make publish")
     text = (ROOT / "README.md").read_text().split("<!-- central result -->")[1]
-    lines = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.strip().splitlines() if line.startswith("|")]
+    lines = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.strip().splitlines()
+        if line.startswith("|")]
     shown = {(lines[0][j].split()[0], row[0]): row[j] for row in lines[2:] for j in range(1, len(row))}
     table = central_table(read_table(PUBLISHED / "summary.csv"))
     assert shown == {(dataset, method): table.loc[method, dataset] for dataset in table for method in table.index}
 
 
 def test_published_numbers_recompute():
-    """Every image AUROC and its interval from scores.csv, the misses at the threshold from scores.csv and scores_calibration.csv, and
-    every row of summary.csv from metrics.csv. The threshold of `auto` rests on training images, too, whose scores are in no table."""
+    """Every image AUROC and its interval from scores.csv, the misses at the threshold from scores.csv and
+    scores_calibration.csv, and every row of summary.csv from metrics.csv.
+    The threshold of `auto` rests on training images, too, whose scores are in no table."""
     from thesis_ad.decision.threshold import conformal_threshold
     from thesis_ad.evaluation.figures import read_table
     from thesis_ad.evaluation.metrics import auroc_interval, image_auroc
     from thesis_ad.evaluation.protocol import summarise
-    if not PUBLISHED.exists(): pytest.skip("nothing is published: make reproduce ARGS='--profile paper', then make publish")
+    if not PUBLISHED.exists():
+        pytest.skip("nothing is published: make reproduce ARGS='--profile paper', then make publish")
     metrics, summary, scores = (read_table(PUBLISHED / f"{name}.csv") for name in ("metrics", "summary", "scores"))
     keys = ["dataset", "method", "seed"]
     told = metrics[metrics.metric == "image_auroc"].set_index(keys)[["value", "ci_low", "ci_high"]]
-    found = {key: (image_auroc(some.label, some.score), *auroc_interval(some.label, some.score, some.group)) for key, some in scores.groupby(keys)}
-    assert set(found) == set(told.index) and all(abs(a - b) < 1e-9 for key, values in found.items() for a, b in zip(values, told.loc[key]))
+    found = {key: (image_auroc(some.label, some.score), *auroc_interval(some.label, some.score, some.group))
+        for key, some in scores.groupby(keys)}
+    assert set(found) == set(told.index)
+    assert all(abs(a - b) < 1e-9 for key, values in found.items() for a, b in zip(values, told.loc[key]))
     known = read_table(PUBLISHED / "scores_calibration.csv").query("label == 0").groupby(keys).score
     missed = metrics[(metrics.metric == "misses") & ~metrics.method.isin(["auto", "fusion", "fusion_unsupervised"])]
     for row in missed.itertuples():
-        nok = scores.query("dataset == @row.dataset and method == @row.method and seed == @row.seed and label == 1").score
-        assert abs((nok <= conformal_threshold(known.get_group((row.dataset, row.method, row.seed)), 0.05).value).mean() - row.value) < 1e-9, row
+        nok = scores.query("dataset == @row.dataset and method == @row.method and seed == @row.seed "
+            "and label == 1").score
+        assert abs((nok <= conformal_threshold(known.get_group((row.dataset, row.method, row.seed)), 0.05).value).mean()
+            - row.value) < 1e-9, row
     assert summarise(metrics).round(9).equals(summary.round(9))

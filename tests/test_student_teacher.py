@@ -10,8 +10,8 @@ from thesis_ad.data.datasets import ImageSet
 from thesis_ad.models import student_teacher as chapter
 from thesis_ad.models.border import border_level, levelled
 from thesis_ad.models.detector import Detector, create, predict_set
-from thesis_ad.models.student_teacher import (PDN, GlobalAutoencoder, find_pdn, hard_loss, map_quantiles, map_statistics, normalise_map, product_map, read_pdn, scaling,
-                                              squared_distance)
+from thesis_ad.models.student_teacher import (PDN, GlobalAutoencoder, find_pdn, hard_loss, map_quantiles,
+    map_statistics, normalise_map, product_map, read_pdn, scaling, squared_distance)
 from thesis_ad.settings import UserError, rng
 
 QUICK = {"stfpm": dict(size=(48, 64), steps=4, device="cpu"),
@@ -22,7 +22,8 @@ def pictures(n_ok, n_nok=0, shape=(48, 64), seed=0):
     "Grey waves with noise are OK; NOK ones have a bright square."
     draw = rng("test student", seed, shape)
     rows, columns = np.mgrid[:shape[0], :shape[1]]
-    images = [120 + 40 * np.sin(rows / 5 + draw.random() * 6)[..., None] + 8 * draw.standard_normal((*shape, 3)) for _ in range(n_ok + n_nok)]
+    images = [120 + 40 * np.sin(rows / 5 + draw.random() * 6)[..., None] + 8 * draw.standard_normal((*shape, 3))
+        for _ in range(n_ok + n_nok)]
     for image in images[n_ok:]: image[20:34, 30:44] = 250
     return ImageSet.from_arrays(np.stack(images).clip(0, 255).astype(np.uint8), [0] * n_ok + [1] * n_nok)
 
@@ -93,20 +94,24 @@ def test_statistics_of_maps_are_numpys():
     m[:, 2] = 7
     mean, covariance, mean_map = map_statistics(m.split(4))
     rows = m.transpose(0, 1).flatten(1).numpy()
-    assert np.allclose(mean[0, :, 0, 0], rows.mean(1), atol=1e-5) and np.allclose(mean_map[0], m.numpy().mean(0), atol=1e-5)
+    assert np.allclose(mean[0, :, 0, 0], rows.mean(1), atol=1e-5)
+    assert np.allclose(mean_map[0], m.numpy().mean(0), atol=1e-5)
     assert np.allclose(covariance, np.cov(rows.astype(np.float64)), atol=1e-5)
-    for whiten in (False, True): assert torch.isfinite(scaling(covariance, whiten)).all()              # a dead channel is not divided by zero
+    # a dead channel is not divided by zero
+    for whiten in (False, True): assert torch.isfinite(scaling(covariance, whiten)).all()
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 12), st.floats(0.1, 20), st.integers(0, 99))
 def test_scaling_is_the_inverse_of_the_regularised_correlation(channels, spread, seed):
     draw = rng("scaling", seed)
-    rows = (draw.standard_normal((channels, channels)) @ draw.standard_normal((channels, 400))) * np.geomspace(1, spread, channels)[:, None]
+    rows = (draw.standard_normal((channels, channels)) @ draw.standard_normal((channels, 400))) * np.geomspace(1,
+        spread, channels)[:, None]
     covariance = torch.from_numpy(np.cov(rows))
     D, R = np.diag(rows.std(1, ddof=1)), np.corrcoef(rows)
     W = scaling(covariance).double().numpy()
-    assert np.allclose(W.T @ W, np.linalg.inv(D @ (R + 0.01 * np.eye(channels)) @ D), rtol=1e-3, atol=1e-3 * abs(W.T @ W).max())
+    assert np.allclose(W.T @ W, np.linalg.inv(D @ (R + 0.01 * np.eye(channels)) @ D), rtol=1e-3,
+        atol=1e-3 * abs(W.T @ W).max())
     assert np.allclose(scaling(covariance, False), np.linalg.inv(D), rtol=1e-5)
 
 
@@ -146,57 +151,70 @@ def test_quantiles_come_from_training_pictures_that_the_student_did_not_learn_fr
     maps = chapter._maps(detector, torch.stack(list(held)))
     levels = [border_level(m) for m in maps]
     assert torch.allclose(torch.stack(levels), detector.level, rtol=1e-3) and detector.facts["held_out"] == 2
-    assert np.allclose([map_quantiles(levelled(m, level)) for m, level in zip(maps, levels)], detector.facts["quantiles"], rtol=1e-2)
+    assert np.allclose([map_quantiles(levelled(m, level)) for m, level in zip(maps, levels)],
+        detector.facts["quantiles"], rtol=1e-2)
     found = map_statistics([chapter._seen(detector, torch.stack(list(learned)))])[0]
-    assert torch.allclose(found, detector.mean, rtol=1e-3, atol=1e-4), "the teacher was not standardised by the pictures that are learned"
+    assert torch.allclose(found, detector.mean, rtol=1e-3,
+        atol=1e-4), "the teacher was not standardised by the pictures that are learned"
 
 
 def test_the_published_teacher_is_taken_where_it_is_at_hand(tmp_path, monkeypatch):
     monkeypatch.delenv("THESIS_AD_WEIGHTS", raising=False)
     assert create("efficientad").teacher == "backbone"
     monkeypatch.setenv("THESIS_AD_WEIGHTS", str(tmp_path))
-    assert create("efficientad").teacher == "backbone" and create("efficientad", teacher="backbone").backbone != "pdn_small"
+    assert create("efficientad").teacher == "backbone"
+    assert create("efficientad", teacher="backbone").backbone != "pdn_small"
     torch.save(chapter.PDN().state_dict(), tmp_path / "pdn_small.pth")
     detector = create("efficientad", **QUICK["efficientad"])
-    assert (detector.teacher, detector.backbone) == ("published", "pdn_small") and create("efficientad", teacher="backbone").teacher == "backbone"
+    assert (detector.teacher, detector.backbone) == ("published", "pdn_small")
+    assert create("efficientad", teacher="backbone").teacher == "backbone"
     detector.fit(pictures(6)).save(tmp_path / "bundle")
     (tmp_path / "pdn_small.pth").unlink()
     again = Detector.load(tmp_path / "bundle", device="cpu")
-    assert again.teacher == "published" and (predict_set(again, pictures(2, seed=3))[0] == predict_set(detector, pictures(2, seed=3))[0]).all()
+    assert again.teacher == "published"
+    assert (predict_set(again, pictures(2, seed=3))[0] == predict_set(detector, pictures(2, seed=3))[0]).all()
 
 
 @pytest.mark.parametrize("whiten", [False, True])
 def test_mean_reference_is_the_distance_to_the_training_mean(whiten):
     train = pictures(5)
-    detector = create("efficientad", **QUICK["efficientad"], reference="mean", whiten=whiten, rim=0, window=1).fit(train, pictures(4, seed=1))
+    detector = create("efficientad", **QUICK["efficientad"], reference="mean", whiten=whiten, rim=0,
+        window=1).fit(train, pictures(4, seed=1))
     see, train = lambda images: chapter._seen(detector, torch.stack(list(images))).double(), detector.split(train)[0]
     rows, test = see(train).transpose(0, 1).flatten(1), pictures(1, 1, seed=4)
     std = rows.std(1).clamp(min=1e-3)
     off = (see(test) - see(train).mean(0)) / std[:, None, None]
-    inverse = torch.linalg.inv(torch.corrcoef(rows) + 0.01 * torch.eye(len(rows))) if whiten else torch.eye(len(rows), dtype=torch.float64)
+    inverse = (torch.linalg.inv(torch.corrcoef(rows) + 0.01 * torch.eye(len(rows))) if whiten
+        else torch.eye(len(rows), dtype=torch.float64))
     by_hand = torch.einsum("bchw,cd,bdhw->bhw", off, inverse, off) / len(rows)
-    assert torch.allclose(chapter._maps(detector, torch.stack(list(test)))[0].double(), by_hand, rtol=2e-2, atol=1e-3 * float(by_hand.max()))
+    assert torch.allclose(chapter._maps(detector, torch.stack(list(test)))[0].double(), by_hand, rtol=2e-2,
+        atol=1e-3 * float(by_hand.max()))
     assert set(detector.tensors()) == {"mean", "scaling", "mean_map", "level"}
 
 
 def test_the_rim_never_decides():
     "The score is the largest value of a map whose rim repeats the nearest inner cell."
-    detector = create("efficientad", **QUICK["efficientad"] | dict(rim=0.25, window=1, size=(64, 64))).fit(pictures(4, shape=(64, 64)), pictures(3, seed=1, shape=(64, 64)))
+    detector = create("efficientad", **QUICK["efficientad"] | dict(rim=0.25, window=1, size=(64, 64))).fit(pictures(4,
+        shape=(64, 64)), pictures(3, seed=1, shape=(64, 64)))
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     local, whole = chapter._maps(detector, x)
     assert local.shape == whole.shape == (2, 4, 4)                      # of 8 x 8 cells
-    cells = torch.stack([chapter.normalise_map(levelled(m, level), q) for m, level, q in zip((local, whole), detector.level, detector.facts["quantiles"])]).mean(0)
+    cells = torch.stack([chapter.normalise_map(levelled(m, level), q)
+        for m, level, q in zip((local, whole), detector.level, detector.facts["quantiles"])]).mean(0)
     _, maps = detector.predict(x)
-    assert np.allclose(maps[:, 0, 0], cells[:, 0, 0]) and np.allclose(maps[:, -1, -1], cells[:, -1, -1]) and maps.max() <= cells.max() + 1e-5
+    assert np.allclose(maps[:, 0, 0], cells[:, 0, 0]) and np.allclose(maps[:, -1, -1], cells[:, -1, -1])
+    assert maps.max() <= cells.max() + 1e-5
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_margin_and_kept_maps(name, monkeypatch):
-    "Mirrored surroundings change the maps and not their shape; maps that are kept in memory change nothing that can be seen."
+    """Mirrored surroundings change the maps and not their shape;
+    maps that are kept in memory change nothing that can be seen."""
     train, held = pictures(5), pictures(3, seed=1)
     x = torch.stack(list(pictures(1, 1, seed=5)))
     plain, wide = (create(name, **QUICK[name], margin=margin).fit(train, held) for margin in (0, 32))
-    assert plain.predict(x)[1].shape == wide.predict(x)[1].shape and not np.allclose(plain.predict(x)[1], wide.predict(x)[1])
+    assert plain.predict(x)[1].shape == wide.predict(x)[1].shape
+    assert not np.allclose(plain.predict(x)[1], wide.predict(x)[1])
     monkeypatch.setattr(chapter, "MAP_LIMIT", 0)
     asked = create(name, **QUICK[name]).fit(train, held)
     assert np.allclose(asked.predict(x)[1], plain.predict(x)[1], rtol=0.1, atol=0.05 * np.ptp(plain.predict(x)[1]))
@@ -206,7 +224,8 @@ def test_the_pupil_sees_the_teachers_surroundings():
     "A student made of the teacher's own layers agrees with it everywhere, with and without a margin."
     for margin in (0, 32):
         detector = create("stfpm", **QUICK["stfpm"], margin=margin).fit(pictures(2))
-        detector.student.chain = nn.ModuleList(nn.Sequential(*stage) for stage in detector.network._stages[:1 + max(detector.used_stages)])
+        detector.student.chain = nn.ModuleList(nn.Sequential(*stage)
+            for stage in detector.network._stages[:1 + max(detector.used_stages)])
         assert all(float(d.max()) < 1e-5 for d in chapter._distances(detector, torch.stack(list(pictures(2, 1)))))
 
 
@@ -222,10 +241,12 @@ def test_published_weights_are_read_whatever_their_names_and_format(tmp_path, mo
     torch.manual_seed(0)
     network = PDN()
     names = [f"conv{k}.{part}" for k in (1, 2, 3, 4) for part in ("weight", "bias")]
-    save_file({name: tensor.contiguous() for name, tensor in zip(names, network.state_dict().values())}, tmp_path / "pdn_small.safetensors")      # sorted by name: bias first
+    save_file({name: tensor.contiguous() for name, tensor in zip(names, network.state_dict().values())},
+        tmp_path / "pdn_small.safetensors")  # sorted by name: bias first
     monkeypatch.setenv("THESIS_AD_WEIGHTS", str(tmp_path))
     assert same(read_pdn(find_pdn("published")).state_dict(), network.state_dict())
-    detector = create("efficientad", **QUICK["efficientad"] | dict(size=(32, 32), steps=1), teacher="published").fit(pictures(2), pictures(1, seed=1))
+    detector = create("efficientad", **QUICK["efficientad"] | dict(size=(32, 32), steps=1),
+        teacher="published").fit(pictures(2), pictures(1, seed=1))
     assert detector.facts["grid"] == [8, 8] and detector.facts["channels"] == 384 and detector.backbone == "pdn_small"
     path = detector.save(tmp_path / "bundle")
     (tmp_path / "pdn_small.safetensors").unlink()

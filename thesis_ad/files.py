@@ -28,10 +28,13 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".ti
 Image.MAX_IMAGE_PIXELS = None       # `Reading.max_pixels` stands in its place
 
 class Region:
-    "A region of images that is not judged, bool [H, W], True inside. It is painted grey, so that nothing inside has any influence."
+    """A region of images that is not judged, bool [H, W], True inside.
+
+    It is painted grey, so that nothing inside has any influence."""
     def __init__(self, mask):
         self.mask = np.ascontiguousarray(mask, bool)
-        if not 0 < self.mask.mean() < 1: raise UserError("a region to ignore marks some of the image, neither nothing nor all of it")
+        if not 0 < self.mask.mean() < 1:
+            raise UserError("a region to ignore marks some of the image, neither nothing nor all of it")
         self.digest = hashlib.sha256(repr(self.mask.shape).encode() + self.mask.tobytes()).hexdigest()[:16]
 
     def __repr__(self): return f"Region({self.digest})"
@@ -41,19 +44,23 @@ class Region:
     def paint(self, image):
         "A copy of an image uint8 [H, W, 3] with the region grey; a `UserError` where it has another size."
         (height, width), (h, w) = image.shape[:2], self.mask.shape
-        if (h, w) != (height, width): raise UserError(f"the region to ignore is {w}×{h} pixels and the image {width}×{height}")
+        if (h, w) != (height, width):
+            raise UserError(f"the region to ignore is {w}×{h} pixels and the image {width}×{height}")
         return np.where(self.mask[..., None], np.uint8(128), image)
 
+# %% ../nbs/01_files.ipynb #ec07c550
 @dataclass(frozen=True)
 class Reading:
     "What is chosen when files are read."
-    white: float = 0.0              # the value that is white in files of more than 8 bits; 0: as the file itself suggests
+    white: float = 0.0  # the value that is white in files of more than 8 bits; 0: as the file itself suggests
     page: int = 1                   # which image of a file that holds several
     max_pixels: int = 200_000_000   # larger images are refused
     region: Region | None = None    # what is not judged
 
     def __post_init__(self):
-        if not 0 <= self.white < math.inf: raise UserError(f"white is a value of the files such as 4095, or 0 to let the files say it, not {self.white:g}")
+        if not 0 <= self.white < math.inf:
+            raise UserError("white is a value of the files such as 4095, or 0 to let the files say it, not "
+                f"{self.white:g}")
         if self.page < 1: raise UserError(f"page counts from 1, not {self.page}")
         if self.max_pixels < 1: raise UserError(f"max_pixels is at least 1, not {self.max_pixels}")
 
@@ -71,12 +78,14 @@ def _naming(source):
     try: yield
     except UserError as error: raise UserError(f"cannot read {name} as an image ({error})") from None
     except FileNotFoundError: raise UserError(f"no such file: {name}") from None
-    except UnidentifiedImageError: raise UserError(f"cannot read {name} as an image (it is {'in no known format' if source else 'empty'})") from None
+    except UnidentifiedImageError:
+        raise UserError(f"cannot read {name} as an image (it is "
+            f"{'in no known format' if source else 'empty'})") from None
     except Exception as error: raise UserError(f"cannot read {name} as an image ({_reason(error)})") from None
 
 # %% ../nbs/01_files.ipynb #81b0b03e
-TURNS = {number: Image.Transpose[name] for number, name in
-         zip(range(2, 9), "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split())}
+TURNS = {number: Image.Transpose[name] for number, name in zip(range(2, 9),
+    "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split())}
 
 def _turn(image):
     "How a decoded image has to be turned to stand upright, or None."
@@ -111,19 +120,23 @@ def _load(source, reading):
         try: image.seek(reading.page - 1)
         except EOFError: raise UserError(f"it has no page {reading.page}") from None
         pixels = image.width * image.height
-        if pixels > reading.max_pixels: raise UserError(f"{image.width} × {image.height} are more than {reading.max_pixels:,} pixels; max_pixels={pixels} would allow them")
+        if pixels > reading.max_pixels:
+            raise UserError(f"{image.width} × {image.height} are more than {reading.max_pixels:,} pixels; "
+                f"max_pixels={pixels} would allow them")
         raw = image.tile[0].args if image.tile else ""
         deep = image.mode in ("RGB", "RGBA", "LA") and ";16" in str(raw if isinstance(raw, str) else raw[0])
-        turn = _turn(image)                                         # of a TIFF before it is decoded, of a PNG perhaps only afterwards
+        turn = _turn(image)  # of a TIFF before it is decoded, of a PNG perhaps only afterwards
         if image.format == "TIFF": image.load_end = lambda: None    # it would turn the pixels and write EXIF
         if not deep: image.load()
         return _File(image, _colours(source, reading.page) if deep else None, turn or _turn(image), pages)
 
+# %% ../nbs/01_files.ipynb #ba4f74fb
 def _colours(source, page):
     "uint16 [H, W, 3 or 4]: RGB or RGBA of a file of 16-bit colours."
     data = np.frombuffer(source if isinstance(source, bytes) else Path(source).read_bytes(), np.uint8)
     done, found = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED, range=(page - 1, page))
-    if not done or found[0].dtype != np.uint16 or found[0].ndim != 3: raise UserError("its 16-bit colours cannot be decoded")
+    if not done or found[0].dtype != np.uint16 or found[0].ndim != 3:
+        raise UserError("its 16-bit colours cannot be decoded")
     return found[0][..., [2, 1, 0, 3][:found[0].shape[2]]]
 
 # %% ../nbs/01_files.ipynb #a65273da
@@ -134,7 +147,8 @@ def _tagged_white(image):
     tags = getattr(image, "tag_v2", {})
     said = [np.max(tags[tag]) for tag in (281, 50717) if tag in tags]
     bits = [*np.atleast_1d(tags.get(258, 16)), *re.findall(r'SignificantBits="(\d+)"', str(tags.get(270, "")))]
-    return max([_full(float(value)) for value in said] + [2.0 ** int(n) - 1 for n in bits if 8 < int(n) < 16], default=0.0)
+    return max([_full(float(value)) for value in said] + [2.0 ** int(n) - 1 for n in bits if 8 < int(n) < 16],
+        default=0.0)
 
 def _own_white(values, image):
     "White of one file of more than 8 bits, by its tags or its largest value."
@@ -151,10 +165,12 @@ def _deep_values(file):
     return np.asarray(file.image) if file.image.mode in ("I", "F") or file.image.mode.startswith("I;16") else None
 
 def _check_range(values, white):
-    "A `UserError` where values are on another scale than 0 … `white`: what no grey value is, or an image that would be white all over."
+    """A `UserError` where values are on another scale than 0 … `white`: what no grey value is,
+    or an image that would be white all over."""
     low, high = float(values.min(initial=0)), float(values.max(initial=0))
     fits = high <= 2 * white if values.dtype.kind == "f" else 2 * np.count_nonzero(values > white) <= values.size
-    if not (fits and -white <= low <= high): raise UserError(f"its values lie in {low:g} … {high:g}, where 0 … {white:g} is black … white")   # NaN, too
+    if not (fits and -white <= low <= high):
+        raise UserError(f"its values lie in {low:g} … {high:g}, where 0 … {white:g} is black … white")  # NaN, too
 
 def _eight_bits(values, white):
     "Values of more than 8 bits as uint8, `white` as 255; what lies outside black … white is cut off."
@@ -171,7 +187,8 @@ def _shown(file, white):
         grey = _eight_bits(values, white)
         if values.ndim == 3 and values.shape[2] == 4: grey[..., 3] = _eight_bits(values[..., 3], 2**16 - 1)
         image = Image.fromarray(grey)
-    if image.format in ("BMP", "DIB") and image.mode == "RGBA" and not image.getextrema()[3][1]: image = image.convert("RGB")   # a fourth byte that nobody wrote
+    if image.format in ("BMP", "DIB") and image.mode == "RGBA" and not image.getextrema()[3][1]:
+        image = image.convert("RGB")  # a fourth byte that nobody wrote
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -204,7 +221,8 @@ def image_facts(source, reading=Reading()):
         own = 0.0 if values is None else _own_white(values, file.image)
         shown = np.asarray(_shown(file, reading.white or own))
         if reading.region is not None: reading.region.paint(shown)                  # refuses another size
-        bright = float(shown.max(initial=0) if values is None else np.quantile(values[..., :3] if values.ndim == 3 else values, 0.999, method="lower"))
+        bright = float(shown.max(initial=0) if values is None
+            else np.quantile(values[..., :3] if values.ndim == 3 else values, 0.999, method="lower"))
         return ImageFacts(*shown.shape[:2], own, bright, file.pages)
 
 # %% ../nbs/01_files.ipynb #95baacdc
@@ -213,7 +231,8 @@ MARK_TEXT = "thesis-ad inspect"
 def marked_png(image, comment=""):
     "Bytes of a PNG of uint8 [H, W, 3] (RGB), uint8 or uint16 [H, W], marked as written by this program."
     data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
-    chunks = b"".join(struct.pack(">I", len(text)) + b"tEXt" + text + struct.pack(">I", zlib.crc32(b"tEXt" + text)) for text in (f"Software\0{MARK_TEXT}".encode(), f"Comment\0{comment}".encode()))
+    chunks = b"".join(struct.pack(">I", len(text)) + b"tEXt" + text + struct.pack(">I", zlib.crc32(b"tEXt" + text))
+        for text in (f"Software\0{MARK_TEXT}".encode(), f"Comment\0{comment}".encode()))
     return data[:33] + chunks + data[33:]                           # after signature and IHDR
 
 def is_marked(head):
@@ -222,7 +241,8 @@ def is_marked(head):
 
 # %% ../nbs/01_files.ipynb #0e092820
 def _shown_marks(marked, alpha):
-    "bool [H, W]: what is marked and not transparent; what is not transparent, where colour does not tell; `marked` where alpha is the same everywhere."
+    """bool [H, W]: what is marked and not transparent; what is not transparent, where colour does not tell;
+    `marked` where alpha is the same everywhere."""
     shown = alpha > 0
     if shown.all() or not shown.any(): return marked
     return marked & shown if (marked & shown).any() and (shown & ~marked).any() else shown
@@ -236,6 +256,7 @@ def _palette_marks(image):
     black = used[~colours[used].any(axis=1)]
     return values != (black[0] if len(black) == 1 else 0)
 
+# %% ../nbs/01_files.ipynb #eaa6c55f
 def _lossy(file, source):
     "Whether the values of a mask were changed by compression."
     if file.image.format != "WEBP": return file.image.format in ("JPEG", "MPO")
@@ -244,9 +265,11 @@ def _lossy(file, source):
 def _marks(file, lossy=False):
     "bool [H, W] of a decoded mask, not turned: what is not background."
     image = file.image
-    if file.colours is not None: alpha, values = file.colours[..., 3] if file.colours.shape[-1] == 4 else None, file.colours[..., :3]
+    if file.colours is not None:
+        alpha, values = file.colours[..., 3] if file.colours.shape[-1] == 4 else None, file.colours[..., :3]
     else:
-        alpha = np.asarray(image.convert("RGBA"))[..., 3] if "A" in image.getbands() or "transparency" in image.info else None
+        alpha = (np.asarray(image.convert("RGBA"))[..., 3]
+            if "A" in image.getbands() or "transparency" in image.info else None)
         values = np.asarray(image if len(image.getbands()) == 1 else image.convert("RGB"))
     if values.ndim == 3: values = values.max(axis=-1)
     marked = values > max(values.max(initial=0) / 2, 15) if lossy else (values != 0) & np.isfinite(values)
@@ -258,7 +281,8 @@ def read_mask(source):
     "bool [H, W] from a path or encoded bytes: True wherever the mask is not background, all its pages together."
     with _naming(source):
         file = _load(source, Reading())
-        marks = [_marks(file, _lossy(file, source)), *(_marks(_load(source, Reading(page=page))) for page in range(2, file.pages + 1))]
+        marks = [_marks(file, _lossy(file, source)),
+            *(_marks(_load(source, Reading(page=page))) for page in range(2, file.pages + 1))]
         mask = np.any([one for one in marks if one.shape == marks[0].shape], axis=0)
         return mask if file.turn is None else np.array(Image.fromarray(mask).transpose(file.turn))
 
@@ -278,7 +302,8 @@ def resize_mask(mask, size):
     "bool [H, W] at `size` = (height, width), nearest neighbour."
     height, width = size
     if mask.shape == (height, width): return mask
-    return np.array(Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)).astype(bool)
+    return np.array(Image.fromarray(mask.astype(np.uint8)).resize((width, height),
+        Image.Resampling.NEAREST)).astype(bool)
 
 # %% ../nbs/01_files.ipynb #e927174a
 def sha256(source):
@@ -297,7 +322,8 @@ def hidden_name(path, kind, suffix=""):
 
 @contextlib.contextmanager
 def atomic_write(path):
-    "Yields a temporary path beside `path`; it becomes `path` when the block ends well, and is removed when it does not."
+    """Yields a temporary path beside `path`; it becomes `path` when the block ends well,
+    and is removed when it does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = hidden_name(path, "part", path.suffix)
@@ -340,7 +366,8 @@ def _runs(pid):
     return True
 
 def sweep(folder):
-    "Remove what killed processes of this machine left half-written below `folder`; the number of files and folders removed."
+    """Remove what killed processes of this machine left half-written below `folder`;
+    the number of files and folders removed."""
     removed = 0
     for base, folders, files in os.walk(folder):
         for name in [*folders, *files]:
@@ -354,7 +381,8 @@ def sweep(folder):
 
 # %% ../nbs/01_files.ipynb #dbc952a0
 def check_writable(folder):
-    "Make `folder` if need be; a `UserError` if no file can be written in it, so that long work does not end at its last step."
+    """Make `folder` if need be; a `UserError` if no file can be written in it,
+    so that long work does not end at its last step."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder): pass
@@ -377,15 +405,20 @@ def write_json(path, value):
 # %% ../nbs/01_files.ipynb #c4daaabb
 SEAL = "seal.json"
 
-def _hashes(folder): return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SEAL}
+def _hashes(folder):
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
+        and path.name != SEAL}
 
 def is_sealed(folder):
     "Whether every file of a folder of the cache is as it was written, none is missing and none was added."
     try: return json.loads((folder / SEAL).read_text()) == _hashes(folder)
     except (OSError, ValueError): return False
 
+# %% ../nbs/01_files.ipynb #136504d0
 def cached(kind, key, make, cache=None):
-    "The folder `<cache>/<kind>/<key>`; if it is missing or damaged, `make(folder)` fills it first. Safe to call from several processes."
+    """The folder `<cache>/<kind>/<key>`; if it is missing or damaged, `make(folder)` fills it first.
+
+    Safe to call from several processes."""
     from filelock import FileLock
     from thesis_ad.settings import cache_dir
     target = Path(cache or cache_dir()) / kind / key

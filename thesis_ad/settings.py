@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['PROFILES', 'PUBLIC_PROFILES', 'OK_COLOUR', 'NOK_COLOUR', 'UserError', 'one_of', 'rng', 'torch_seed', 'pin_threads',
            'return_memory', 'resolve_device', 'computes_bf16', 'processor', 'updates_at_once', 'cache_dir',
-           'repository_root', 'Profile', 'get_profile']
+           'repository_root', 'RunSize', 'Profile', 'get_profile']
 
 # %% ../nbs/00_settings.ipynb #84b36bf6
 import contextlib, ctypes, dataclasses, difflib, hashlib, os, sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from fastcore.basics import patch
 
 # %% ../nbs/00_settings.ipynb #00a8b340
 class UserError(ValueError):
@@ -43,7 +45,8 @@ def pin_threads(n=1):
     import cv2
     if n < 1: raise UserError(f"at least one thread has to run, not {n}")
     cv2.setNumThreads(n)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ[name] = str(n)    # torch reads them when it is imported
+    # torch reads them when it is imported
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ[name] = str(n)
     if "torch" in sys.modules: sys.modules["torch"].set_num_threads(n)
 
 # %% ../nbs/00_settings.ipynb #06ac6d6f
@@ -58,7 +61,9 @@ def resolve_device(name="auto"):
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto": name = next(kind for kind, there in present.items() if there)
     kind = str(name).split(":")[0]
-    if kind == "gpu": raise UserError("a graphics card is called cuda (NVIDIA, AMD) or mps (Apple); --device auto takes what is there")
+    if kind == "gpu":
+        raise UserError("a graphics card is called cuda (NVIDIA, AMD) or mps (Apple); --device auto takes "
+            "what is there")
     one_of(kind, present, "device")
     if not present[kind]: raise UserError(f"device '{name}' is not present on this machine; use --device cpu")
     return torch.device(name)
@@ -72,10 +77,12 @@ def computes_bf16(device):
     return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
 
 def processor():
-    "Vector instructions of this machine's processor, such as 'avx512+avx512_bf16+amx_bf16': they decide how sums are rounded, so two machines that differ in them fit slightly different networks."
+    """Vector instructions of this machine's processor, such as 'avx512+avx512_bf16+amx_bf16': they decide how sums are
+    rounded, so two machines that differ in them fit slightly different networks."""
     import torch
     able = getattr(torch.cpu, "get_capabilities", dict)()
-    return "+".join([torch.backends.cpu.get_cpu_capability().lower(), *(name for name in ("avx512_bf16", "amx_bf16") if able.get(name))])
+    return "+".join([torch.backends.cpu.get_cpu_capability().lower(),
+        *(name for name in ("avx512_bf16", "amx_bf16") if able.get(name))])
 
 def updates_at_once(device):
     "Whether torch's optimisers can update all weights in one call on a torch device (their `fused`)."
@@ -86,7 +93,8 @@ def cache_dir():
     "The folder for everything that can be computed again: `$THESIS_AD_CACHE`, else `~/.cache/thesis_ad`."
     folder = Path(os.environ.get("THESIS_AD_CACHE") or Path.home() / ".cache" / "thesis_ad").expanduser()
     try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error: raise UserError(f"the cache folder {folder} (THESIS_AD_CACHE) cannot be made: {error.strerror}") from None
+    except OSError as error:
+        raise UserError(f"the cache folder {folder} (THESIS_AD_CACHE) cannot be made: {error.strerror}") from None
     return folder
 
 # %% ../nbs/00_settings.ipynb #70a6494e
@@ -98,8 +106,8 @@ def repository_root():
 
 # %% ../nbs/00_settings.ipynb #65cb3b96
 @dataclass(frozen=True)
-class Profile:
-    "How large a run is. Every field can be overridden by name."
+class RunSize:
+    "The fields of a `Profile` that all detectors share: data, seeds, images and what every training has."
     name: str = "demo"
     datasets: tuple = ("prefilter_a", "prefilter_b", "elpv_mono")
     seeds: tuple = (0,)                 # a detector whose result depends on its seed is fitted once with each
@@ -113,49 +121,60 @@ class Profile:
     autoencoder_size: tuple = (128, 128)
     autoencoder_width: int = 16         # channels after the first convolution
     schedule: str = "plateau"           # of every trained detector: plateau, cosine or constant
-    held_out: float = 0.1               # fraction of the training images, by whole parts, that decides when training ends
+    held_out: float = 0.1  # fraction of the training images, by whole parts, that decides when training ends
     start: str = "pca"                  # of networks that reconstruct features
     enhance_share: float = 1.0          # fraction of the training images that is enhanced where a dataset is enhanced
-    autoencoder_steps: int = 120        # updates at most, of the two baselines, cae_l1 and vae
+
+# %% ../nbs/00_settings.ipynb #29fca0f0
+@dataclass(frozen=True)
+class Profile(RunSize):
+    "How large a run is. Every field can be overridden by name."
+    autoencoder_steps: int = 60         # updates at most, of the two baselines, cae_l1 and vae
     autoencoder_epochs: int = 0         # passes over the training images in place of them, if above 0
     autoencoder_batch: int = 8
     dfr_cells: tuple = (64, 64)         # map size of DFR: image // cells is the pooling stride
     dfr_cells_fine: tuple = (85, 85)    # the finer of the two map sizes compared
-    dfr_steps: int = 200                # updates at most
+    dfr_steps: int = 100                # updates at most
     dfr_epochs: int = 0
     dfr_training: str = "rows"          # "rows" (cached feature rows) or "maps" (whole maps, as the thesis trains)
-    dfr_level: bool = True              # the border measured by OK cells as far from the sides; False: the thesis's crop
+    dfr_level: bool = True  # the border measured by OK cells as far from the sides; False: the thesis's crop
     dfr_attention_training: str = "maps"    # its kernels see neighbours
     dfr_attention_cells: tuple = (16, 16)
     dfr_attention_steps: int = 20
     dfr_attention_level: bool = False
     featcae_steps: int = 200
     stfpm_steps: int = 50
-    efficientad_steps: int = 80
+    efficientad_steps: int = 50
     efficientad_held_out: float = 0.2   # its levels and quantiles come from these images, too
     efficientad_width: int = 32
     efficientad_teacher: str = "backbone"   # auto: the published one where it is at hand
     variance: float = 0.90              # PCA variance that the latent size keeps
     replicates: int = 1000              # bootstrap replicates of an interval
 
-    @property
-    def seed(self):
-        "The first seed: that of every figure that shows one fit."
-        return self.seeds[0]
+# %% ../nbs/00_settings.ipynb #3c342707
+@patch(as_prop=True)
+def seed(self: Profile):
+    "The first seed: that of every figure that shows one fit."
+    return self.seeds[0]
 
 # %% ../nbs/00_settings.ipynb #d3e3f037
 PROFILES = {
     "smoke": Profile(
-        name="smoke", datasets=("prefilter_a",), parts=3, render=128, size=(128, 128), auto_size=(192, 192), autoencoder_size=(64, 64), autoencoder_width=8,
+        name="smoke", datasets=("prefilter_a",), parts=3, render=128, size=(128, 128), auto_size=(192, 192),
+        autoencoder_size=(64, 64), autoencoder_width=8,
         autoencoder_steps=10, dfr_cells=(32, 32), dfr_cells_fine=(42, 42), dfr_steps=30,
-        dfr_attention_steps=4, featcae_steps=40, stfpm_steps=8, efficientad_steps=16, efficientad_width=8, replicates=100),
+        dfr_attention_steps=4, featcae_steps=40, stfpm_steps=8, efficientad_steps=16, efficientad_width=8,
+        replicates=100),
     "demo": Profile(),
     "paper": Profile(
         name="paper", seeds=(0, 1, 2, 3, 4), train_pictures=0, judged_pictures=0, autoencoder_steps=400, dfr_steps=600,
-        dfr_attention_cells=(32, 32), dfr_attention_steps=60, featcae_steps=1000, stfpm_steps=150, efficientad_steps=250),
+        dfr_attention_cells=(32, 32), dfr_attention_steps=60, featcae_steps=1000, stfpm_steps=150,
+        efficientad_steps=250),
     "thesis": Profile(
-        name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), train_pictures=0, judged_pictures=0, render=512,
-        backbone="tf_efficientnet_b6.ns_jft_in1k", size=(512, 512), auto_size=(768, 768), schedule="constant", held_out=0.0, start="random", enhance_share=0.15,
+        name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), train_pictures=0, judged_pictures=0,
+        render=512,
+        backbone="tf_efficientnet_b6.ns_jft_in1k", size=(512, 512), auto_size=(768, 768), schedule="constant",
+        held_out=0.0, start="random", enhance_share=0.15,
         autoencoder_size=(512, 512), autoencoder_width=32, autoencoder_epochs=25, autoencoder_batch=16,
         dfr_cells=(128, 128), dfr_cells_fine=(170, 170), dfr_training="maps", dfr_epochs=150, dfr_level=False,
         dfr_attention_cells=(128, 128), featcae_steps=5000, stfpm_steps=10_000, efficientad_steps=70_000,
@@ -164,7 +183,8 @@ PROFILES = {
 
 # %% ../nbs/00_settings.ipynb #2ce16b6a
 _CATEGORIES = {
-    "mvtec": "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper",
+    "mvtec": "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush "
+    "transistor wood zipper",
     "mvtec2": "can fabric fruit_jelly rice sheet_metal vial wallplugs walnuts",
     "mvtec_loco": "breakfast_box juice_bottle pushpins screw_bag splicing_connectors",
     "visa": "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 pcb3 pcb4 pipe_fryum",
@@ -192,6 +212,7 @@ def _items(key, value, default):
         raise UserError(f"profile field '{key}' wants values of type {kind.__name__}, not {value!r}")
     return found
 
+# %% ../nbs/00_settings.ipynb #001f0fdd
 def get_profile(name="demo", **overrides):
     "The profile of that name with `overrides` applied; lists become tuples, unknown names and fields are refused."
     base = PROFILES[one_of(name, PROFILES, "profile")]
@@ -199,12 +220,15 @@ def get_profile(name="demo", **overrides):
     for key, value in overrides.items():
         one_of(key, fields, "profile field")
         kind = type(getattr(base, key))
-        if kind is bool and not isinstance(value, bool): raise UserError(f"profile field '{key}' is True or False, not {value!r}")
+        if kind is bool and not isinstance(value, bool):
+            raise UserError(f"profile field '{key}' is True or False, not {value!r}")
         try: overrides[key] = _items(key, value, getattr(base, key)) if kind is tuple else kind(value)
         except UserError: raise
-        except (TypeError, ValueError): raise UserError(f"profile field '{key}' wants {kind.__name__}, not {value!r}") from None
+        except (TypeError, ValueError):
+            raise UserError(f"profile field '{key}' wants {kind.__name__}, not {value!r}") from None
     profile = dataclasses.replace(base, **overrides)
-    if len(set(profile.seeds)) < len(profile.seeds): raise UserError(f"the seeds of a profile differ from one another, not {profile.seeds}")
+    if len(set(profile.seeds)) < len(profile.seeds):
+        raise UserError(f"the seeds of a profile differ from one another, not {profile.seeds}")
     return profile
 
 # %% ../nbs/00_settings.ipynb #958a345d

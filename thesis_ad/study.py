@@ -20,7 +20,8 @@ from scipy import stats
 from tqdm import tqdm
 
 from .evaluation.figures import write_csv
-from .evaluation.protocol import VARIANTS, Task, base_method, dataset_for, depends_on_seed, duration, kept, prepared, run, settings_for
+from thesis_ad.evaluation.protocol import (VARIANTS, Task, base_method, dataset_for, depends_on_seed, duration, kept,
+    prepared, run, settings_for)
 from .files import check_writable, content_key, sweep, write_json
 from .models.detector import create, methods, settings_of
 from .settings import PROFILES, Profile, UserError, cache_dir, get_profile, one_of
@@ -40,11 +41,13 @@ class Study:
 KEYS = ("profile", "datasets", "detectors", "seeds", "settings")
 
 def _mapping(value, what):
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value): raise UserError(f"{what} is a mapping of names, not {value!r}")
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{what} is a mapping of names, not {value!r}")
     return value
 
 def _entries(value, what):
-    if not isinstance(value, list) or not value: raise UserError(f"{what} is a list with at least one entry, not {value!r}")
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{what} is a list with at least one entry, not {value!r}")
     return value
 
 # %% ../nbs/81_study.ipynb #23f6cd5c
@@ -59,18 +62,22 @@ def _dataset_entries(entry, beside):
     if not folder.is_dir(): raise UserError(f"there is no folder {folder} of a dataset with categories")
     there = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     for category in there if wanted == "all" else _entries(wanted, "categories"):
-        yield folder.name, one_of(str(category), there, f"category of {folder.name}"), str((folder / str(category)).resolve())
+        yield (folder.name, one_of(str(category), there, f"category of {folder.name}"),
+            str((folder / str(category)).resolve()))
 
+# %% ../nbs/81_study.ipynb #14809661
 def _detector_entry(entry):
     "(name, detector, settings) of one entry of `detectors`."
     known = [*methods(), *VARIANTS]
     if isinstance(entry, str): return entry, one_of(entry, known, "method"), ()
-    if len(_mapping(entry, "an entry of detectors")) != 1: raise UserError(f"an entry of detectors is a name, or one name with its settings, not {entry}")
+    if len(_mapping(entry, "an entry of detectors")) != 1:
+        raise UserError(f"an entry of detectors is a name, or one name with its settings, not {entry}")
     (name, settings), = entry.items()
     settings = dict(_mapping(settings, f"detector {name}"))
     return name, one_of(settings.pop("detector", name), known, "method"), _pairs(settings)
 
-def _pairs(settings): return tuple(sorted((key, tuple(value) if isinstance(value, list) else value) for key, value in settings.items()))
+def _pairs(settings):
+    return tuple(sorted((key, tuple(value) if isinstance(value, list) else value) for key, value in settings.items()))
 
 # %% ../nbs/81_study.ipynb #729afb20
 def _setting_entry(name, value, detectors):
@@ -82,22 +89,29 @@ def _setting_entry(name, value, detectors):
         else: fields[one_of(key, sorted(known | set(detectors)), f"field of setting {name}")] = one
     return name, _pairs(fields), own
 
+# %% ../nbs/81_study.ipynb #478d3a59
 def parse_study(text, name="study", beside=Path()):
     "A `Study` from the text of its file; a `UserError` says which entry is wrong."
     try: given = _mapping(yaml.safe_load(text) or {}, f"study {name}")
-    except yaml.YAMLError as error: raise UserError(f"study {name} is not YAML: {' '.join(str(error).split())[:200]}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"study {name} is not YAML: {' '.join(str(error).split())[:200]}") from None
     for key in given: one_of(key, KEYS, f"field of study {name}")
-    datasets = tuple(one for entry in _entries(given.get("datasets"), "datasets") for one in _dataset_entries(entry, Path(beside)))
+    datasets = tuple(one for entry in _entries(given.get("datasets"), "datasets")
+        for one in _dataset_entries(entry, Path(beside)))
     detectors = tuple(map(_detector_entry, _entries(given.get("detectors"), "detectors")))
     names = [one[0] for one in detectors]
-    settings = tuple(_setting_entry(key, value or {}, names) for key, value in _mapping(given.get("settings") or {"base": {}}, "settings").items())
-    profile, seeds = one_of(given.get("profile", "demo"), PROFILES, "profile"), tuple(_entries(given.get("seeds", [0]), "seeds"))
+    settings = tuple(_setting_entry(key, value or {}, names)
+        for key, value in _mapping(given.get("settings") or {"base": {}}, "settings").items())
+    profile = one_of(given.get("profile", "demo"), PROFILES, "profile")
+    seeds = tuple(_entries(given.get("seeds", [0]), "seeds"))
     for what, values in (("dataset", [one[:2] for one in datasets]), ("detector", names), ("seed", seeds)):
         twice = [one for one in values if values.count(one) > 1]
         if twice: raise UserError(f"study {name} has the {what} {twice[0]} twice")
-    if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds): raise UserError(f"seeds are whole numbers, not {list(seeds)}")
+    if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+        raise UserError(f"seeds are whole numbers, not {list(seeds)}")
     return Study(name, profile, datasets, detectors, seeds, settings)
 
+# %% ../nbs/81_study.ipynb #4afeaee2
 def read_study(path):
     "The `Study` of a YAML file."
     path = Path(path)
@@ -120,6 +134,7 @@ class Combination:
 
 COLUMNS = ["dataset", "category", "detector", "setting", "seed"]
 
+# %% ../nbs/81_study.ipynb #9a0470c0
 def _seeded(task):
     "Whether another seed could change the task; True where its data cannot be opened, which its run will say."
     try: enhance = dataset_for(task.dataset, task.profile).enhance
@@ -129,12 +144,14 @@ def _seeded(task):
 def combinations(study):
     "All `Combination`s of a study: the first seed of everything, then those that other seeds change."
     found = []
-    for seed, (setting, fields, own), (dataset, category, source), (name, method, given) in itertools.product(study.seeds, study.settings, study.datasets, study.detectors):
+    for seed, (setting, fields, own), (dataset, category, source), (name, method,
+            given) in itertools.product(study.seeds, study.settings, study.datasets, study.detectors):
         profile = get_profile(study.profile, **dict(fields), seeds=study.seeds[:1])
         settings = tuple(sorted((dict(given) | dict(own.get(name, ()))).items()))
-        create(base_method(method), **dict(settings), device="cpu")                     # refuses what the detector does not know
+        create(base_method(method), **dict(settings), device="cpu")  # refuses what the detector does not know
         task = Task(source, method, profile, seed, settings)
-        if seed == study.seeds[0] or _seeded(task): found.append(Combination(dataset, category, name, setting, seed, task))
+        if seed == study.seeds[0] or _seeded(task):
+            found.append(Combination(dataset, category, name, setting, seed, task))
     return found
 
 # %% ../nbs/81_study.ipynb #b0f7be60
@@ -144,13 +161,15 @@ COST_COLUMNS = [*COLUMNS, "fit_seconds", "evaluate_seconds", "image_seconds", "m
 def _rows(combination, result):
     "RESULT_COLUMNS of one finished combination."
     head = dict(zip(COLUMNS, combination.key))
-    if isinstance(result, Failed): return pd.DataFrame([head | {"error": result.sentence}]).reindex(columns=RESULT_COLUMNS)
+    if isinstance(result, Failed):
+        return pd.DataFrame([head | {"error": result.sentence}]).reindex(columns=RESULT_COLUMNS)
     return result.metrics.drop(columns=["dataset", "seed"]).assign(**head, error="").reindex(columns=RESULT_COLUMNS)
 
 def _cost(combination, result):
     "COST_COLUMNS of one finished combination as a dictionary."
     seconds = result.seconds
-    values = seconds["fit"], seconds["evaluate"], seconds.get("predict", math.nan), max(seconds.get("fit_mib", math.nan), seconds.get("evaluate_mib", math.nan))
+    values = (seconds["fit"], seconds["evaluate"], seconds.get("predict", math.nan),
+        max(seconds.get("fit_mib", math.nan), seconds.get("evaluate_mib", math.nan)))
     return dict(zip(COST_COLUMNS, (*combination.key, *values)))
 
 # %% ../nbs/81_study.ipynb #ca40c0be
@@ -169,19 +188,23 @@ def _likeness(task):
     images = len(data.train) + len(data.calibration) + int((data.table.split == "test").sum())
     return content_key(task.method, settings, data.train.key), images * math.prod(detector.size)
 
+# %% ../nbs/81_study.ipynb #057b95b1
 def note_cost(combination, result):
     "Keep what a finished combination cost, for later estimates."
     like, work = _likeness(combination.task)
     cost = _cost(combination, result)
-    facts = {"method": combination.task.method, "like": like, "work": work, "seconds": cost["fit_seconds"] + cost["evaluate_seconds"], "memory_mib": cost["memory_mib"]}
+    facts = {"method": combination.task.method, "like": like, "work": work,
+        "seconds": cost["fit_seconds"] + cost["evaluate_seconds"], "memory_mib": cost["memory_mib"]}
     facts |= {"size": list(prepared(combination.task)[0].size)}
     with contextlib.suppress(OSError, UserError):               # a full disk: no study ends for an estimate
         write_json(cache_dir() / "costs" / f"{content_key(like, combination.seed)}.json", facts)
 
 def expected(task, known):
-    "(seconds, MiB, how it is known) that a task is expected to take: 'itself', 'its detector', 'other detectors' or 'nothing' (NaN)."
+    """(seconds, MiB, how it is known) that a task is expected to take: 'itself', 'its detector',
+    'other detectors' or 'nothing' (NaN)."""
     like, work = _likeness(task)
-    for some, how in ((known[known.like == like], "itself"), (known[known.method == task.method], "its detector"), (known, "other detectors")):
+    for some, how in ((known[known.like == like], "itself"), (known[known.method == task.method], "its detector"),
+            (known, "other detectors")):
         if len(some): return float((some.seconds / some.work).mean() * work), float(some.memory_mib.max()), how
     return math.nan, math.nan, "nothing"
 
@@ -195,21 +218,27 @@ def plan(grid):
             fit, evaluation = kept(one.task)
             state = "finished" if fit and evaluation else "fitted" if fit else "to run"
             seconds, memory, how = (0.0, 0.0, "cache") if state == "finished" else expected(one.task, known)
-            rows.append(row | {"state": state, "seconds": seconds, "memory_mib": memory, "known_from": how, "error": ""})
-        except Exception as error: rows.append(row | {"state": "fails", "seconds": 0.0, "memory_mib": 0.0, "known_from": "", "error": sentence_of(error)})
+            rows.append(row | {"state": state, "seconds": seconds, "memory_mib": memory,
+                "known_from": how, "error": ""})
+        except Exception as error:
+            rows.append(row | {"state": "fails", "seconds": 0.0, "memory_mib": 0.0, "known_from": "",
+                "error": sentence_of(error)})
     return pd.DataFrame(rows)
 
+# %% ../nbs/81_study.ipynb #eef13344
 def plan_lines(table, workers=1):
     "What a plan says to a person, line by line."
     counts = table.state.value_counts()
-    yield f"{len(table)} combinations: " + ", ".join(f"{counts[state]} {state}" for state in ("finished", "fitted", "to run", "fails") if state in counts)
+    yield f"{len(table)} combinations: " + ", ".join(f"{counts[state]} {state}"
+        for state in ("finished", "fitted", "to run", "fails") if state in counts)
     left = table[table.state.isin(("fitted", "to run"))]
     if left.empty: yield "nothing is left to run"; return
     unknown = left.seconds.isna()
     if unknown.all(): yield "no past run tells how long they take; the first ones will"; return
     seconds = left.seconds.fillna(left.seconds.mean()).sum()
-    yield (f"about {duration(seconds)} of one processor, {duration(seconds / workers)} on {workers}, and {left.memory_mib.max() / 1024:.1f} GB a process, known from "
-           + ", ".join(f"{how} ({n})" for how, n in left.known_from.value_counts().items()))
+    yield (f"about {duration(seconds)} of one processor, {duration(seconds / workers)} on {workers}, and "
+        f"{left.memory_mib.max() / 1024:.1f} GB a process, known from "
+        + ", ".join(f"{how} ({n})" for how, n in left.known_from.value_counts().items()))
 
 # %% ../nbs/81_study.ipynb #3d72b9ba
 SAVE_SECONDS = 5
@@ -222,39 +251,48 @@ def _tables(grid, done):
     "(results, costs) of the finished combinations {index: result}, in the order of the grid."
     results = [_rows(grid[i], done[i]) for i in sorted(done)]
     costs = [_cost(grid[i], done[i]) for i in sorted(done) if not isinstance(done[i], Failed)]
-    return pd.concat([one.astype({"error": str}) for one in results], ignore_index=True), pd.DataFrame(costs, columns=COST_COLUMNS)
+    return (pd.concat([one.astype({"error": str}) for one in results], ignore_index=True),
+        pd.DataFrame(costs, columns=COST_COLUMNS))
 
 def _save(grid, done, out):
     for name, table in zip(("results", "costs"), _tables(grid, done)): write_csv(table, out / f"{name}.csv")
 
 # %% ../nbs/81_study.ipynb #d7d2a21e
 def run_study(study, out, workers=1, say=None):
-    "Run what is not in the cache and write the study's tables into `out`; its results. `say` is given a line for each combination; without it there is a progress bar."
+    """Run what is not in the cache and write the study's tables into `out`; its results.
+
+    `say` is given a line for each combination; without it there is a progress bar."""
     out = Path(out)
     check_writable(out)
     swept = sum(map(sweep, (cache_dir(), out)))
     if swept and say: say(f"{swept} half-written files of killed runs removed")
     grid, done, saved, start = combinations(study), {}, time.monotonic(), time.monotonic()
     finished = each(_evaluated, grid, workers, keep_going=True, folders=_kept)
-    for i, result in tqdm(finished, total=len(grid), desc=study.name, unit="combination", leave=False, disable=True if say else None):
+    for i, result in tqdm(finished, total=len(grid), desc=study.name, unit="combination", leave=False,
+            disable=True if say else None):
         done[i], failed = result, isinstance(result, Failed)
         if not failed: note_cost(grid[i], result)
         if say: say(_progress_line(grid[i], result, len(done), len(grid), time.monotonic() - start))
         if time.monotonic() > saved + SAVE_SECONDS: _save(grid, done, out); saved = time.monotonic()
     _save(grid, done, out)
     results = read_results(out)
-    for name, table in zip(("summary", "ranks", "significance"), (summary(results), *ranks(results))): write_csv(table, out / f"{name}.csv")
+    for name, table in zip(("summary", "ranks", "significance"), (summary(results), *ranks(results))):
+        write_csv(table, out / f"{name}.csv")
     return results
 
+# %% ../nbs/81_study.ipynb #5711a785
 def _progress_line(one, result, n, total, so_far):
-    said = f"failed: {result.sentence}" if isinstance(result, Failed) else f"image AUROC {result.value('image_auroc'):.4f}"
-    return f"{n} of {total}: {' '.join(map(str, filter(None, one.key[:4])))} seed {one.seed}: {said}; {duration(so_far)} so far, about {duration(so_far / n * (total - n))} left"
+    said = (f"failed: {result.sentence}" if isinstance(result, Failed)
+        else f"image AUROC {result.value('image_auroc'):.4f}")
+    return (f"{n} of {total}: {' '.join(map(str, filter(None, one.key[:4])))} seed {one.seed}: {said}; "
+        f"{duration(so_far)} so far, about {duration(so_far / n * (total - n))} left")
 
 def read_results(folder):
     "results.csv of a study, with names as text and an empty `error` where there is none."
     path = Path(folder) / "results.csv"
     if not path.is_file(): raise UserError(f"there are no results of a study in {folder}")
-    table = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in ("value", "ci_low", "ci_high", "n_ok", "n_nok")})
+    table = pd.read_csv(path, keep_default_na=False,
+        na_values={name: [""] for name in ("value", "ci_low", "ci_high", "n_ok", "n_nok")})
     return table.astype({name: str for name in (*COLUMNS[:4], "metric", "error")})
 
 # %% ../nbs/81_study.ipynb #96576c13
@@ -273,7 +311,8 @@ def _blocks(results, metric):
     some = _one_seed_each(results[results.metric == metric])
     single = some.setting.nunique() <= 1
     name = some.detector if single else some.detector + " / " + some.setting
-    wide = some.assign(one=name, data=(some.dataset + "/" + some.category).str.strip("/")).pivot(index="data", columns="one", values="mean")
+    wide = some.assign(one=name, data=(some.dataset + "/" + some.category).str.strip("/")).pivot(index="data",
+        columns="one", values="mean")
     order = list(dict.fromkeys(name))
     return wide.reindex(columns=order).dropna()
 
@@ -305,8 +344,10 @@ def _wilcoxon(a, b):
     return 1.0 if np.array_equal(a, b) else float(stats.wilcoxon(a, b, zero_method="zsplit").pvalue)
 
 RANK_COLUMNS = ["metric", "detector", "mean_rank", "mean", "sd_datasets", "datasets", "detectors", "p_friedman"]
-PAIR_COLUMNS = ["metric", "a", "b", "rank_difference", "mean_difference", "p_nemenyi", "p_wilcoxon", "p_wilcoxon_holm", "datasets"]
+PAIR_COLUMNS = ["metric", "a", "b", "rank_difference", "mean_difference", "p_nemenyi", "p_wilcoxon",
+    "p_wilcoxon_holm", "datasets"]
 
+# %% ../nbs/81_study.ipynb #80a9d8e5
 def ranks(results):
     "(RANK_COLUMNS, PAIR_COLUMNS): mean ranks over the datasets and every pair of detectors, one block a metric."
     mean_ranks, pairs = [], []
@@ -317,12 +358,13 @@ def ranks(results):
         ranked = wide.rank(axis=1, ascending=metric in LOWER_IS_BETTER)
         p, means = friedman(ranked.to_numpy()), ranked.mean()
         sd = wide.std(ddof=1) if n > 1 else wide.mean() * math.nan
-        mean_ranks += [(metric, one, means[one], wide[one].mean(), sd[one], n, k, p) for one in means.sort_values(kind="stable").index]
+        mean_ranks += [(metric, one, means[one], wide[one].mean(), sd[one], n, k, p)
+            for one in means.sort_values(kind="stable").index]
         both = list(itertools.combinations(wide.columns, 2))
         raw = [_wilcoxon(wide[a].to_numpy(), wide[b].to_numpy()) if n > 1 else math.nan for a, b in both]
         corrected = holm(raw) if n > 1 else raw
-        pairs += [(metric, a, b, means[a] - means[b], (wide[a] - wide[b]).mean(), nemenyi(means[a] - means[b], k, n) if n > 1 else math.nan, one, other, n)
-                  for (a, b), one, other in zip(both, raw, corrected)]
+        pairs += [(metric, a, b, means[a] - means[b], (wide[a] - wide[b]).mean(), nemenyi(means[a] - means[b], k, n)
+            if n > 1 else math.nan, one, other, n) for (a, b), one, other in zip(both, raw, corrected)]
     return pd.DataFrame(mean_ranks, columns=RANK_COLUMNS), pd.DataFrame(pairs, columns=PAIR_COLUMNS)
 
 # %% ../nbs/81_study.ipynb #14c2e29a
@@ -337,9 +379,13 @@ def plot_ranks(ax, mean_ranks, metric="image_auroc"):
     limit, values = critical_difference(k, n), some.mean_rank.to_numpy()
     for row, (name, value) in enumerate(zip(some.detector, values)):
         ax.plot([value, value], [0, -row - 1], color="0.7", lw=0.8)
-        ax.annotate(f"{name}  {value:.2f}", (value, -row - 1), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+        ax.annotate(f"{name}  {value:.2f}", (value, -row - 1), xytext=(4, 0), textcoords="offset points",
+            va="center", fontsize=8)
     groups = {(i, int(np.flatnonzero(values <= values[i] + limit)[-1])) for i in range(k)}
-    for height, (i, j) in enumerate(sorted((i, j) for i, j in groups if j > i and not any(a <= i and j <= b and (a, b) != (i, j) for a, b in groups))):
-        ax.plot([values[i] - 0.04, values[j] + 0.04], [0.25 + 0.25 * height] * 2, color="k", lw=3, solid_capstyle="butt")
+    for height, (i, j) in enumerate(sorted((i, j)
+            for i, j in groups if j > i and not any(a <= i and j <= b and (a, b) != (i, j) for a, b in groups))):
+        ax.plot([values[i] - 0.04, values[j] + 0.04], [0.25 + 0.25 * height] * 2, color="k", lw=3,
+            solid_capstyle="butt")
     ax.axhline(0, color="k", lw=0.8)
-    ax.set(xlim=(0.8, k + 0.8), ylim=(-k - 0.8, 1.4), yticks=[], xlabel=f"mean rank by {metric} on {n} datasets (critical difference {limit:.2f})")
+    ax.set(xlim=(0.8, k + 0.8), ylim=(-k - 0.8, 1.4), yticks=[],
+        xlabel=f"mean rank by {metric} on {n} datasets (critical difference {limit:.2f})")

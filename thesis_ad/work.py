@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from fastcore.basics import patch
 import joblib
 
 try: import resource
@@ -47,7 +48,8 @@ def _numbered(function, i, item, keep_going): return i, _call(function, item, ke
 def _pool(function, items, todo, workers, keep_going):
     "Yield (index, result) of the calls `todo` in a pool of `workers` processes; in this process for a single worker."
     calls = [joblib.delayed(_numbered)(function, i, items[i], keep_going) for i in todo]
-    warnings.filterwarnings("ignore", "A worker stopped", UserWarning)     # joblib renews workers that have grown; nothing is lost
+    # joblib renews workers that have grown; nothing is lost
+    warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
     yield from joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(calls)
 
 def _alone(function, items, i, keep_going):
@@ -75,15 +77,18 @@ def _here(function, items, workers, keep_going):
         yield i, result
 
 # %% ../nbs/02_work.ipynb #b733da2b
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python", "pillow", "pandas", "safetensors")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python", "pillow",
+    "pandas", "safetensors")
 
 @functools.cache
 def library_hash():
     "A hash of every source file of the library that this process imports."
     root, digest = Path(thesis_ad.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")): digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
+# %% ../nbs/02_work.ipynb #f02df054
 def installed(name):
     "The installed version of a package; 'none' without one."
     try: return version(name)
@@ -91,11 +96,13 @@ def installed(name):
 
 def versions():
     "What two processes must agree on before their numbers can be compared."
-    return {"Python": ".".join(platform.python_version_tuple()[:2]), "thesis_ad": f"{thesis_ad.__version__} ({library_hash()})"} | {name: installed(name) for name in PACKAGES}
+    return {"Python": ".".join(platform.python_version_tuple()[:2]),
+        "thesis_ad": f"{thesis_ad.__version__} ({library_hash()})"} | {name: installed(name) for name in PACKAGES}
 
 def difference(here, there):
     "What differs between two `versions`, as text; empty where nothing does."
-    return ", ".join(f"{name} {there.get(name, 'none')} where this machine has {here[name]}" for name in here if here[name] != there.get(name))
+    return ", ".join(f"{name} {there.get(name, 'none')} where this machine has {here[name]}"
+        for name in here if here[name] != there.get(name))
 
 # %% ../nbs/02_work.ipynb #031ae6b2
 class Setup(NamedTuple):
@@ -110,15 +117,18 @@ def check_worker(setup):
     if differs: return f"has {differs}"
     try:
         if setup.token and not (cache_dir() / setup.token).is_file():
-            return f"does not see the caller's cache folder in {cache_dir()}; let THESIS_AD_CACHE name a folder that all share, or have results carried (--carry)"
+            return (f"does not see the caller's cache folder in {cache_dir()}; let THESIS_AD_CACHE name a folder that "
+                "all share, or have results carried (--carry)")
         if setup.ready: setup.ready()
     except Exception as error: return f"is not ready: {sentence_of(error)}"
     return ""
 
+# %% ../nbs/02_work.ipynb #76f152eb
 _checked = {}
 
 def _work(setup, key, function, item, keep_going, folders):
-    "A call on a worker, which may have joined after the others were checked; (what it lacks, result or, with `folders`, the packed folders)."
+    """A call on a worker, which may have joined after the others were checked;
+    (what it lacks, result or, with `folders`, the packed folders)."""
     if key not in _checked: _checked[key] = check_worker(setup)
     if _checked[key]: return _checked[key], None
     result = _call(function, item, keep_going)
@@ -131,13 +141,15 @@ class Packed(NamedTuple):
 
 def pack(cache, folders):
     "The files of `folders` below `cache`, as a dictionary of dictionaries; what is None is left out."
-    return {folder.relative_to(cache).as_posix(): {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()} for folder in folders if folder}
+    return {folder.relative_to(cache).as_posix(): {path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*")) if path.is_file()} for folder in folders if folder}
 
 def unpack(cache, packed):
     "Write packed folders below `cache`, each whole or not at all; one that is there is left alone."
     for name, files in packed.items():
         for one in (name, *files):
-            if one.startswith("/") or ".." in Path(one).parts: raise UserError(f"a worker has sent '{one}', which leads out of its folder")
+            if one.startswith("/") or ".." in Path(one).parts:
+                raise UserError(f"a worker has sent '{one}', which leads out of its folder")
         if (target := Path(cache, name)).exists(): continue
         with atomic_folder(target) as part:
             for file, data in files.items():
@@ -147,7 +159,8 @@ def unpack(cache, packed):
 # %% ../nbs/02_work.ipynb #5b71f3d3
 def parse_place(place):
     "(kind, number or address) of 'local:4', 'slurm:16', 'tcp://host:8786'; a `UserError` for anything else."
-    if match := re.fullmatch(r"(local|slurm)(?::(\d+))?", place): kind, count = match[1], int(match[2] or (os.cpu_count() if match[1] == "local" else 1) or 1)
+    if match := re.fullmatch(r"(local|slurm)(?::(\d+))?", place):
+        kind, count = match[1], int(match[2] or (os.cpu_count() if match[1] == "local" else 1) or 1)
     elif re.fullmatch(r"(tcp|tls|ucx|wss?)://\S+:\d+", place): return "address", place
     else: raise UserError(f"a cluster is tcp://HOST:PORT, local:N or slurm:N, not '{place}'")
     if not count: raise UserError(f"a cluster has at least one worker, not '{place}'")
@@ -156,17 +169,23 @@ def parse_place(place):
 def _dask():
     "The modules (dask, distributed) of the extra `cluster`."
     try: import dask, distributed
-    except ImportError: raise UserError("a cluster needs Dask; install it with: pip install 'thesis_ad[cluster]'") from None
+    except ImportError:
+        raise UserError("a cluster needs Dask; install it with: pip install 'thesis_ad[cluster]'") from None
     dask.config.set({"distributed.comm.timeouts.connect": "5s"})
-    for name in ("distributed", "distributed.client", "distributed.core", "distributed.nanny", "distributed.worker", "distributed.scheduler"): logging.getLogger(name).setLevel(logging.CRITICAL)     # what matters is said here
+    for name in ("distributed", "distributed.client", "distributed.core", "distributed.nanny", "distributed.worker",
+            "distributed.scheduler"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is said here
     return dask, distributed
 
+# %% ../nbs/02_work.ipynb #cc30307b
 def _slurm(jobs):
     "A running `SLURMCluster` with one thread a worker, so that sums are taken in one order."
     try: from dask_jobqueue import SLURMCluster
-    except ImportError: raise UserError("Slurm needs dask-jobqueue; install it with: pip install 'thesis_ad[cluster]'") from None
+    except ImportError:
+        raise UserError("Slurm needs dask-jobqueue; install it with: pip install 'thesis_ad[cluster]'") from None
     import dask
-    if not shutil.which("sbatch"): raise UserError("there is no sbatch on this machine; start this command where Slurm jobs are submitted")
+    if not shutil.which("sbatch"):
+        raise UserError("there is no sbatch on this machine; start this command where Slurm jobs are submitted")
     memory = dask.config.get("jobqueue.slurm.memory", None) or "6 GB"
     cluster = SLURMCluster(cores=1, processes=1, memory=memory)
     cluster.scale(jobs=jobs)
@@ -175,6 +194,7 @@ def _slurm(jobs):
 # %% ../nbs/02_work.ipynb #2279fe20
 PATIENCE = 60           # seconds that a lost scheduler, or the first worker, is waited for
 
+# %% ../nbs/02_work.ipynb #168294b1
 class Cluster:
     "An open connection; see `on_cluster`."
     def __init__(self, place, ready=None, carry=False, patience=PATIENCE):
@@ -187,17 +207,21 @@ class Cluster:
         "Connect, and check every worker."
         _, distributed = _dask()
         if self.token: (cache_dir() / self.token).touch()
-        if self.kind == "local": self.own = distributed.LocalCluster(n_workers=self.what, threads_per_worker=1, dashboard_address=":0", silence_logs=50)
+        if self.kind == "local":
+            self.own = distributed.LocalCluster(n_workers=self.what, threads_per_worker=1, dashboard_address=":0",
+                silence_logs=50)
         if self.kind == "slurm": self.own = _slurm(self.what)
         self.connect()
         self.wait_for_workers()
         self.check()
         return self
 
-    def close(self):
-        for one in (self.client, self.own):
-            with contextlib.suppress(Exception): one and one.close()
-        if self.token: (cache_dir() / self.token).unlink(missing_ok=True)
+# %% ../nbs/02_work.ipynb #211f62b5
+@patch
+def close(self: Cluster):
+    for one in (self.client, self.own):
+        with contextlib.suppress(Exception): one and one.close()
+    if self.token: (cache_dir() / self.token).unlink(missing_ok=True)
 
 # %% ../nbs/02_work.ipynb #9445efda
 def _connect(cluster):
@@ -205,9 +229,13 @@ def _connect(cluster):
     _, distributed = _dask()
     cluster.client, address = None, cluster.own or cluster.what
     try: cluster.client = distributed.Client(address, timeout=5, set_as_default=False)
-    except (OSError, TimeoutError): raise UserError(f"no Dask scheduler answers at {cluster.place}; start one with: dask scheduler") from None
-    except Exception as error: raise UserError(f"the scheduler at {cluster.place} and this machine do not understand each other ({sentence_of(error)}); do both have the same versions of dask and distributed?") from None
+    except (OSError, TimeoutError):
+        raise UserError(f"no Dask scheduler answers at {cluster.place}; start one with: dask scheduler") from None
+    except Exception as error:
+        raise UserError(f"the scheduler at {cluster.place} and this machine do not understand each other "
+            f"({sentence_of(error)}); do both have the same versions of dask and distributed?") from None
 
+# %% ../nbs/02_work.ipynb #9097ca53
 def _workers(cluster):
     "What the scheduler says of its workers, by address; nothing where it does not answer."
     try: return cluster.client.scheduler_info(n_workers=-1).get("workers", {})
@@ -217,7 +245,9 @@ def _wait_for_workers(cluster):
     "Wait for the first worker; a `UserError` if none comes."
     ends = time.monotonic() + cluster.patience
     while not _workers(cluster):
-        if time.monotonic() > ends: raise UserError(f"the scheduler at {cluster.place} has had no worker for {cluster.patience:g} s; start some with: dask worker {cluster.place} --nthreads 1 --nworkers 4")
+        if time.monotonic() > ends:
+            raise UserError(f"the scheduler at {cluster.place} has had no worker for {cluster.patience:g} s; start "
+                f"some with: dask worker {cluster.place} --nthreads 1 --nworkers 4")
         time.sleep(0.2)
 
 Cluster.connect, Cluster.workers, Cluster.wait_for_workers = _connect, _workers, _wait_for_workers
@@ -227,22 +257,30 @@ def _check(cluster):
     "A `UserError` that names the first worker on which this work cannot be done."
     threads = {address: one["nthreads"] for address, one in cluster.workers().items()}
     several = [f"{address} has {n} threads" for address, n in threads.items() if n != 1]
-    if several: raise UserError(f"worker {several[0]}, and fits want processes of one thread each; start it with --nthreads 1 and --nworkers {max(threads.values())}")
+    if several:
+        raise UserError(f"worker {several[0]}, and fits want processes of one thread each; start it with --nthreads 1 "
+            f"and --nworkers {max(threads.values())}")
     try: own, other = cluster.client.get_versions()["client"]["packages"], cluster.client.get_versions()["workers"]
     except Exception: own, other = {}, {}
     for address, one in other.items():
         for name in ("dask", "distributed", "cloudpickle"):
-            if own.get(name) != one["packages"].get(name): raise UserError(f"worker {address} has {name} {one['packages'].get(name)} where this machine has {own.get(name)}")
+            if own.get(name) != one["packages"].get(name):
+                raise UserError(f"worker {address} has {name} {one['packages'].get(name)} where this machine has "
+                    f"{own.get(name)}")
     answers = cluster.client.run(check_worker, cluster.setup, on_error="return")
     for address, said in answers.items():
-        if isinstance(said, ImportError): raise UserError(f"worker {address} cannot import this version of thesis_ad ({sentence_of(said)}); install it there")
+        if isinstance(said, ImportError):
+            raise UserError(f"worker {address} cannot import this version of thesis_ad ({sentence_of(said)}); "
+                "install it there")
         if isinstance(said, Exception): raise UserError(f"worker {address} is not ready: {sentence_of(said)}")
         if said: raise UserError(f"worker {address} {said}")
 
+# %% ../nbs/02_work.ipynb #3bb2441a
 def _describe(cluster):
     "One line on an open cluster: workers, scheduler, dashboard."
     n = len(cluster.workers())
-    return f"{n} worker{'s' * (n != 1)} at {cluster.client.scheduler.address}, dashboard {cluster.client.dashboard_link}"
+    return (f"{n} worker{'s' * (n != 1)} at {cluster.client.scheduler.address}, dashboard "
+        f"{cluster.client.dashboard_link}")
 
 Cluster.check, Cluster.describe = _check, _describe
 
@@ -256,11 +294,15 @@ def _renewed(cluster):
             cluster.connect()
             return cluster.wait_for_workers()
         except UserError:
-            if cluster.client or time.monotonic() > ends: raise UserError(f"the scheduler at {cluster.place} was lost and has not come back in {cluster.patience:g} s; what is finished is kept, and the same command goes on from there") from None
+            if cluster.client or time.monotonic() > ends:
+                raise UserError(f"the scheduler at {cluster.place} was lost and has not come back "
+                    f"in {cluster.patience:g} s; what is finished is kept, and the same command goes "
+                    "on from there") from None
             time.sleep(0.5)
 
 def _state(cluster, known):
-    "The identity of the scheduler that is connected, or None while there is none; `known` where it cannot be asked now."
+    """The identity of the scheduler that is connected, or None while there is none;
+    `known` where it cannot be asked now."""
     if cluster.client.status != "running": return None
     with contextlib.suppress(Exception): return cluster.client.scheduler_info(n_workers=0)["id"]
     return known
@@ -290,16 +332,20 @@ def _home(function, item, result, keep_going):
     unpack(cache_dir(), result.folders)
     return _call(function, item, keep_going)
 
+# %% ../nbs/02_work.ipynb #9c979ee4
 def _there(cluster, function, items, keep_going, folders):
     "`each` on a cluster."
     dask, todo, futures, scheduler = _dask()[0], list(range(len(items))), {}, None
     dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1})
     idle = time.monotonic()
     while todo:
-        if (state := cluster.state(scheduler)) is None or scheduler and state != scheduler: cluster.renew(); futures, state = {}, cluster.state(None)
+        if (state := cluster.state(scheduler)) is None or scheduler and state != scheduler:
+            cluster.renew(); futures, state = {}, cluster.state(None)
         scheduler = state
         for rank, i in enumerate(todo):
-            if i not in futures: futures[i] = cluster.client.submit(_work, cluster.setup, cluster.key, function, items[i], keep_going, folders if cluster.carry else None, pure=False, priority=-rank)
+            if i not in futures:
+                futures[i] = cluster.client.submit(_work, cluster.setup, cluster.key, function, items[i], keep_going,
+                    folders if cluster.carry else None, pure=False, priority=-rank)
         for i in list(todo):
             what, result = _outcome(futures[i], keep_going)
             if what != "open": del futures[i]
@@ -313,10 +359,13 @@ _open = None            # the cluster of this process
 
 @contextlib.contextmanager
 def on_cluster(place, ready=None, carry=False, say=None, patience=PATIENCE):
-    """Within the block, `each` sends its calls to the cluster at `place`; yields the `Cluster`, or None for `place` None.
+    """Within the block, `each` sends its calls to the cluster at `place`;
+    yields the `Cluster`, or None for `place` None.
 
-    ready: called once on every worker, raises `UserError` where data or weights are missing; carry: workers do not share the cache
-    folder; say: is given a line on workers and dashboard; patience: seconds that a lost scheduler or the first worker is waited for."""
+    ready: called once on every worker, raises `UserError` where data or weights are missing;
+        carry: workers do not share the cache
+    folder; say: is given a line on workers and dashboard;
+    patience: seconds that a lost scheduler or the first worker is waited for."""
     global _open
     if place is None: yield None; return
     before, cluster = _open, Cluster(place, ready, carry, patience)
@@ -328,10 +377,13 @@ def on_cluster(place, ready=None, carry=False, say=None, patience=PATIENCE):
         _open = before
         cluster.close()
 
+# %% ../nbs/02_work.ipynb #480ae409
 def each(function, items, workers=1, keep_going=False, folders=None):
-    """Yield (index, result) of `function` on each of `items`, as they finish: on the open cluster, else in `workers` processes of this machine.
+    """Yield (index, result) of `function` on each of `items`, as they finish: on the open cluster, else in `workers`
+    processes of this machine.
 
-    folders: a function from an item to the folders of the cache that its result lies in, for clusters that share none."""
+    folders: a function from an item to the folders of the cache that its result lies in,
+        for clusters that share none."""
     items = list(items)
     return _there(_open, function, items, keep_going, folders) if _open else _here(function, items, workers, keep_going)
 
@@ -356,5 +408,7 @@ def peak_memory():
     try: yield found
     finally:
         if status.exists(): found[0] = int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024
-        elif resource: found[0] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+        elif resource:
+            found[0] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20
+                if sys.platform == "darwin" else 1024)
         found[0] = round(found[0], 1)

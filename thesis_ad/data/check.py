@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import cv2
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -30,13 +31,15 @@ def small(image):
     return resize(image.astype(np.float32).mean(axis=-1), SMALL)
 
 def dhash(reduced):
-    "uint64 [N] of reduced images [N, 32, 36]: the means of 8 × 9 squares, a bit for each two neighbours in a row, 1 where the right one is brighter."
+    """uint64 [N] of reduced images [N, 32, 36]: the means of 8 × 9 squares, a bit for each two neighbours in a row, 1
+    where the right one is brighter."""
     grey = reduced.reshape(-1, 8, 4, 9, 4).mean(axis=(2, 4))
     bits = (grey[..., :-1] < grey[..., 1:]).reshape(len(grey), -1)
     return np.packbits(bits, axis=1).view(">u8")[:, 0].astype(np.uint64)
 
 def copies(reduced, others, bits=2, levels=0.75):
-    "Pairs (i, j) of reduced images [N, 32, 36] and [M, 32, 36] that differ in at most `bits` of the hash and by less than `levels` in the mean."
+    """Pairs (i, j) of reduced images [N, 32, 36] and [M, 32, 36] that differ in at most `bits` of the hash and by less
+    than `levels` in the mean."""
     theirs = dhash(others)
     for i, one in enumerate(dhash(reduced)):
         for j in np.flatnonzero(np.bitwise_count(theirs ^ one) <= bits):
@@ -53,20 +56,27 @@ def _bits(opened):
         return max(8, opened.fp.read(1)[0])
     return {"1": 1, "F": 32, "I": 32}.get(opened.mode, 16 if ";16" in opened.mode else 8)
 
+# %% ../../nbs/14_data.check.ipynb #6f7eaa31
 def _facts(path):
-    "FACTS of an image file, or (None, reason). `values`: number of different grey values, 3 for three or more; `reduced`: hexadecimal."
+    """FACTS of an image file, or (None, reason).
+
+    `values`: number of different grey values, 3 for three or more; `reduced`: hexadecimal."""
     try:
         image = read_image(path)                        # first, so that what is opened below is an image
         with Image.open(path) as opened: mode = f"{opened.mode}, {_bits(opened)} bits, {opened.format}"
         values = min(3, len(np.unique(image[::4, ::4])))
-        return sha256(path), *image.shape[:2], mode, values, turned(path), small(image).round().astype(np.uint8).tobytes().hex()
-    except UserError as error: return None, str(error).replace(f"cannot read {path} as an image", "cannot be read").replace(f"no such file: {path}", "the file is missing")
+        return (sha256(path), *image.shape[:2], mode, values, turned(path),
+            small(image).round().astype(np.uint8).tobytes().hex())
+    except UserError as error:
+        return (None, str(error).replace(f"cannot read {path} as an image",
+            "cannot be read").replace(f"no such file: {path}", "the file is missing"))
     except OSError as error: return None, f"the file cannot be read ({error.strerror})"
 
 def image_table(data):
     "(table of a `Dataset` with FACTS, [(path, reason)] of unreadable files)."
     paths = data.table.path.tolist()
-    found = looked_at([data.root / path for path in paths], content_key(FACTS, SMALL, str(data.root.resolve()), paths), _facts, f"{data.name} images", "image")
+    found = looked_at([data.root / path for path in paths], content_key(FACTS, SMALL, str(data.root.resolve()), paths),
+        _facts, f"{data.name} images", "image")
     unread = [(path, fact[1]) for path, fact in zip(paths, found) if fact[0] is None]
     good = [i for i, fact in enumerate(found) if fact[0] is not None]
     table = data.table.iloc[good].reset_index(drop=True)
@@ -79,40 +89,55 @@ def _named(names, most=20):
 
 def _count(n, what): return f"{n} {what}{'' if n == 1 else 's'}"
 
+# %% ../../nbs/14_data.check.ipynb #3e61f09b
 def copy_warnings(table):
     "(weight, sentence) on images that are in two splits, or that are OK and NOK at once."
     kinds = table.groupby("sha256").label.nunique()
     both = table[table.sha256.isin(kinds[kinds > 1].index)]
     if len(both): yield 0, f"{_count(len(both), 'file')} OK and NOK at once, with the same bytes: {_named(both.path)}"
-    reduced = np.array([np.frombuffer(bytes.fromhex(one), np.uint8) for one in table.reduced]).reshape(-1, *SMALL).astype(np.float32)
+    reduced = np.array([np.frombuffer(bytes.fromhex(one), np.uint8) for one in table.reduced]).reshape(-1,
+        *SMALL).astype(np.float32)
     for n, first in enumerate(SPLITS):
         for second in SPLITS[n + 1:]:
             a, b = table[table.split == first], table[table.split == second]
             if a.empty or b.empty: continue
             same = a.drop_duplicates("sha256").merge(b, on="sha256")
-            if len(same): yield 1, f"{_count(b.sha256.isin(a.sha256).sum(), f'{second} image')} with the bytes of an image of {first}: {_named(f'{x} = {y}' for x, y in zip(same.path_x, same.path_y))}"
-            pairs = [(i, j) for i, j in copies(reduced[a.index], reduced[b.index]) if a.sha256.iloc[i] != b.sha256.iloc[j]]
+            if len(same):
+                yield (1, f"{_count(b.sha256.isin(a.sha256).sum(), f'{second} image')} with the bytes of an image of "
+                    f"{first}: {_named(f'{x} = {y}' for x, y in zip(same.path_x, same.path_y))}")
+            pairs = [(i, j) for i, j in copies(reduced[a.index], reduced[b.index])
+                if a.sha256.iloc[i] != b.sha256.iloc[j]]
             alike = {b.path.iloc[j]: a.path.iloc[i] for i, j in pairs}
-            if alike: yield 2, f"{_count(len(alike), f'{second} image')} with the look of an image of {first}: {_named(f'{x} ~ {y}' for y, x in alike.items())}"
+            if alike:
+                yield (2, f"{_count(len(alike), f'{second} image')} with the look of an image of {first}: "
+                    f"{_named(f'{x} ~ {y}' for y, x in alike.items())}")
 
 # %% ../../nbs/14_data.check.ipynb #f6d03c9a
 def mask_findings(data, table, masks):
     "(weight, sentence) on masks and on images that should have one."
     wrong, nok = masks[masks.wrong != ""], table[table.label == 1]
-    if len(wrong): yield 3, f"{_count(len(wrong), 'mask')} that cannot be used: {_named(f'{row.mask} {row.wrong}' for row in wrong.itertuples())}"
+    if len(wrong):
+        yield (3, f"{_count(len(wrong), 'mask')} that cannot be used: "
+            f"{_named(f'{row.mask} {row.wrong}' for row in wrong.itertuples())}")
     lost = data.folder.lost if data.folder else ()
     if lost: yield 4, f"{_count(len(lost), 'mask')} without an image: {_named(lost)}"
     bare = nok[nok["mask"] == ""]
-    if len(bare) and len(bare) < len(nok): yield 5, f"{_count(len(bare), 'NOK image')} without a mask, left out of pixel metrics: {_named(bare.path)}"
+    if len(bare) and len(bare) < len(nok):
+        yield 5, f"{_count(len(bare), 'NOK image')} without a mask, left out of pixel metrics: {_named(bare.path)}"
     elif len(bare): yield 8, f"no mask for any of the {_count(len(bare), 'NOK image')}, so pixel metrics will be empty"
     empty = masks[masks.fraction == 0]
-    if len(empty): yield 5, f"{_count(len(empty), 'mask')} without a marked pixel, as if there were none: {_named(empty['mask'])}"
+    if len(empty):
+        yield 5, f"{_count(len(empty), 'mask')} without a marked pixel, as if there were none: {_named(empty['mask'])}"
     yield from ((5, line) for line in mask_warnings(masks[masks.fraction != 0]))
     turned_ones = nok[nok.turned.astype(bool) & (nok["mask"] != "")]
-    if len(turned_ones): yield 6, f"{_count(len(turned_ones), 'image')} turned by EXIF, with a mask that has to be drawn on the turned image: {_named(turned_ones.path)}"
-    marked = [path for path, some in (data.folder.ok_masks if data.folder else {}).items() if _marks_any(data.root, some)]
+    if len(turned_ones):
+        yield (6, f"{_count(len(turned_ones), 'image')} turned by EXIF, with a mask that has to be drawn on the turned "
+            f"image: {_named(turned_ones.path)}")
+    marked = [path for path, some in (data.folder.ok_masks if data.folder else {}).items()
+        if _marks_any(data.root, some)]
     if marked: yield 3, f"{_count(len(marked), 'OK image')} with a mask that marks something: {_named(marked)}"
 
+# %% ../../nbs/14_data.check.ipynb #72271b81
 def _marks_any(root, masks):
     try: return any(read_mask(root / mask).any() for mask in masks)
     except UserError: return False
@@ -120,24 +145,32 @@ def _marks_any(root, masks):
 # %% ../../nbs/14_data.check.ipynb #a25226e6
 def file_findings(data, table, unread):
     "(weight, sentence) on files that were left out, differ from the others, or look like masks."
-    if unread: yield 4, f"{_count(len(unread), 'image')} that cannot be read: {_named(f'{path} ({why})' for path, why in unread)}"
+    if unread:
+        yield (4,
+            f"{_count(len(unread), 'image')} that cannot be read: {_named(f'{path} ({why})' for path, why in unread)}")
     flat = table[(table.label == 0) & (table["values"] == 2) & (table.split != "test")]
     if len(flat): yield 3, f"{_count(len(flat), 'OK image')} with two values only, as masks have: {_named(flat.path)}"
     for what, names in (("mode", table["mode"]), ("size", table.width.astype(str) + "×" + table.height.astype(str))):
         rare = names.value_counts()
         learned = set(names[table.split == "train"])
         new = rare[[name not in learned for name in rare.index]]
-        if 0 < len(learned) <= 3 and len(new): yield 7, f"{_count(int(new.sum()), 'image')} of a {what} that no training image has: {_named(f'{n} of {name}' for name, n in new.items())}"
+        if 0 < len(learned) <= 3 and len(new):
+            yield (7, f"{_count(int(new.sum()), 'image')} of a {what} that no training image has: "
+                f"{_named(f'{n} of {name}' for name, n in new.items())}")
     left_out = data.folder.left_out if data.folder else ()
-    if left_out: yield 7, f"{_count(len(left_out), 'file')} left out: {_named(f'{path} {why}' for path, why in left_out)}"
+    if left_out:
+        yield 7, f"{_count(len(left_out), 'file')} left out: {_named(f'{path} {why}' for path, why in left_out)}"
     yield from ((6, note) for note in data.warnings)
 
+# %% ../../nbs/14_data.check.ipynb #5aba5f12
 def count_findings(table):
     "(weight, sentence) on splits that are too small for what is done with them."
     n = Counter(zip(table.split, table.label))
     if not n["train", 0]: yield 2, "there is no OK image to learn from, so fit is refused"
-    if n["calibration", 0] < 19: yield 8, f"{_count(n['calibration', 0], 'OK image')} for calibration: a false-positive rate of 5 % needs 19"
-    if not n["test", 0] or not n["test", 1]: yield 8, f"test has {n['test', 0]} OK and {n['test', 1]} NOK images, so evaluate cannot tell them apart"
+    if n["calibration", 0] < 19:
+        yield 8, f"{_count(n['calibration', 0], 'OK image')} for calibration: a false-positive rate of 5 % needs 19"
+    if not n["test", 0] or not n["test", 1]:
+        yield 8, f"test has {n['test', 0]} OK and {n['test', 1]} NOK images, so evaluate cannot tell them apart"
 
 # %% ../../nbs/14_data.check.ipynb #caa4e43a
 @dataclass(frozen=True)
@@ -149,18 +182,26 @@ class Check:
     masks: pd.DataFrame              # image, mask, fraction, border, wrong
     warnings: list                   # sentences, the heaviest first
 
-    def lines(self):
-        "The report, line by line."
-        yield self.summary
-        yield from ("", "what each folder was taken for", *_aligned(self.folders))
-        counts = self.images.assign(kind=self.images.defect.where(self.images.label == 1, "OK"), masked=self.images["mask"] != "")
-        yield from ("", "images", *_aligned(counts.groupby(["split", "kind"]).agg(images=("path", "size"), masks=("masked", "sum"), groups=("group", "nunique")).reset_index()))
-        sizes = self.images.assign(size=self.images.width.astype(str) + "×" + self.images.height.astype(str))
-        yield from ("", "files", *_aligned(sizes.groupby(["mode", "size"]).agg(images=("path", "size")).sort_values("images", ascending=False).reset_index(), 12))
-        if len(self.masks): yield from ("", "marked fraction of each mask", *_aligned(self.masks.assign(fraction=self.masks.fraction.map("{:.3%}".format).replace("nan%", "-"))[["mask", "fraction"]], 40))
-        yield from ("", _count(len(self.warnings), "warning") + ", the heaviest first" * (len(self.warnings) > 1))
-        yield from (f"{n}. {line}" for n, line in enumerate(self.warnings, start=1))
+# %% ../../nbs/14_data.check.ipynb #44d97a4e
+@patch
+def lines(self: Check):
+    "The report, line by line."
+    yield self.summary
+    yield from ("", "what each folder was taken for", *_aligned(self.folders))
+    counts = self.images.assign(kind=self.images.defect.where(self.images.label == 1, "OK"),
+        masked=self.images["mask"] != "")
+    yield from ("", "images", *_aligned(counts.groupby(["split", "kind"]).agg(images=("path", "size"),
+        masks=("masked", "sum"), groups=("group", "nunique")).reset_index()))
+    sizes = self.images.assign(size=self.images.width.astype(str) + "×" + self.images.height.astype(str))
+    yield from ("", "files", *_aligned(sizes.groupby(["mode", "size"]).agg(images=("path", "size"))
+        .sort_values("images", ascending=False).reset_index(), 12))
+    if len(self.masks):
+        yield from ("", "marked fraction of each mask", *_aligned(self.masks.assign(
+            fraction=self.masks.fraction.map("{:.3%}".format).replace("nan%", "-"))[["mask", "fraction"]], 40))
+    yield from ("", _count(len(self.warnings), "warning") + ", the heaviest first" * (len(self.warnings) > 1))
+    yield from (f"{n}. {line}" for n, line in enumerate(self.warnings, start=1))
 
+# %% ../../nbs/14_data.check.ipynb #d8b2132d
 def _aligned(table, most=60):
     "Lines of a table, at most so many rows."
     yield from (f"  {line}" for line in table.head(most).to_string(index=False).splitlines())
@@ -169,7 +210,8 @@ def _aligned(table, most=60):
 # %% ../../nbs/14_data.check.ipynb #24693f14
 def _folders(data):
     "Table of folders: how many images, and what they were taken for."
-    rows = [(str(PurePosixPath(row.path).parent), f"{row.split}, {'NOK (' + row.defect + ')' if row.label else 'OK'}") for row in data.table.itertuples()]
+    rows = [(str(PurePosixPath(row.path).parent), f"{row.split}, {'NOK (' + row.defect + ')' if row.label else 'OK'}")
+        for row in data.table.itertuples()]
     masks = [mask for some in data.table["mask"] for mask in some.split(MASKS) if mask]
     if data.folder:
         masks += [*data.folder.lost, *(mask for some in data.folder.ok_masks.values() for mask in some)]
@@ -178,15 +220,20 @@ def _folders(data):
     table = pd.DataFrame(rows, columns=["folder", "taken for"]).value_counts().rename("files").reset_index()
     return table.sort_values(["folder", "taken for"])[["folder", "files", "taken for"]]
 
+# %% ../../nbs/14_data.check.ipynb #30447b14
 def check_folder(name, **said):
-    "The `Check` of a folder or of a dataset of the manifest; a `UserError` if it cannot be used. `said`: as of `open_dataset`."
+    """The `Check` of a folder or of a dataset of the manifest; a `UserError` if it cannot be used.
+
+    `said`: as of `open_dataset`."""
     data = open_dataset(name, **said)
     table, unread = image_table(data)
     if table.empty: raise UserError(f"no image of {name} can be read; the first: {unread[0][0]} ({unread[0][1]})")
     masks = inspect_masks(table, data.root, f"{data.name} masks")
-    found = [*copy_warnings(table), *mask_findings(data, table, masks), *file_findings(data, table, unread), *count_findings(table)]
+    found = [*copy_warnings(table), *mask_findings(data, table, masks), *file_findings(data, table, unread),
+        *count_findings(table)]
     ranked = [line for _, line in sorted(found, key=lambda one: one[0])]
-    return Check(data.summary + f"; {_count(len(ranked), 'warning')}", _folders(data), table.assign(root=str(data.root)), masks, ranked)
+    return Check(data.summary + f"; {_count(len(ranked), 'warning')}", _folders(data),
+        table.assign(root=str(data.root)), masks, ranked)
 
 # %% ../../nbs/14_data.check.ipynb #74039d19
 def _tile(root, row, edge):
@@ -197,7 +244,8 @@ def _tile(root, row, edge):
     tile = np.full((edge + 14, edge, 3), 255, np.uint8)
     tile[:height, :width] = resize(image, (height, width))
     for mask in row.mask.split(MASKS) if row.mask else ():
-        marked = cv2.resize(read_mask(root / mask).astype(np.uint8), (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+        marked = cv2.resize(read_mask(root / mask).astype(np.uint8), (width, height),
+            interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
         lines, _ = cv2.findContours(marked, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(tile, lines, -1, tuple(bytes.fromhex(NOK_COLOUR[1:])), 1)
     name = row.path[-(edge // 6):].encode("ascii", "replace").decode()
@@ -206,18 +254,22 @@ def _tile(root, row, edge):
 
 # %% ../../nbs/14_data.check.ipynb #694cac9c
 def contact_sheet(check, most=60, edge=150, columns=10):
-    "uint8 [H, W, 3]: at most `most` images of a `Check` with the outlines of their masks, NOK ones first, evenly spaced."
+    """uint8 [H, W, 3]: at most `most` images of a `Check` with the outlines of their masks, NOK ones first,
+    evenly spaced."""
     wrong = set(check.masks.image[check.masks.wrong != ""])
-    table = check.images.assign(mask=check.images["mask"].mask(check.images.path.isin(wrong), "")).sort_values("label", ascending=False, kind="stable")
+    table = check.images.assign(mask=check.images["mask"].mask(check.images.path.isin(wrong), "")).sort_values("label",
+        ascending=False, kind="stable")
     nok = table[table.label == 1]
-    rows = pd.concat([nok.iloc[evenly_spaced(len(nok), most - 10)] if len(nok) else nok, table[table.label == 0]]).head(most)
+    rows = pd.concat([nok.iloc[evenly_spaced(len(nok), most - 10)] if len(nok) else nok,
+        table[table.label == 0]]).head(most)
     tiles = [_tile(Path(row.root), row, edge) for row in rows.itertuples()]
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % min(columns, len(tiles)))
     wide = min(columns, len(tiles))
     return np.concatenate([np.concatenate(tiles[i:i + wide], axis=1) for i in range(0, len(tiles), wide)])
 
 def write_check(check, out):
-    "Write the contact sheet to `out` if that is an image file, else into the folder `out`, with images.csv and masks.csv; the sheet's path."
+    """Write the contact sheet to `out` if that is an image file, else into the folder `out`, with images.csv and
+    masks.csv; the sheet's path."""
     out = Path(out)
     sheet = out if out.suffix.lower() in IMAGE_SUFFIXES else out / "contact_sheet.png"
     with atomic_write(sheet) as part: Image.fromarray(contact_sheet(check)).save(part)

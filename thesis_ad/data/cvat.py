@@ -66,7 +66,8 @@ def ellipse_points(cx, cy, rx, ry, degrees=0.0, n=256):
 
 # %% ../../nbs/16_data.cvat.ipynb #371b93d7
 def runs_mask(counts, size, columns=False):
-    "bool [h, w] from run lengths, the first one outside, along rows or `columns`; a `UserError` if they do not fill it."
+    """bool [h, w] from run lengths, the first one outside, along rows or `columns`;
+    a `UserError` if they do not fill it."""
     counts = np.asarray(counts, np.int64)
     if (counts < 0).any() or counts.sum() != size[0] * size[1]:
         raise UserError(f"run lengths of {counts.sum()} pixels do not fill {size[1]}×{size[0]}")
@@ -166,6 +167,7 @@ def _coco_mask(one, size):
     left, top, width, height = one["bbox"]
     return _filled(box_points(left, top, left + width, top + height), size)
 
+# %% ../../nbs/16_data.cvat.ipynb #b0592110
 def read_coco(data, where):
     "([Annotated], Counter of what marks no area) of the bytes of an export as COCO 1.0."
     try:
@@ -233,9 +235,11 @@ def masks_of(folder, export, labels=None):
             _check_image(folder, path, image.size, export)
             place = _mask_path(folder, path)
             masks[place] = masks.get(place, False) | mask
-    if not masks: raise UserError(f"{export} marks no image of the folder" + "".join(f", such as {name}" for name in lost[:1]))
+    if not masks:
+        raise UserError(f"{export} marks no image of the folder" + "".join(f", such as {name}" for name in lost[:1]))
     notes = [f"{len(lost)} annotated images are not in the folder, the first: {name}" for name in lost[:1]]
-    return masks, notes + [f"{n} elements <{kind}> mark no area and were left out" for kind, n in sorted(left_out.items())]
+    return (masks,
+        notes + [f"{n} elements <{kind}> mark no area and were left out" for kind, n in sorted(left_out.items())])
 
 # %% ../../nbs/16_data.cvat.ipynb #f0ceebba
 def write_masks(data, export, labels=None, force=False):

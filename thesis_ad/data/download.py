@@ -287,7 +287,7 @@ def _same_as_before(manifest, digest):
     except UserError: return
     if before == digest: return
     raise UserError(f"the archive of {manifest.name} has another checksum than the one fetched before (SHA-256 "
-                    f"{digest[:16]}…, then {before[:16]}…); if it is the right one, delete {public_dir() / manifest.name}")
+        f"{digest[:16]}…, then {before[:16]}…); if it is the right one, delete {public_dir() / manifest.name}")
 
 def _take_archive(manifest, archive, origin, known, incomplete, progress):
     "Unpack, check and keep an archive; the facts that are noted."
@@ -320,6 +320,7 @@ def _take(manifest, source, url, incomplete, downloader, progress):
     if not source: archive.unlink()
     return facts
 
+# %% ../../nbs/15_data.download.ipynb #84d31267
 def _fetchable(name, source, url, force):
     "The `Manifest` of a public dataset that may be fetched now."
     manifest = read_manifest(name)

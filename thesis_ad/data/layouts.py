@@ -41,6 +41,10 @@ WORDS = {
         defectuosos rechazado anomalia anomalias difetto difetti difettoso difettosi difettosa scarto scarti defeito
         defeitos defeituoso ruim reprovado slecht afkeur wadliwy wadliwe 不良 不良品 次品 异常 異常 缺陷 瑕疵 不合格
         不合格品 坏 欠陥 불량 불량품 비정상 결함 брак дефект дефекты""",
+}
+
+# %% ../../nbs/11_data.layouts.ipynb #10e24559
+WORDS |= {
     "mask": """mask masks groundtruth gt label labels annotation annotations annot anno segmentation segmentations
         segmentationclass segmentationclasses seg maske masken masque masques mascara mascaras maschera maschere
         masker maskers 掩码 掩膜 标签 标注 蒙版 マスク 마스크 маска маски""",
@@ -56,7 +60,10 @@ WORDS = {
     "container": """image images img imgs pic pics picture pictures photo photos foto fotos bild bilder data dataset
         jpegimages rgb immagini imagenes imagens 图像 图片 画像""",
 }
-DENIALS = dict.fromkeys("no not non without nicht ohne kein keine sans pas sin senza sem zonder bez utan".split(), "not")
+
+# %% ../../nbs/11_data.layouts.ipynb #c678543c
+DENIALS = dict.fromkeys("no not non without nicht ohne kein keine sans pas sin senza sem zonder bez utan".split(),
+    "not")
 DENIALS |= {"free": "free", "frei": "free"}                         # these deny the word before them
 FILLERS = set("""dir dirs folder folders file files part parts sample samples set sets class classes cls item items
     product products teil teile the of all only jpeg jpg png bmp tif tiff jfif webp""".split())
@@ -120,8 +127,8 @@ class Tree:
         "The tree of one of its folders."
         inside = lambda path: path.startswith(f"{folder}/")
         cut = len(folder) + 1
-        return Tree(self.root / folder, *(tuple(path[cut:] for path in some if inside(path)) for some in (self.images, self.tables)),
-                    tuple((path[cut:], why) for path, why in self.left_out if inside(path)))
+        return Tree(self.root / folder, *(tuple(path[cut:] for path in some if inside(path)) for some in (self.images,
+            self.tables)), tuple((path[cut:], why) for path, why in self.left_out if inside(path)))
 
 # %% ../../nbs/11_data.layouts.ipynb #d4164bb4
 def written_by_inspect(folder):
@@ -130,7 +137,8 @@ def written_by_inspect(folder):
     if not table.is_file(): return set()
     try: decisions = read_table(table, ("path", "score", "decision"))
     except UserError: return set()
-    return {Path(name).name for column in decisions if column != "path" for name in decisions[column] if Path(name).suffix}
+    return {Path(name).name for column in decisions if column != "path"
+        for name in decisions[column] if Path(name).suffix}
 
 def _undecodable(name): return any(0xDC80 <= ord(c) <= 0xDCFF for c in name)
 
@@ -139,7 +147,8 @@ def _why_not(entry, above, own):
     suffix = Path(entry.name).suffix.lower()
     if _undecodable(entry.name): return "has a name that is not UTF-8; rename it"
     if entry.is_symlink() and not os.path.exists(entry.path): return "is a link that leads nowhere"
-    if entry.is_dir(): return "is a link back to a folder that holds it" if os.path.realpath(entry.path) in above else None
+    if entry.is_dir():
+        return "is a link back to a folder that holds it" if os.path.realpath(entry.path) in above else None
     if suffix in UNREAD: return f"is of the format {suffix}, which is not read"
     if suffix in IMAGE_SUFFIXES and not entry.is_file(): return "is no regular file"
     return "was written by thesis-ad inspect" if entry.name in own else None
@@ -153,7 +162,8 @@ def scan(root, only=None):
         except OSError as error: return left_out.append((inner or ".", f"cannot be opened ({error.strerror})"))
         own = written_by_inspect(folder)
         for entry in entries:
-            if entry.name.startswith(".") or entry.name in HIDDEN or not inner and only and not only(entry.name): continue
+            if entry.name.startswith(".") or entry.name in HIDDEN or not inner and only and not only(entry.name):
+                continue
             path = f"{inner}/{entry.name}" if inner else entry.name
             if why := _why_not(entry, above, own): left_out.append((path, why))
             elif entry.is_dir(): walk(entry.path, path, above | {os.path.realpath(entry.path)})
@@ -176,6 +186,7 @@ def unmasked(stem):
     if after: return after[1], after[2].lower()
     return (before[2], before[1].lower()) if before else None
 
+# %% ../../nbs/11_data.layouts.ipynb #3430c461
 def _split(path):
     "(folders, stem) of a POSIX path."
     *folders, name = path.split("/")
@@ -186,8 +197,9 @@ def one_stem_each(paths):
     stems = {}
     for path in paths:
         other = stems.setdefault(_split(path), path)
-        if other is not path: raise UserError(f"{other} and {PurePosixPath(path).name} have the same stem, so a mask cannot "
-                                              "tell them apart; rename one")
+        if other is not path:
+            raise UserError(f"{other} and {PurePosixPath(path).name} have the same stem, so a mask cannot tell them "
+                "apart; rename one")
     return paths
 
 # %% ../../nbs/11_data.layouts.ipynb #6fb96b2c
@@ -207,18 +219,21 @@ class Place:
     @property
     def stem(self): return PurePosixPath(self.path).stem
 
+# %% ../../nbs/11_data.layouts.ipynb #f39fe22a
 def _is_split(name): return bool(meanings(name)) and meanings(name) <= set(SPLITS)
 
 def _names(folders):
     "Names of folders without containers; that of a split as in SPLITS."
-    return tuple(next(iter(meanings(name))) if _is_split(name) else name for name in folders if meanings(name) != {"container"})
+    return tuple(next(iter(meanings(name))) if _is_split(name) else name
+        for name in folders if meanings(name) != {"container"})
 
 def _mask_place(path, folders):
     "The `Place` of a mask: its folder is for masks alone (masks/) or for those of a class (crack_masks/)."
     i = next(i for i, name in enumerate(folders) if "mask" in meanings(name))
     own = [word for word, meaning in _words(folders[i]) if meaning not in ("mask", "container", "")]
     below = tuple(name for name in folders[i + 1:] if meanings(name) != {"mask"})
-    return Place(path, mask=(*_names(folders[:i]), *["_".join(own)] * bool(own), *_names(below)), root="/".join(folders[:i + 1]))
+    return Place(path, mask=(*_names(folders[:i]), *["_".join(own)] * bool(own), *_names(below)),
+        root="/".join(folders[:i + 1]))
 
 # %% ../../nbs/11_data.layouts.ipynb #410a7566
 def _one_of_each(path, said):
@@ -229,6 +244,7 @@ def _one_of_each(path, said):
         if len(some) > 1: raise _Unread(f"the folders of {path} say {' and '.join(sorted(some))} at once")
     return next(iter(splits), ""), {"ok": 0, "nok": 1}.get(next(iter(labels), None))
 
+# %% ../../nbs/11_data.layouts.ipynb #c6019f5f
 def place(path):
     "The `Place` of an image or mask by the words on its way; `_Unread` where they contradict one another."
     folders = _split(path)[0]
@@ -237,8 +253,11 @@ def place(path):
     for name, one in zip(folders, said):
         if "unsure" in one: raise _Unread(f"the name of folder {name} may mean one thing or another")
     split, label = _one_of_each(path, said)
-    spoken, nameless = ([i for i, one in enumerate(said) if wanted(one)] for wanted in (lambda one: one - {"container"}, lambda one: not one))
-    if not spoken: raise _Unread(f"folder {folders[nameless[0]]} is not known" if nameless else f"{path} lies in no folder for OK or NOK")
+    spoken, nameless = ([i for i, one in enumerate(said) if wanted(one)]
+        for wanted in (lambda one: one - {"container"}, lambda one: not one))
+    if not spoken:
+        raise _Unread(f"folder {folders[nameless[0]]} is not known" if nameless
+            else f"{path} lies in no folder for OK or NOK")
     labelled = [i for i, one in enumerate(said) if one & set(_OPPOSITE)]
     early = [i for i in nameless if i < (labelled or spoken)[0]]
     if early: raise _Unread(f"folder {folders[early[0]]} is not known")
@@ -250,15 +269,18 @@ def place(path):
 # %% ../../nbs/11_data.layouts.ipynb #9440091f
 def _fold(parts): return tuple(unicodedata.normalize("NFC", part).casefold() for part in parts)
 
-def _by_label(parts): return tuple(f"<{min(meanings(name))}>" if meanings(name) in ({"ok"}, {"nok"}) else name for name in parts)
+def _by_label(parts):
+    return tuple(f"<{min(meanings(name))}>" if meanings(name) in ({"ok"}, {"nok"}) else name for name in parts)
 
 def _image_names(one):
     "Names under which a mask may know an image: with split and class, with the class, by the path below the class."
     tail, bare = (*one.inner, one.stem), "_".join(word for word, meaning in _words(one.kind) if meaning not in SPLITS)
     split = (one.split,) if one.split else ()
     exact = {(*_names(_split(one.path)[0]), one.stem), (*split, one.kind, *tail), (f"{one.split}_{one.kind}", *tail)}
-    return exact, {(one.kind, *tail), (bare, *tail)}, {(*split, *tail), tail, (f"<{'nok' if one.label else 'ok'}>", *tail)}
+    return (exact, {(one.kind, *tail), (bare, *tail)},
+        {(*split, *tail), tail, (f"<{'nok' if one.label else 'ok'}>", *tail)})
 
+# %% ../../nbs/11_data.layouts.ipynb #94deda93
 def _mask_names(one):
     "(name, way) of a mask: by its stem, by its stem without the word mask, by its folder."
     base = unmasked(one.stem)
@@ -276,7 +298,8 @@ def _candidates(one, known):
 
 # %% ../../nbs/11_data.layouts.ipynb #5631167e
 def match_masks(images, masks):
-    "({image path: mask paths}, masks without an image) of two lists of `Place`; `_Unread` if a mask may be of several images."
+    """({image path: mask paths}, masks without an image) of two lists of `Place`;
+    `_Unread` if a mask may be of several images."""
     known, found, ways, lost, matched = [defaultdict(list) for _ in range(3)], defaultdict(list), {}, [], []
     for one in images:
         for index, names in zip(known, _image_names(one)):
@@ -290,11 +313,13 @@ def match_masks(images, masks):
         if step == 2 and nok: candidates = nok                                   # OK images need no mask
         free = [image for image in candidates if ways.get(image.path, (step, way, one.root)) == (step, way, one.root)]
         if len(free) > 1: raise _Unread(f"mask {one.path} may belong to {free[0].path} or to {free[1].path}")
-        if not free: raise _Unread(f"{candidates[0].path} has masks of two kinds, {found[candidates[0].path][0]} and {one.path}")
+        if not free:
+            raise _Unread(f"{candidates[0].path} has masks of two kinds, {found[candidates[0].path][0]} and {one.path}")
         ways[free[0].path] = step, way, one.root
         found[free[0].path].append(one.path)
     return found, lost
 
+# %% ../../nbs/11_data.layouts.ipynb #3971f7bb
 def beside(paths):
     "{mask: image} of files such as 001_GT.png that lie beside their 001.png."
     images, found = {_split(path): path for path in paths}, {}
@@ -323,53 +348,71 @@ def group_of(path, inner):
     stamp = re.match(r"zoom_\d+[_-](.+)$", PurePosixPath(path).stem)
     return "/".join(inner) or stamp.group(1) if stamp else path
 
+# %% ../../nbs/11_data.layouts.ipynb #39a11df4
 def lighting_of(path):
-    "(group, lighting) of an image of MVTec AD 2: `bad/000_shift_1.png` is object `bad/000` under `shift_1`; other names are their own group, under no lighting."
+    """(group, lighting) of an image of MVTec AD 2: `bad/000_shift_1.png` is object `bad/000` under `shift_1`;
+    other names are their own group, under no lighting."""
     found = re.fullmatch(r"(.+)_(regular|overexposed|underexposed|shift_\d+)\.\w+", path)
     return found.groups() if found else (path, "")
 
 def share_out(table, share=0.2):
-    "`table` without splits: NOK and OK of the same groups become `test`, OK `train`, of which `share` of the groups go to `test` if there is NOK."
+    """`table` without splits: NOK and OK of the same groups become `test`, OK `train`, of which `share` of the groups
+    go to `test` if there is NOK."""
     bad = set(table.group[table.label == 1])
     key = lambda group: sha256(f"test/{group}".encode())
     groups = sorted({*table.group[table.label == 0]} - bad, key=key)
     tested = bad | set(groups[:min(int(np.ceil(share * len(groups))), len(groups) - 1)] if bad else ())
     return table.assign(split=np.where(table.group.isin(tested), "test", "train"))
 
+# %% ../../nbs/11_data.layouts.ipynb #aecb535e
+def _masks_of(images, masks, near):
+    "({image path: mask paths}, masks without an image); `near`: {mask path: image path} of masks beside their images."
+    found, lost = match_masks(images, masks)
+    if masks and not found: raise _Unread(f"no image belongs to any of the {len(masks)} masks, such as {masks[0].path}")
+    for mask, image in sorted(near.items()):
+        if any(other not in near for other in found[image]):
+            raise _Unread(f"{image} has masks of two kinds, {found[image][0]} and {mask}")
+        found[image].append(mask)
+    if any(MASKS in path for path in sum(found.values(), [])):
+        raise _Unread(f"a mask has {MASKS} in its name, which stands between masks")
+    return found, lost
+
 # %% ../../nbs/11_data.layouts.ipynb #b24a5efa
 def _of_places(places, root, left_out, layout=None):
     "The `FolderTable` of places that have a label or are masks."
     near = beside([one.path for one in places if one.mask is None])
-    masks, images = [one for one in places if one.mask is not None], [one for one in places if one.mask is None and one.path not in near]
+    masks = [one for one in places if one.mask is not None]
+    images = [one for one in places if one.mask is None and one.path not in near]
     for some in (images, masks): one_stem_each([one.path for one in some])
     splits = {one.split for one in images}
     if "" in splits and len(splits) > 1:
-        raise _Unread(f"some images lie in a folder for a split, but not {next(one.path for one in images if not one.split)}")
-    found, lost = match_masks(images, masks)
-    if masks and not found: raise _Unread(f"no image belongs to any of the {len(masks)} masks, such as {masks[0].path}")
-    for mask, image in sorted(near.items()):
-        if any(other not in near for other in found[image]): raise _Unread(f"{image} has masks of two kinds, {found[image][0]} and {mask}")
-        found[image].append(mask)
-    if any(MASKS in path for path in sum(found.values(), [])): raise _Unread(f"a mask has {MASKS} in its name, which stands between masks")
+        raise _Unread("some images lie in a folder for a split, but not "
+            f"{next(one.path for one in images if not one.split)}")
+    found, lost = _masks_of(images, masks, near)
     rows = [{"path": one.path, "split": one.split, "label": one.label, "defect": one.kind if one.label else "good",
-             "mask": MASKS.join(found.get(one.path, ())) if one.label else "", "group": group_of(one.path, one.inner)} for one in images]
+        "mask": MASKS.join(found.get(one.path, ())) if one.label else "", "group": group_of(one.path, one.inner)}
+        for one in images]
     table = pd.DataFrame(rows, columns=COLUMNS)
     ok_masks = {one.path: found[one.path] for one in images if one.label == 0 and found.get(one.path)}
     layout = layout or _family(images, splits)
     if layout == "mvtec_ad_2": table = table.assign(group=[lighting_of(path)[0] for path in table.path])
-    return FolderTable(table if splits != {""} else share_out(table), root, layout, tuple(left_out), tuple(lost), ok_masks)
+    return FolderTable(table if splits != {""} else share_out(table), root, layout, tuple(left_out),
+        tuple(lost), ok_masks)
 
+# %% ../../nbs/11_data.layouts.ipynb #cdbc9137
 def _family(images, splits):
     "Name of the layout of MVTec's family that these places have."
     folders = {name.lower() for one in images for name in _split(one.path)[0]}
     if splits == {""}: return "classes"
-    named = {"test_public": "mvtec_ad_2", "rgb": "mvtec_3d", "logical_anomalies": "mvtec_loco", "structural_anomalies": "mvtec_loco", "ko": "btad", "ok": "thesis"}
+    named = {"test_public": "mvtec_ad_2", "rgb": "mvtec_3d", "logical_anomalies": "mvtec_loco",
+        "structural_anomalies": "mvtec_loco", "ko": "btad", "ok": "thesis"}
     return next((layout for folder, layout in named.items() if folder in folders), "mvtec")
 
 # %% ../../nbs/11_data.layouts.ipynb #3ad927c7
 def _usable(tree):
     "(paths, left out) of a tree without the folders of another sensor and those without labels."
-    has = lambda wanted: {"/".join(_split(path)[0][:i]) for path in tree.images for i, name in enumerate(_split(path)[0]) if wanted(name)}
+    has = lambda wanted: {"/".join(_split(path)[0][:i]) for path in tree.images
+        for i, name in enumerate(_split(path)[0]) if wanted(name)}
     colour, classes = has(lambda name: name.lower() == "rgb"), has(lambda name: meanings(name) == {"mask"})
     paths, left_out = [], list(tree.left_out)
     for path in tree.images:
@@ -377,18 +420,23 @@ def _usable(tree):
         for i, name in enumerate(_split(path)[0]):
             above, said = "/".join(_split(path)[0][:i]), meanings(name)
             if said == {"other"} and above in colour: why = f"lies in {name}, which holds no colour images"
-            if said == {"private"} and (above in classes or name.lower().startswith("test")): why = f"lies in {name}, which has no labels"
+            if said == {"private"} and (above in classes or name.lower().startswith("test")):
+                why = f"lies in {name}, which has no labels"
         if why: left_out.append((path, why))
         else: paths.append(path)
     return paths, left_out
 
+# %% ../../nbs/11_data.layouts.ipynb #bd63b298
 def read_words(tree, lenient=False):
-    "The `FolderTable` of a tree by the names of its folders. `lenient`: unknown names below test are defects also where no folder for OK is."
+    """The `FolderTable` of a tree by the names of its folders.
+
+    `lenient`: unknown names below test are defects also where no folder for OK is."""
     paths, left_out = _usable(tree)
     near, places = beside(paths), [place(path) for path in paths]
     good = {one.parent for one in places if one.label == 0}
     for n, one in enumerate(places):
-        if one.mask is None and one.kind and one.label is None and one.split in ("calibration", "test") and (lenient or one.parent in good):
+        if (one.mask is None and one.kind and one.label is None and one.split in ("calibration", "test")
+                and (lenient or one.parent in good)):
             places[n] = one = replace(one, label=1)
         if one.mask is None and one.path not in near: _check_place(one)
     return _of_places(places, tree.root, left_out)
@@ -396,9 +444,12 @@ def read_words(tree, lenient=False):
 # %% ../../nbs/11_data.layouts.ipynb #db0f1285
 def _check_place(one):
     "`_Unread` if the `Place` of an image lacks a label or has one that its split does not take."
-    if unmasked(one.stem): raise _Unread(f"{one.path} is named as a mask, but no image {unmasked(one.stem)[0]} lies beside it")
-    if one.split == "train" and one.label != 0: raise _Unread(f"{one.path} is in train but in no folder for OK, and train holds OK images only")
-    if one.label is None and one.kind: raise _Unread(f"no folder for OK stands beside {one.kind}, so nothing says that {one.kind} is a kind of defect")
+    if unmasked(one.stem):
+        raise _Unread(f"{one.path} is named as a mask, but no image {unmasked(one.stem)[0]} lies beside it")
+    if one.split == "train" and one.label != 0:
+        raise _Unread(f"{one.path} is in train but in no folder for OK, and train holds OK images only")
+    if one.label is None and one.kind:
+        raise _Unread(f"no folder for OK stands beside {one.kind}, so nothing says that {one.kind} is a kind of defect")
     if one.label is None: raise _Unread(f"{one.path} lies in no folder for OK or NOK")
 
 # %% ../../nbs/11_data.layouts.ipynb #68802433
@@ -413,17 +464,22 @@ def read_pairs(tree):
         if path not in masks: raise _Unread(f"no mask lies beside {path}")
         if label is not None: raise _Unread(f"the folders of {path} say OK or NOK, and so does the mask beside it")
         label = int(any(read_mask(tree.root / mask).any() for mask in masks[path]))
-        rows.append({"path": path, "split": "calibration" if label and split == "train" else split, "label": label, "defect": "defect" if label else "good",
-                     "mask": MASKS.join(masks[path]) if label else "", "group": path if label or split else "/".join(folders)})
+        rows.append({"path": path, "split": "calibration" if label and split == "train" else split, "label": label,
+            "defect": "defect" if label else "good", "mask": MASKS.join(masks[path]) if label else "",
+            "group": path if label or split else "/".join(folders)})
     table = pd.DataFrame(rows, columns=COLUMNS)
-    if len({split == "" for split in table.split}) > 1: raise _Unread("some images lie in a folder for a split and others do not")
+    if len({split == "" for split in table.split}) > 1:
+        raise _Unread("some images lie in a folder for a split and others do not")
     splits = table.split.all()
-    return FolderTable(table if splits else share_out(table), tree.root, "kolektor2" if splits else "kolektor", tree.left_out)
+    return FolderTable(table if splits else share_out(table), tree.root,
+        "kolektor2" if splits else "kolektor", tree.left_out)
 
+# %% ../../nbs/11_data.layouts.ipynb #94cee4c4
 def _kolektor(tree):
     "`read_pairs` of folders named as Kolektor's are."
     for folders in {_split(path)[0] for path in tree.images}:
-        if len(folders) != 1 or not (re.fullmatch(r"kos\d+", folders[0].lower()) or _is_split(folders[0])): raise _Unread("it is not Kolektor's")
+        if len(folders) != 1 or not (re.fullmatch(r"kos\d+", folders[0].lower()) or _is_split(folders[0])):
+            raise _Unread("it is not Kolektor's")
     return read_pairs(tree)
 
 # %% ../../nbs/11_data.layouts.ipynb #231725ec
@@ -440,6 +496,7 @@ def _visa_table(root):
         if len(rows): return home, rows
     return None
 
+# %% ../../nbs/11_data.layouts.ipynb #71b49db1
 def read_visa(tree):
     "The `FolderTable` of one object of VisA by split_csv/1cls.csv, which lies in its folder or in the one above."
     home, listed = _visa_table(tree.root) or (None, None)
@@ -448,7 +505,8 @@ def read_visa(tree):
     if len(objects) > 1: raise _Unread(f"it holds several datasets ({', '.join(objects)}); give one of them")
     for line in listed.itertuples():
         split, label = _one_of_each(line.image, [meanings(line.split), meanings(line.label)])
-        if not split or label is None: raise _Unread(f"split_csv/1cls.csv says '{line.split}' and '{line.label}' of {line.image}")
+        if not split or label is None:
+            raise _Unread(f"split_csv/1cls.csv says '{line.split}' and '{line.label}' of {line.image}")
         rows.append((line.image, split, label, line.label if label else "good", line.mask if label else "", line.image))
     return FolderTable(pd.DataFrame(rows, columns=COLUMNS), home, "visa", tree.left_out)
 
@@ -458,10 +516,14 @@ TILE_GAP = 120       # numbers of frames between two magnetic tiles
 def _tile_images(tree):
     "{image: mask or nothing} of the folders MT_<defect>/Imgs of a tree; empty if it has others."
     folders = {path: _split(path)[0] for path in tree.images}
-    if not folders or not all(len(one) > 1 and one[-2].startswith("MT_") and one[-1] == "Imgs" for one in folders.values()): return {}
+    if (not folders or not all(len(one) > 1 and one[-2].startswith("MT_") and one[-1] == "Imgs"
+            for one in folders.values())):
+        return {}
     there = {*tree.images}
-    return {path: mask if (mask := path[:-4] + ".png") in there else "" for path in tree.images if path.lower().endswith(".jpg")}
+    return {path: mask if (mask := path[:-4] + ".png") in there else ""
+        for path in tree.images if path.lower().endswith(".jpg")}
 
+# %% ../../nbs/11_data.layouts.ipynb #b921757d
 def tiles_of(names):
     "Names of magnetic tiles of file names such as exp1_num_108719.jpg, one each, by gaps between their frame numbers."
     numbers = [re.search(r"num_(\d+)", name) for name in names]
@@ -478,15 +540,17 @@ def read_magnetic_tile(tree):
     pairs = _tile_images(tree)
     if not pairs: raise _Unread("it has no folders MT_Free/Imgs and MT_<defect>/Imgs")
     kinds = [_split(path)[0][-2][3:].lower() for path in pairs]
-    table = pd.DataFrame({"path": list(pairs), "split": "", "label": [int(kind != "free") for kind in kinds], "defect": ["good" if kind == "free" else kind for kind in kinds],
-                          "mask": [mask if kind != "free" else "" for kind, mask in zip(kinds, pairs.values())], "group": tiles_of([*pairs])})
+    table = pd.DataFrame({"path": list(pairs), "split": "", "label": [int(kind != "free") for kind in kinds],
+        "defect": ["good" if kind == "free" else kind for kind in kinds], "mask": [mask if kind != "free" else ""
+            for kind, mask in zip(kinds, pairs.values())], "group": tiles_of([*pairs])})
     return FolderTable(share_out(table)[COLUMNS], tree.root, "magnetic_tile", tree.left_out)
 
 # %% ../../nbs/11_data.layouts.ipynb #35631009
 def _real_iad_list(root):
     "The JSON list of the category of Real-IAD whose images lie in `root`; None if there is none."
     root = Path(os.path.abspath(root))
-    homes = [home / "realiad_jsons" / inner for home in (root, root.parent, root.parent.parent) for inner in ("realiad_jsons", "")]
+    homes = [home / "realiad_jsons" / inner for home in (root, root.parent, root.parent.parent)
+        for inner in ("realiad_jsons", "")]
     return next((path for home in homes if (path := home / f"{root.name}.json").is_file()), None)
 
 def read_real_iad(tree):
@@ -496,28 +560,35 @@ def read_real_iad(tree):
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
         ok = listed["meta"]["normal_class"]
-        rows = [(one["image_path"], split, one["anomaly_class"], one["mask_path"] or "") for split in ("train", "test") for one in listed[split]]
-    except (ValueError, KeyError, TypeError) as error: raise UserError(f"{path} is no list of Real-IAD ({error})") from None
+        rows = [(one["image_path"], split, one["anomaly_class"], one["mask_path"] or "") for split in ("train", "test")
+            for one in listed[split]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no list of Real-IAD ({error})") from None
     below = lambda name: name.removeprefix(f"{tree.root.name}/")
-    table = pd.DataFrame([(below(name), split, int(kind != ok), "good" if kind == ok else kind, below(mask) if kind != ok else "", "/".join(_split(below(name))[0]))
-                          for name, split, kind, mask in rows], columns=COLUMNS)
+    table = pd.DataFrame([(below(name), split, int(kind != ok), "good" if kind == ok else kind, below(mask)
+        if kind != ok else "", "/".join(_split(below(name))[0])) for name, split, kind, mask in rows], columns=COLUMNS)
     return FolderTable(table, tree.root, "real_iad", tree.left_out)
 
 # %% ../../nbs/11_data.layouts.ipynb #68e53fae
 def read_flat(tree, deep=False):
-    "The `FolderTable` of a folder of OK images and nothing else but tables. `deep`: with folders that say nothing else."
+    """The `FolderTable` of a folder of OK images and nothing else but tables.
+
+    `deep`: with folders that say nothing else."""
     for path in tree.images:
         folders, stem = _split(path)
         if folders and not deep: raise _Unread(f"it has folders, and nothing says what {path} is")
         for name in folders:
             if meanings(name) - {"ok", "container", "train"}: raise _Unread(f"{path} lies in a folder {name}")
-        if "nok" in _said(stem) or unmasked(stem): raise _Unread(f"{path} is named as {'a mask' if unmasked(stem) else 'NOK'}, and a flat folder holds OK images only")
+        if "nok" in _said(stem) or unmasked(stem):
+            raise _Unread(f"{path} is named as {'a mask' if unmasked(stem) else 'NOK'}, and a flat folder holds "
+                "OK images only")
     _refuse_place(tree.root)
     _refuse_labels(tree)
     one_stem_each(tree.images)
     rows = [(path, "train", 0, "good", "", group_of(f"train/ok/{path}", _split(path)[0])) for path in tree.images]
     return FolderTable(pd.DataFrame(rows, columns=COLUMNS), tree.root, "flat", tree.left_out)
 
+# %% ../../nbs/11_data.layouts.ipynb #0c454c07
 def _around(folder):
     "What the names of the folders beside a folder say."
     try: names = [one.name for one in os.scandir(folder.parent) if one.is_dir()]
@@ -535,13 +606,17 @@ def _refuse_place(root):
             raise _Unread(f"it is or lies in a folder named {folder.name}, so nothing says that its images are OK")
 
 # %% ../../nbs/11_data.layouts.ipynb #915b12df
-LABEL_COLUMNS = set("label labels class classname category defect target anomaly quality result status ok nok isdefective isanomaly".split())
+LABEL_COLUMNS = set("label labels class classname category defect target anomaly quality result status ok nok "
+    "isdefective isanomaly".split())
 
 def _cell(text):
     "ok, nok, 0, 1 or nothing: what a cell of a table says."
     said = meanings(text)
-    return min(said) if said in ({"ok"}, {"nok"}) else {"0.0": "0", "false": "0", "1.0": "1", "true": "1"}.get(plain(text.strip()), text.strip() if text.strip() in ("0", "1") else "")
+    if said in ({"ok"}, {"nok"}): return min(said)
+    return {"0.0": "0", "false": "0", "1.0": "1", "true": "1"}.get(plain(text.strip()),
+        text.strip() if text.strip() in ("0", "1") else "")
 
+# %% ../../nbs/11_data.layouts.ipynb #c400c5fd
 def _refuse_labels(tree):
     "`_Unread` if a table beside the images says of one of them that it is not OK."
     names = {PurePosixPath(path).name for path in tree.images}
@@ -556,7 +631,9 @@ def _refuse_labels(tree):
             said = table[column].map(_cell)
             if heading == "ok": said = said.replace({"0": "nok", "1": "ok"})
             wrong = named.isin(names) & (said.isin(("nok", "1")) | (said == "") & said.isin(("ok", "0")).any())
-            if wrong.any(): raise _Unread(f"{path} does not call {named[wrong].iloc[0]} OK (column {column}), and a flat folder holds OK images only")
+            if wrong.any():
+                raise _Unread(f"{path} does not call {named[wrong].iloc[0]} OK (column {column}), and a flat folder "
+                    "holds OK images only")
 
 # %% ../../nbs/11_data.layouts.ipynb #7210ee6b
 def _folder(root, given):
@@ -568,11 +645,14 @@ def _named_place(name, folders, home, base, option):
     own = [home.name] if base.startswith("..") else [piece for piece in base.split("/") if piece != "."]
     said = [meanings(one) for one in folders]
     if option == "masks" or any("mask" in one for one in said):
-        return Place(name, mask=(*own, *_names(one for one in folders if meanings(one) != {"mask"})), root=base, spare=len(own))
+        return Place(name, mask=(*own, *_names(one for one in folders if meanings(one) != {"mask"})),
+            root=base, spare=len(own))
     for one, folder in zip(said, folders):
-        if one & set(_OPPOSITE) == {_OPPOSITE[option]}: raise _Unread(f"{name} is given by --{option} but lies in a folder {folder}")
+        if one & set(_OPPOSITE) == {_OPPOSITE[option]}:
+            raise _Unread(f"{name} is given by --{option} but lies in a folder {folder}")
     split, _ = _one_of_each(name, [one & set(SPLITS) for one in (*said, *map(meanings, own))])
-    return Place(name, split, int(option == "nok"), home.name, _names(one for one in folders if not _is_split(one)), base)
+    return Place(name, split, int(option == "nok"), home.name,
+        _names(one for one in folders if not _is_split(one)), base)
 
 # %% ../../nbs/11_data.layouts.ipynb #e89ad82d
 def read_named(root, **given):
@@ -581,17 +661,21 @@ def read_named(root, **given):
     for option, one in ((option, one) for option, some in given.items() for one in some):
         home = _folder(root, one)
         if home is None: raise UserError(f"--{option} {one}: there is no such folder in {root}")
-        if homes.setdefault(home, option) != option: raise UserError(f"{one} is given twice, by --{homes[home]} and by --{option}")
+        if homes.setdefault(home, option) != option:
+            raise UserError(f"{one} is given twice, by --{homes[home]} and by --{option}")
     for home in sorted(homes, key=lambda home: -len(home.parts)):                # the innermost folder decides
         tree, base = scan(home), os.path.relpath(home, os.path.abspath(root)).replace(os.sep, "/")
         if not tree.images: raise UserError(f"--{homes[home]} {home}: there are no images in it")
         for path in tree.images:
             name = os.path.normpath(f"{base}/{path}").replace(os.sep, "/")
-            if name not in seen: places.append(_named_place(name, _split(path)[0], home, base, homes[home])); seen.add(name)
+            if name not in seen:
+                places.append(_named_place(name, _split(path)[0], home, base, homes[home])); seen.add(name)
         left_out += [(f"{base}/{path}", why) for path, why in tree.left_out]
-    if any(one.split for one in places): places = [replace(one, split=one.split or ("train", "test")[one.label or 0]) for one in places]
+    if any(one.split for one in places):
+        places = [replace(one, split=one.split or ("train", "test")[one.label or 0]) for one in places]
     for one in places:
-        if one.split == "train" and one.label: raise _Unread(f"{one.path} is in train but given by --nok, and train holds OK images only")
+        if one.split == "train" and one.label:
+            raise _Unread(f"{one.path} is in train but given by --nok, and train holds OK images only")
     return _of_places(sorted(places, key=lambda one: one.path), Path(root), left_out, "named")
 
 # %% ../../nbs/11_data.layouts.ipynb #0f6a8c3f
@@ -611,8 +695,10 @@ LAYOUTS = {
     "real_iad": "one category, listed in realiad_jsons/<category>.json",
     "flat": "OK images and nothing else but tables",
 }
-SHOWN = {"ok": "OK", "nok": "NOK", "mask": "masks", "container": "images", "private": "left out", "other": "left out", "unsure": "unclear"}
+SHOWN = {"ok": "OK", "nok": "NOK", "mask": "masks", "container": "images", "private": "left out", "other": "left out",
+    "unsure": "unclear"}
 
+# %% ../../nbs/11_data.layouts.ipynb #25c448e3
 def folders_found(tree):
     "Lines such as `test/good (5 images: test, OK)`, one for each folder that holds images, two names deep at most."
     for folders, n in sorted(Counter(_split(path)[0][:2] for path in tree.images).items()):
@@ -624,11 +710,13 @@ def folders_found(tree):
 def _refusal(folder, tree, why):
     "The one sentence on a tree that no rule reads."
     found, options = list(folders_found(tree)), {"ok": "ok", "nok": "nok", "mask": "masks"}
-    known = [f"--{options[min(said)]} {name}" for name in sorted({path.split("/")[0] for path in tree.images if "/" in path})
-             if len(said := meanings(name)) == 1 and min(said) in options]
+    known = [f"--{options[min(said)]} {name}"
+        for name in sorted({path.split("/")[0] for path in tree.images if "/" in path})
+        if len(said := meanings(name)) == 1 and min(said) in options]
     more, example = f" and {len(found) - 12} more" * (len(found) > 12), f"; known here: {' '.join(known)}" * bool(known)
-    return UserError(f"{folder} is not read, since {why}; its folders: {', '.join(found[:12])}{more}; say what they are by --ok DIR, --nok DIR "
-                     f"and --masks DIR (each may be repeated{example}) or by --layout NAME ({', '.join(LAYOUTS)})")
+    return UserError(f"{folder} is not read, since {why}; its folders: {', '.join(found[:12])}{more}; say what "
+        f"they are by --ok DIR, --nok DIR and --masks DIR (each may be repeated{example}) or by --layout NAME "
+        f"({', '.join(LAYOUTS)})")
 
 # %% ../../nbs/11_data.layouts.ipynb #2bce6f66
 def _unwrapped(tree):
@@ -642,7 +730,8 @@ def _unwrapped(tree):
 def _in_its_set(tree):
     "The tree seen from the folder above, with the masks there, if this folder is named for a split and has none in it."
     where, inner = Path(os.path.abspath(tree.root)), {name for path in tree.images for name in _split(path)[0]}
-    if not _exactly(where.name) & set(SPLITS) or not inner or any(meanings(name) & set(SPLITS) for name in inner): return tree
+    if not _exactly(where.name) & set(SPLITS) or not inner or any(meanings(name) & set(SPLITS) for name in inner):
+        return tree
     return scan(where.parent, only=lambda name: name == where.name or meanings(name) == {"mask"})
 
 def _several(tree):
@@ -659,17 +748,20 @@ def _read(tree, layout=None):
     if layout == "visa" or layout is None and _visa_table(tree.root): return read_visa(tree)
     if layout == "real_iad" or layout is None and _real_iad_list(tree.root): return read_real_iad(tree)
     if layout == "magnetic_tile" or layout is None and _tile_images(tree): return read_magnetic_tile(tree)
-    if layout == "flat" or layout is None and not any("/" in path for path in tree.images): return read_flat(tree, deep=layout == "flat")
+    if layout == "flat" or layout is None and not any("/" in path for path in tree.images):
+        return read_flat(tree, deep=layout == "flat")
     if not _exactly(Path(os.path.abspath(tree.root)).name) <= {"ok", *SPLITS}: _refuse_place(tree.root)
     tree = _unwrapped(_in_its_set(tree))
     if layout in ("kolektor", "kolektor2"): return read_pairs(tree)
     try: reading = read_words(tree, lenient=layout is not None)
     except _Unread as why:
         several = _several(tree)
-        if len(several) > 1: raise _Unread(f"it holds several datasets ({', '.join(several[:12])}); give one of them") from None
+        if len(several) > 1:
+            raise _Unread(f"it holds several datasets ({', '.join(several[:12])}); give one of them") from None
         try: return _kolektor(tree)
         except _Unread: raise why from None
-    if layout and (layout == "classes") != (reading.layout == "classes"): raise _Unread(f"it is of layout {reading.layout}, not {layout}")
+    if layout and (layout == "classes") != (reading.layout == "classes"):
+        raise _Unread(f"it is of layout {reading.layout}, not {layout}")
     return reading
 
 # %% ../../nbs/11_data.layouts.ipynb #63a5c265
@@ -694,26 +786,39 @@ def read_folder(folder, ok=(), nok=(), masks=(), layout=None):
     if reading.table.empty: raise UserError(f"no images in {folder} that are not masks")
     return with_groups(replace(reading, given=str(folder)), folder)
 
+# %% ../../nbs/11_data.layouts.ipynb #06c6d62e
+def _groups_of(given, names, path):
+    "({image path: group}, rows that name no image or no group) of a table `given`, read from `path`, for images `names`."
+    ends, groups, lost = defaultdict(set), {}, []
+    for name in names:
+        pieces = _fold(name.split("/"))
+        for n in range(len(pieces)): ends[pieces[n:]].add((name, n))
+    for line, (name, group) in enumerate(zip(given.path, given.group), start=2):
+        pieces = tuple(piece for piece in _fold(re.split(r"[\\/]+", name.strip())) if piece not in ("", "."))
+        found = ({one for one, _ in ends[pieces]}
+            or {one for n in range(1, len(pieces)) for one, cut in ends[pieces[n:]] if not cut})
+        found = {name} & found or found
+        if len(found) > 1: raise UserError(f"{path}: {name} in line {line} may be {' or '.join(sorted(found)[:2])}")
+        if not found or not group.strip(): lost.append(name); continue
+        if groups.setdefault(one := found.pop(), group) != group:
+            raise UserError(f"{path} gives {one} two groups, {groups[one]} and {group}")
+    return groups, lost
+
 # %% ../../nbs/11_data.layouts.ipynb #df0f74dd
 def with_groups(reading, folder):
     "`reading` with the groups of the `groups.csv` in its root or in `folder`, where there is one."
     path = next((home / "groups.csv" for home in (reading.root, Path(folder)) if (home / "groups.csv").is_file()), None)
     if path is None: return reading
-    given, ends, groups, lost = read_table(path, ("path", "group")), defaultdict(set), {}, []
+    given = read_table(path, ("path", "group"))
     if given.empty: raise UserError(f"{path} has no rows below its columns path and group")
-    for name in reading.table.path:
-        pieces = _fold(name.split("/"))
-        for n in range(len(pieces)): ends[pieces[n:]].add((name, n))
-    for line, (name, group) in enumerate(zip(given.path, given.group), start=2):
-        pieces = tuple(piece for piece in _fold(re.split(r"[\\/]+", name.strip())) if piece not in ("", "."))
-        found = {one for one, _ in ends[pieces]} or {one for n in range(1, len(pieces)) for one, cut in ends[pieces[n:]] if not cut}
-        found = {name} & found or found
-        if len(found) > 1: raise UserError(f"{path}: {name} in line {line} may be {' or '.join(sorted(found)[:2])}")
-        if not found or not group.strip(): lost.append(name); continue
-        if groups.setdefault(one := found.pop(), group) != group: raise UserError(f"{path} gives {one} two groups, {groups[one]} and {group}")
-    if not groups: raise UserError(f"{path} gives no group to an image of {reading.root}; its first path is '{lost[0]}', an image here is '{reading.table.path[0]}'")
-    notes = [f"{path}: {len(lost)} of its {len(given)} rows name no image or no group, the first: {name}" for name in lost[:1]]
-    table = reading.table.assign(group=[groups.get(name, group) for name, group in zip(reading.table.path, reading.table.group)])
+    groups, lost = _groups_of(given, reading.table.path, path)
+    if not groups:
+        raise UserError(f"{path} gives no group to an image of {reading.root}; its first path is '{lost[0]}', an image "
+            f"here is '{reading.table.path[0]}'")
+    notes = [f"{path}: {len(lost)} of its {len(given)} rows name no image or no group, the first: {name}"
+        for name in lost[:1]]
+    table = reading.table.assign(group=[groups.get(name, group)
+        for name, group in zip(reading.table.path, reading.table.group)])
     return replace(reading, table=table, notes=(*reading.notes, *notes))
 
 # %% ../../nbs/11_data.layouts.ipynb #7f43b7bf
@@ -728,7 +833,8 @@ def read_folders(folder, calibration=None, layout=None, **given):
     readings, refused = [], []
     for option, some in given.items():
         for one in some:
-            if not any(_is_below(home, one) for home in (folder, calibration)): raise UserError(f"--{option} {one}: there is no such folder in {folder} or {calibration}")
+            if not any(_is_below(home, one) for home in (folder, calibration)):
+                raise UserError(f"--{option} {one}: there is no such folder in {folder} or {calibration}")
     for home in (folder, calibration):
         mine = {option: [one for one in some if _is_below(home, one)] for option, some in given.items()}
         if not (mine.get("ok") or mine.get("nok")): mine = {}

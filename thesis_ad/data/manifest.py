@@ -12,6 +12,7 @@ import io, os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 import yaml
@@ -42,7 +43,8 @@ def check_table(table, where="the dataset"):
 
 # %% ../../nbs/10_data.manifest.ipynb #97f9e2b8
 def read_table(path, columns=()):
-    "Text table of a CSV file with commas, semicolons or tabs; a `UserError` if it cannot be read or lacks one of `columns`."
+    """Text table of a CSV file with commas, semicolons or tabs;
+    a `UserError` if it cannot be read or lacks one of `columns`."""
     try:
         data = Path(path).read_bytes()
         try: text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
@@ -50,8 +52,10 @@ def read_table(path, columns=()):
         mark = max(",;\t", key=text.split("\n", 1)[0].count)
         table = pd.read_csv(io.StringIO(text), sep=mark, dtype=str, keep_default_na=False, skipinitialspace=True)
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a table" + f" with the columns {' and '.join(columns)}" * bool(columns) + f" ({str(error).splitlines()[0]})") from None
-    if not isinstance(table.index, pd.RangeIndex): raise UserError(f"{path} has a line with more fields than its first one")
+        raise UserError(f"{path} cannot be read as a table" + f" with the columns {' and '.join(columns)}"
+            * bool(columns) + f" ({str(error).splitlines()[0]})") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise UserError(f"{path} has a line with more fields than its first one")
     headings = [str(name).strip() for name in table]
     table.columns = [name.lower() if name.lower() in columns else name for name in headings]
     missing = [name for name in columns if name not in table]
@@ -62,7 +66,8 @@ def read_table(path, columns=()):
 def write_splits(table, path):
     "Write a checked splits table as CSV, whole or not at all."
     from thesis_ad.files import atomic_write
-    with atomic_write(path) as part: check_table(table, str(path))[COLUMNS].to_csv(part, index=False, lineterminator="\n")
+    with atomic_write(path) as part:
+        check_table(table, str(path))[COLUMNS].to_csv(part, index=False, lineterminator="\n")
 
 def read_splits(path):
     "A checked splits table from CSV; empty fields stay empty strings."
@@ -71,10 +76,13 @@ def read_splits(path):
     if table.empty: raise UserError(f"{path} lists no image")
     for column in ("path", "split", "label"):
         blank = table[column].str.strip() == ""
-        if blank.any(): raise UserError(f"{path}: line {blank.idxmax() + 2} ({table.path[blank].iloc[0] or 'without a path'}) has no {column}")
+        if blank.any():
+            raise UserError(f"{path}: line {blank.idxmax() + 2} ({table.path[blank].iloc[0] or 'without a path'}) "
+                f"has no {column}")
     for column in ("path", "mask"):
         outside = table[column].str.contains(OUTSIDE)
-        if outside.any(): raise UserError(f"{path}: {table.path[outside].iloc[0]} has a {column} that leads out of the folder")
+        if outside.any():
+            raise UserError(f"{path}: {table.path[outside].iloc[0]} has a {column} that leads out of the folder")
     labels = pd.to_numeric(table.label, errors="coerce")
     return check_table(table.assign(label=labels.where(labels.isin((0, 1)), -1).astype(int)), str(path))
 
@@ -125,8 +133,9 @@ class Manifest:
     @property
     def rendered(self): return self.kind == "rendered"
 
-    @property
-    def public(self): return self.kind == "public"
+# %% ../../nbs/10_data.manifest.ipynb #f492fccd
+@patch(as_prop=True)
+def public(self: Manifest): return self.kind == "public"
 
 # %% ../../nbs/10_data.manifest.ipynb #22ff0dd7
 def split_name(name):
@@ -140,8 +149,10 @@ def read_manifest(name):
     one_of(name, manifest_names(), "dataset")
     path = manifest_dir() / name / "manifest.yaml"
     try: manifest = Manifest(name=name, **yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error: raise UserError(f"{path} is no manifest ({' '.join(str(error).split())[:200]})") from None
-    if category and not manifest.categories: raise UserError(f"{name} has no categories, so it is named without '/{category}'")
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is no manifest ({' '.join(str(error).split())[:200]})") from None
+    if category and not manifest.categories:
+        raise UserError(f"{name} has no categories, so it is named without '/{category}'")
     if category: one_of(category, manifest.categories, f"category of {name}")
     return manifest
 
@@ -154,10 +165,12 @@ NEARLY_ALL_BAD = 0.8           # share of NOK above which a block says more abou
 
 def elpv_table(labels, kind, shares={"train": 0.45, "calibration": 0.2, "test": 0.35}, seed=0):
     "Splits table of ELPV from the text of its labels.csv; `kind` is mono or poly."
-    rows = pd.DataFrame([line.split() for line in labels.splitlines() if line.strip()], columns=["path", "probability", "kind"])
+    rows = pd.DataFrame([line.split() for line in labels.splitlines() if line.strip()],
+        columns=["path", "probability", "kind"])
     rows = rows[(rows.kind == kind) & rows.probability.astype(float).isin((0, 1))]
     block = (rows.path.str.extract(r"(\d+)")[0].astype(int) - 1) // 60
-    table = pd.DataFrame({"path": rows.path, "label": rows.probability.astype(float).astype(int), "mask": "", "group": [f"block_{n:02d}" for n in block]})
+    table = pd.DataFrame({"path": rows.path, "label": rows.probability.astype(float).astype(int), "mask": "",
+        "group": [f"block_{n:02d}" for n in block]})
     table["defect"] = np.where(table.label == 1, "defective", "good")
     bad = nearly_all_bad(table)
     late = {split: share for split, share in shares.items() if split != "train"}

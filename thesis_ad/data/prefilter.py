@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
 import cv2
+from fastcore.basics import patch
 import joblib
 import numpy as np
 import pandas as pd
@@ -64,7 +65,8 @@ def _frame(u, v):
     outer = _box(u, v, .98, .70, .22)
     inside = np.minimum(-outer, _box(u, v, .83, .55, .12))
     if inside.max() < 0: return np.zeros_like(u), outer
-    height = .065 * _fillet(inside, .022) + .016 * _fillet(inside, .075) - .012 * _fillet(.014 - np.abs(inside - .108), .014)
+    height = (.065 * _fillet(inside, .022) + .016 * _fillet(inside, .075)
+        - .012 * _fillet(.014 - np.abs(inside - .108), .014))
     corner = np.abs(u), np.abs(v)
     height = np.maximum(height, .10 * _fillet(_disc(*corner, (.835, .555), .095), .035))
     return height * (1 - _fillet(_disc(*corner, (.835, .555), .042), .014)), outer
@@ -74,7 +76,8 @@ def _clips(u, v):
     a, b = np.abs(u), np.abs(v)
     edge = np.minimum(_box(a - .45, b - .72, .085, .055, .02), _box(a - .985, v, .06, .10, .02))
     if edge.min() > 0: return np.zeros_like(u)
-    slot = np.maximum(np.minimum(.012 - np.abs(b - .745), .05 - np.abs(a - .45)), np.minimum(.012 - np.abs(a - 1.012), .06 - b))
+    slot = np.maximum(np.minimum(.012 - np.abs(b - .745), .05 - np.abs(a - .45)),
+        np.minimum(.012 - np.abs(a - 1.012), .06 - b))
     return .055 * _fillet(-edge, .02) * (1 - _fillet(slot, .008))
 
 # %% ../../nbs/12_data.prefilter.ipynb #2943992d
@@ -86,7 +89,7 @@ def _lattice(u, v, traits, step=0):
     rib = traits.rib - np.minimum(_periodic(u, RIBS[0]), _periodic(v, RIBS[1]))
     a, b = .5**.5 * (u + v), .5**.5 * (u - v)
     wire = traits.wire - np.minimum(_periodic(a, MESH), _periodic(b, MESH))
-    rib = .050 * _fillet(rib, max(.006, step)) + .004 * _fillet(rib, traits.rib)               # a steep flank and a soft crown
+    rib = .050 * _fillet(rib, max(.006, step)) + .004 * _fillet(rib, traits.rib)  # a steep flank and a soft crown
     return np.maximum(rib, .018 * _fillet(wire, max(.004, step)) + .0014 * _fillet(wire, traits.wire))
 
 # %% ../../nbs/12_data.prefilter.ipynb #750e8215
@@ -136,7 +139,8 @@ def _traits(seed):
     return SimpleNamespace(
         scale=1 + g.normal(0, .005), rib=.019 * (1 + g.normal(0, .05)), wire=.0115 * (1 + g.normal(0, .05)),
         roughness=.04 * math.exp(g.normal(0, .12)), dish=.0085 * (1 + g.normal(0, .08)),
-        gate=(.23 + g.normal(0, .004), -.16 + g.normal(0, .004)), texture=np.dstack([*waviness, grain]).astype(np.float32))
+        gate=(.23 + g.normal(0, .004), -.16 + g.normal(0, .004)),
+        texture=np.dstack([*waviness, grain]).astype(np.float32))
 
 # %% ../../nbs/12_data.prefilter.ipynb #d6a742b3
 def _site(g, kind, central):
@@ -196,21 +200,26 @@ def _removal(what, g, u, v):
     else: distance = _ragged(g, u, v, g.uniform(.048, .072))
     return np.clip(6.5 - 6 * distance, 0, 1)
 
+# %% ../../nbs/12_data.prefilter.ipynb #8d888504
+def _relief(traits, u, v, step):
+    "(distance to the frame's outer edge, height of frame and boss, height of what is fine) at points (u, v)."
+    frame, outer = _frame(u, v)
+    boss, edge = _boss(u, v, traits)
+    window = (outer < -.05) & (edge < .01)
+    fine = np.maximum(_lattice(u, v, traits, step) * window if window.any() else np.float32(0), _clips(u, v))
+    return outer, np.maximum(frame, boss), fine
+
 # %% ../../nbs/12_data.prefilter.ipynb #6931d020
 def _surface(part, u, v, step, defects):
     "The part at points (u, v), float32 [h, w] each, with its defects or without."
     traits = _traits(part.seed)
-    frame, outer = _frame(u, v)
-    boss, edge = _boss(u, v, traits)
-    body = np.maximum(frame, boss)
-    window = (outer < -.05) & (edge < .01)
-    fine = np.maximum(_lattice(u, v, traits, step) * window if window.any() else np.float32(0), _clips(u, v))
+    outer, body, fine = _relief(traits, u, v, step)
     matte = (fine > body).astype(np.float32)
     texture = cv2.remap(traits.texture, u * 200, v * 200, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     surface = SimpleNamespace(
         outer=outer, height=np.maximum(body, fine), wave=texture[..., :2], grain=texture[..., 2],
-        roughness=traits.roughness * np.exp(.18 * texture[..., 2]) + .10 * matte, gloss=1 - .45 * matte, albedo=np.full_like(u, .0045),
-        tint=np.zeros_like(u), mask=np.zeros(u.shape, bool))
+        roughness=traits.roughness * np.exp(.18 * texture[..., 2]) + .10 * matte, gloss=1 - .45 * matte,
+        albedo=np.full_like(u, .0045), tint=np.zeros_like(u), mask=np.zeros(u.shape, bool))
     for kind, what, cu, cv, seed in _defects(part) if defects else ():
         g, du, dv = rng("prefilter shape", seed), u - cu, v - cv
         if (du * du + dv * dv).min() > .05: continue
@@ -263,38 +272,46 @@ def _shade(surface, x, y, step, capture):
     far = qx * qx + qy * qy
     ceiling = .032 * (far + .02) / (far + .9) + .02 * np.minimum(steep, 1.2)
     occlusion = .45 + .55 * np.clip(surface.height * 12, 0, 1)                   # low places see less of the box
-    mirrored = surface.gloss * (1.3 * _bars(qx, qy, surface.roughness, capture.lamps, capture.shift_of_bars) + capture.ambient * ceiling)
+    mirrored = surface.gloss * (1.3 * _bars(qx, qy, surface.roughness, capture.lamps, capture.shift_of_bars)
+        + capture.ambient * ceiling)
     return mirrored * (.4 + .6 * occlusion), occlusion / np.sqrt(1 + steep)
 
 # %% ../../nbs/12_data.prefilter.ipynb #b4f03270
 def _capture(part, orientation, light=Light()):
     "Pose and lamps of one capture; the same whether or not the part has a defect."
     g = rng("prefilter capture", part.seed, orientation)
-    return SimpleNamespace(
-        angle=math.pi / 4 * orientation + math.radians(g.normal(0, 1.5)), shift=g.uniform(-.012, .012, 2).tolist(),
-        tilt=g.normal(0, .004, 2).tolist(), lamps=(np.exp(g.normal(0, .02, 2)) * light.bars).tolist(), shift_of_bars=light.shift, ambient=math.exp(g.normal(0, .03)))
+    return SimpleNamespace(angle=math.pi / 4 * orientation + math.radians(g.normal(0, 1.5)),
+        shift=g.uniform(-.012, .012, 2).tolist(), tilt=g.normal(0, .004, 2).tolist(),
+        lamps=(np.exp(g.normal(0, .02, 2)) * light.bars).tolist(), shift_of_bars=light.shift,
+        ambient=math.exp(g.normal(0, .03)))
 
+# %% ../../nbs/12_data.prefilter.ipynb #d719aec2
 def _dust(part, orientation, zoom, n):
     "uint8 [n, n]: how far dust covers each sample."
     g = rng("prefilter dust", part.seed, orientation)
     cover, field, scale = np.zeros((n, n), np.uint8), ZOOMS[zoom], n / (2 * ZOOMS[zoom])
-    pixels = lambda points: np.rint((np.asarray(points) + field) * scale * 16).astype(np.int32)   # OpenCV's 4 fractional bits
+    # OpenCV's 4 fractional bits
+    pixels = lambda points: np.rint((np.asarray(points) + field) * scale * 16).astype(np.int32)
     specks = int(g.poisson(400))
-    for place, radius, dark in zip(g.uniform(-1.3, 1.3, (specks, 2)), .0015 * np.exp(g.normal(0, .5, specks)), g.uniform(30, 130, specks)):
+    for place, radius, dark in zip(g.uniform(-1.3, 1.3, (specks, 2)), .0015 * np.exp(g.normal(0, .5, specks)),
+            g.uniform(30, 130, specks)):
         radius = radius * scale                          # never under one sample, but paler
         if np.abs(place).max() < field + .02:
-            cv2.circle(cover, pixels(place).tolist(), int(16 * max(radius, 1)), dark * min(radius * radius, 1), -1, cv2.LINE_AA, 4)
+            cv2.circle(cover, pixels(place).tolist(), int(16 * max(radius, 1)), dark * min(radius * radius, 1),
+                -1, cv2.LINE_AA, 4)
     for _ in range(int(g.poisson(20))):
         start, turn, length = g.uniform(-1.3, 1.3, 2), g.uniform(0, 2 * math.pi), g.uniform(.02, .07)
         angle = turn + g.normal(0, 25) * np.linspace(0, length, 12)
         path = start + np.cumsum(np.stack([np.cos(angle), np.sin(angle)], 1), axis=0) * (length / 12)
         thick = .0012 * scale
-        cv2.polylines(cover, [pixels(path)], False, g.uniform(25, 90) * min(thick, 1), max(1, round(thick)), cv2.LINE_AA, 4)
+        cv2.polylines(cover, [pixels(path)], False, g.uniform(25, 90) * min(thick, 1),
+            max(1, round(thick)), cv2.LINE_AA, 4)
     return cover
 
 # %% ../../nbs/12_data.prefilter.ipynb #b83312b1
 def _tile(part, capture, zoom, n, rows, columns, defects):
-    "(mirrored, scattered, brown, mask) of the samples in `rows` x `columns`, both (first, last + 1), of a view of n x n."
+    """(mirrored, scattered, brown, mask) of the samples in `rows` x `columns`, both (first, last + 1),
+    of a view of n x n."""
     field, step = ZOOMS[zoom], 2 * ZOOMS[zoom] / n
     at = lambda first, last: (np.arange(first - 1, last + 1, dtype=np.float32) + .5) * step - field
     x, y = (np.ascontiguousarray(a) for a in np.meshgrid(at(*columns), at(*rows)))
@@ -304,7 +321,8 @@ def _tile(part, capture, zoom, n, rows, columns, defects):
     mirrored, scattered = _shade(surface, x, y, step, capture)
     floor = np.where(surface.outer < 0, .095, .50 - .31 * np.exp(-9 * np.maximum(surface.outer, 0))) * (1 + .06 * x)
     plastic = scattered * surface.solid
-    layers = mirrored * surface.solid, plastic * surface.albedo + floor * (1 - surface.solid), plastic * surface.tint, surface.mask
+    layers = (mirrored * surface.solid, plastic * surface.albedo + floor * (1 - surface.solid),
+        plastic * surface.tint, surface.mask)
     return [layer[1:-1, 1:-1] for layer in layers]
 
 # %% ../../nbs/12_data.prefilter.ipynb #7c19ad32
@@ -352,7 +370,8 @@ def render(part, orientation, zoom, size=256, defects=True, light=Light()):
     """
     orientation, zoom, size = int(orientation), int(zoom), int(size)
     one_of(f"zoom_{zoom}", [f"zoom_{known}" for known in ZOOMS], "zoom")
-    if orientation not in range(ORIENTATIONS): raise UserError(f"orientation {orientation} is not one of 0 to {ORIENTATIONS - 1}")
+    if orientation not in range(ORIENTATIONS):
+        raise UserError(f"orientation {orientation} is not one of 0 to {ORIENTATIONS - 1}")
     if size < 32: raise UserError(f"a rendered image has at least 32 pixels an edge, not {size}")
     cv2.setNumThreads(1)
     samples = min(math.ceil(2 * ZOOMS[zoom] / size / FINEST), max(2, min(4, 512 // size)))
@@ -362,7 +381,8 @@ def render(part, orientation, zoom, size=256, defects=True, light=Light()):
     return _expose(layers * np.float32(light.exposure), noise), mask
 
 # %% ../../nbs/12_data.prefilter.ipynb #a722dcda
-ROLES = {("train", "ok"): 1, ("calibration", "ok"): 5001, ("calibration", "nok"): 6001, ("test", "ok"): 7001, ("test", "nok"): 8001}
+ROLES = {("train", "ok"): 1, ("calibration", "ok"): 5001, ("calibration", "nok"): 6001, ("test", "ok"): 7001,
+    ("test", "nok"): 8001}
 NUMBERS = 10_000     # part numbers of a seed
 
 def _stamp(number, orientation):
@@ -397,18 +417,22 @@ class Recipe:
     def __post_init__(self):
         if self.seed not in range(1000): raise UserError(f"the seed of a rendered dataset is 0 to 999, not {self.seed}")
 
-    def first(self, parts):
-        "The recipe with at most `parts` parts of each split and label: a subset of this one."
-        counts = {f.name: min(getattr(self, f.name), parts) for f in dataclasses.fields(self) if f.name.endswith("_parts")}
-        return dataclasses.replace(self, **counts)
+# %% ../../nbs/12_data.prefilter.ipynb #d7ee41e9
+@patch
+def first(self: Recipe, parts):
+    "The recipe with at most `parts` parts of each split and label: a subset of this one."
+    counts = {f.name: min(getattr(self, f.name), parts) for f in dataclasses.fields(self)
+        if f.name.endswith("_parts")}
+    return dataclasses.replace(self, **counts)
 
 # %% ../../nbs/12_data.prefilter.ipynb #b7911262
 def _full(name, zooms, seed):
     return Recipe(name, zooms, size=512, seed=seed, train_parts=380, calibration_ok_parts=35, calibration_nok_parts=10,
                   test_ok_parts=35, test_nok_parts=25, calibration_views=5, test_views=5, nok_views=7)
 
-RECIPES = {"prefilter_a": Recipe("prefilter_a", (0, 1), seed=0), "prefilter_b": Recipe("prefilter_b", (3, 4, 5), seed=1),
-           "prefilter_a_full": _full("prefilter_a_full", (0, 1), seed=0), "prefilter_b_full": _full("prefilter_b_full", (3, 4, 5), seed=1)}
+RECIPES = {"prefilter_a": Recipe("prefilter_a", (0, 1), seed=0), "prefilter_b": Recipe("prefilter_b", (3, 4, 5),
+    seed=1), "prefilter_a_full": _full("prefilter_a_full", (0, 1), seed=0),
+    "prefilter_b_full": _full("prefilter_b_full", (3, 4, 5), seed=1)}
 
 # %% ../../nbs/12_data.prefilter.ipynb #fabc394d
 def _orientations(recipe, split, label, index):
@@ -417,11 +441,14 @@ def _orientations(recipe, split, label, index):
     views = recipe.nok_views if label == "nok" and recipe.nok_views else getattr(recipe, f"{split}_views")
     return sorted((index * views + j) % ORIENTATIONS for j in range(views))
 
+# %% ../../nbs/12_data.prefilter.ipynb #332b0d8e
 def recipe_table(recipe):
     """
-    A row for each image: `path, split, label, defect, mask, group` as in a manifest, and `part_seed, zoom, orientation`.
+    A row for each image: `path, split, label, defect, mask, group` as in a manifest,
+    and `part_seed, zoom, orientation`.
 
-    Paths are POSIX and relative to the set's root; `label` is 0 (OK) or 1 (NOK); `mask` is empty for OK; `group` is the part.
+    Paths are POSIX and relative to the set's root; `label` is 0 (OK) or 1 (NOK); `mask` is empty for OK;
+    `group` is the part.
     """
     rows = []
     for (split, label), first in ROLES.items():
@@ -432,9 +459,10 @@ def recipe_table(recipe):
             for orientation in _orientations(recipe, split, label, index):
                 for zoom in recipe.zooms:
                     name = f"part_{number:04d}/zoom_{zoom}_{_stamp(number, orientation)}.png"
-                    rows.append((f"{split}/{label}/{name}", split, int(label == "nok"), defect, f"masks/nok/{name}" if label == "nok" else "",
-                                 f"part_{number:04d}", part_seed, zoom, orientation))
-    return pd.DataFrame(rows, columns=["path", "split", "label", "defect", "mask", "group", "part_seed", "zoom", "orientation"])
+                    rows.append((f"{split}/{label}/{name}", split, int(label == "nok"), defect, f"masks/nok/{name}"
+                        if label == "nok" else "", f"part_{number:04d}", part_seed, zoom, orientation))
+    return pd.DataFrame(rows, columns=["path", "split", "label", "defect", "mask", "group", "part_seed",
+        "zoom", "orientation"])
 
 # %% ../../nbs/12_data.prefilter.ipynb #07825380
 RENDERER = 3     # raise it whenever a change here changes a picture
@@ -458,12 +486,14 @@ def render_dataset(recipe, folder, workers=None, progress=True):
     facts = {"rendered": True, "renderer": RENDERER, "seed": recipe.seed, "size": recipe.size}
     note = folder / "render.json"
     if note.exists() and json.loads(note.read_text()) != facts:
-        raise UserError(f"{folder} holds a set rendered with other settings ({note.name}); choose another folder or delete it")
+        raise UserError(f"{folder} holds a set rendered with other settings ({note.name}); choose another folder "
+            "or delete it")
     write_json(note, facts)
     missing = table[[not _is_there(folder, row) for row in table.itertuples(index=False)]]
     if missing.empty: return table
     jobs = [list(rows.itertuples(index=False)) for _, rows in missing.groupby("group")]
     one = functools.partial(_render_part, folder, size=recipe.size)
-    with this_machine(), tqdm(total=len(missing), desc=f"rendering {recipe.name}", unit="image", disable=None if progress is None else not progress) as bar:
+    with this_machine(), tqdm(total=len(missing), desc=f"rendering {recipe.name}", unit="image",
+            disable=None if progress is None else not progress) as bar:
         for _, count in each(one, jobs, workers or joblib.cpu_count()): bar.update(count)
     return table

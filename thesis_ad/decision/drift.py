@@ -46,20 +46,25 @@ def drift_of_scores(ok_scores, batch, parts=None, nok_fraction=0.2, alpha=0.01, 
     lower = float(stats.mannwhitneyu(batch, ok, alternative="less").pvalue)
     direction = "higher" if higher <= alpha / 2 else "lower" if lower <= alpha / 2 else ""
     furthest = np.argsort(-np.abs(batch - middle), kind="stable")[:5] if direction else ()
-    return Drift(direction, min(1.0, 2 * min(higher, lower)), n, alpha, nok_fraction, tuple(str(i if names is None else names[i]) for i in furthest))
+    return Drift(direction, min(1.0, 2 * min(higher, lower)), n, alpha, nok_fraction,
+        tuple(str(i if names is None else names[i]) for i in furthest))
 
 # %% ../../nbs/54_decision.drift.ipynb #6433efd2
 def drift(detector, scores, names=None, nok_fraction=0.2, alpha=0.01):
-    "The `Drift` of a batch of scores against what set the detector's threshold; None where too little is known (no OK scores kept, or a small batch)."
+    """The `Drift` of a batch of scores against what set the detector's threshold;
+    None where too little is known (no OK scores kept, or a small batch)."""
     scores, facts = np.asarray(scores, float), detector.threshold or {}
     known = np.isfinite(scores)
     if "ok_scores" not in facts or known.sum() < FEWEST: return None
-    return drift_of_scores(facts["ok_scores"], scores[known], facts.get("parts"), nok_fraction, alpha, None if names is None else np.asarray(names)[known])
+    return drift_of_scores(facts["ok_scores"], scores[known], facts.get("parts"), nok_fraction, alpha,
+        None if names is None else np.asarray(names)[known])
 
 def drift_sentence(found):
     "A `Drift` in words; empty where none is seen."
     if not found: return ""
-    cost = "more OK parts may be called NOK than the threshold allows" if found.direction == "higher" else "defects may be missed"
-    return (f"the scores of these {found.n} images are {found.direction} than those of the OK images that set the threshold (p = {found.p:.2g}; without drift this is "
-            f"said of {100 * found.alpha:g} % of batches with at most {100 * found.nok_fraction:g} % NOK), so {cost}; look at {', '.join(found.images[:3])}, "
-            "and calibrate again if these images are OK")
+    cost = ("more OK parts may be called NOK than the threshold allows" if found.direction == "higher"
+        else "defects may be missed")
+    return (f"the scores of these {found.n} images are {found.direction} than those of the OK images that set the "
+        f"threshold (p = {found.p:.2g}; without drift this is said of {100 * found.alpha:g} % of batches with at most "
+        f"{100 * found.nok_fraction:g} % NOK), so {cost}; look at {', '.join(found.images[:3])}, and calibrate again "
+        "if these images are OK")

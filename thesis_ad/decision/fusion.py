@@ -23,21 +23,26 @@ from ..settings import UserError, one_of
 
 # %% ../../nbs/51_decision.fusion.ipynb #a63ac709
 def check_scores(scores, names=None):
-    "(float64 [N, M], names of the M detectors) of finite scores; a `UserError` names picture and detector of the first that is not a number."
+    """(float64 [N, M], names of the M detectors) of finite scores;
+    a `UserError` names picture and detector of the first that is not a number."""
     scores = np.asarray(scores, np.float64)
     if scores.ndim == 1: scores = scores[:, None]
-    if scores.ndim != 2 or not scores.size: raise UserError(f"scores to fuse are a table of pictures × detectors, not of shape {scores.shape}")
+    if scores.ndim != 2 or not scores.size:
+        raise UserError(f"scores to fuse are a table of pictures × detectors, not of shape {scores.shape}")
     names = [f"detector {m}" for m in range(scores.shape[1])] if names is None else list(names)
-    if len(names) != scores.shape[1] or len(set(names)) < len(names): raise UserError(f"{scores.shape[1]} detectors need as many different names, not {', '.join(names)}")
+    if len(names) != scores.shape[1] or len(set(names)) < len(names):
+        raise UserError(f"{scores.shape[1]} detectors need as many different names, not {', '.join(names)}")
     bad = np.argwhere(~np.isfinite(scores))
     if len(bad): raise UserError(f"the score of picture {bad[0][0]} by {names[bad[0][1]]} is not a finite number")
     return scores, tuple(names)
 
 # %% ../../nbs/51_decision.fusion.ipynb #41821ad0
 def fit_sigmoids(scores, labels):
-    "A `Sigmoid` for each detector of scores [N, M]; one that does not rise with the score is made constant, and keeps its warning."
+    """A `Sigmoid` for each detector of scores [N, M];
+    one that does not rise with the score is made constant, and keeps its warning."""
     found = [fit_platt(column, labels) for column in scores.T]
-    return [one if one.a < 0 else replace(one, a=0.0, b=float(np.log((one.n_ok + 1) / (one.n_nok + 1)))) for one in found]
+    return [one if one.a < 0 else replace(one, a=0.0, b=float(np.log((one.n_ok + 1) / (one.n_nok + 1))))
+        for one in found]
 
 def log_odds(sigmoids, scores):
     "z = −(a·s + b), float64 [N, M]: what the sigmoids say before they saturate."
@@ -45,7 +50,8 @@ def log_odds(sigmoids, scores):
 
 # %% ../../nbs/51_decision.fusion.ipynb #0c38b4ea
 def group_folds(labels, groups, n=5):
-    "Fold number [N], whole groups, each class dealt evenly; at most n folds and at least two groups of each class in them, else all 0."
+    """Fold number [N], whole groups, each class dealt evenly;
+    at most n folds and at least two groups of each class in them, else all 0."""
     labels, groups = np.asarray(labels), np.asarray(groups)
     n = min(n, *(len(np.unique(groups[labels == label])) for label in np.unique(labels)))
     folds = np.zeros(len(labels), int)
@@ -55,7 +61,8 @@ def group_folds(labels, groups, n=5):
     return folds if whole else np.zeros(len(labels), int)
 
 def held_out_log_odds(scores, labels, folds):
-    "Log-odds float64 [N, M] of each picture by sigmoids fitted on the other folds; by all pictures if there is only one fold."
+    """Log-odds float64 [N, M] of each picture by sigmoids fitted on the other folds;
+    by all pictures if there is only one fold."""
     found = np.zeros(scores.shape)
     for k in np.unique(folds):
         held = folds == k
@@ -65,7 +72,8 @@ def held_out_log_odds(scores, labels, folds):
 
 # %% ../../nbs/51_decision.fusion.ipynb #c78044db
 def simplex_weights(opinions, labels, counts=None):
-    "Weights [M] ≥ 0 that sum to 1 and minimise the cross-entropy of σ(c·Σ w z + d) for log-odds [N, M]; `counts` [N]: how often a picture counts."
+    """Weights [M] ≥ 0 that sum to 1 and minimise the cross-entropy of σ(c·Σ w z + d) for log-odds [N, M];
+    `counts` [N]: how often a picture counts."""
     useful = np.ptp(opinions, axis=0) > 1e-9
     M = int(useful.sum())
     if not M: return np.full(len(useful), 1 / len(useful))
@@ -77,15 +85,16 @@ def simplex_weights(opinions, labels, counts=None):
         error = share * (special.expit(f) - t)
         return share @ (np.logaddexp(0, f) - t * f), np.r_[x[M] * (error @ z), error @ pooled, error.sum()]
     on_simplex = {"type": "eq", "fun": lambda x: x[:M].sum() - 1, "jac": lambda x: np.r_[np.ones(M), 0, 0]}
-    found = optimize.minimize(loss, np.r_[np.full(M, 1 / M), 1, 0], jac=True, method="SLSQP", bounds=[(0, 1)] * M + [(0, 50), (-50, 50)],
-                              constraints=on_simplex, options={"ftol": 1e-10, "maxiter": 300})
+    found = optimize.minimize(loss, np.r_[np.full(M, 1 / M), 1, 0], jac=True, method="SLSQP",
+        bounds=[(0, 1)] * M + [(0, 50), (-50, 50)], constraints=on_simplex, options={"ftol": 1e-10, "maxiter": 300})
     weights = np.zeros(len(useful))
     weights[useful] = np.clip(found.x[:M], 0, None)
     return weights / weights.sum()
 
 # %% ../../nbs/51_decision.fusion.ipynb #9defba2c
 def drawn_counts(labels, groups, n, seed=0):
-    "How often each picture occurs in each of n draws of whole groups, int [n, N]; OK groups, NOK groups and mixed ones are drawn apart."
+    """How often each picture occurs in each of n draws of whole groups, int [n, N];
+    OK groups, NOK groups and mixed ones are drawn apart."""
     names, number = np.unique(groups, return_inverse=True)
     kinds = np.stack([np.bincount(number[labels == label], minlength=len(names)) > 0 for label in (0, 1)])
     kinds, counts, r = kinds[0] + 2 * kinds[1], np.zeros((n, len(names)), int), np.random.default_rng(seed)
@@ -122,36 +131,54 @@ class Fusion:
 
     def __call__(self, scores): return self.evidence(scores) @ np.array(self.weights)
 
-# %% ../../nbs/51_decision.fusion.ipynb #2ded4b49
-def fit_fusion(scores, labels, groups=None, names=None, replicates=100, seed=0):
-    """The `Fusion` of raw calibration scores [N, M] with labels [N] (0 OK, 1 NOK) and groups [N] (physical parts; each picture its own if None).
-
-    Without any NOK picture `fit_normal_fusion` takes over, and `note` says so. A `UserError` on scores that are no numbers, or without OK."""
+# %% ../../nbs/51_decision.fusion.ipynb #641905d3
+def _checked(scores, labels, groups, names):
+    "The arguments of `fit_fusion` as arrays of one length with OK among them, or a `UserError`."
     scores, names = check_scores(scores, names)
     labels = np.asarray(labels, int).ravel()
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups).astype(str)
-    if not len(scores) == len(labels) == len(groups): raise UserError(f"{len(scores)} rows of scores, {len(labels)} labels and {len(groups)} groups: one of each is needed per picture")
+    if not len(scores) == len(labels) == len(groups):
+        raise UserError(f"{len(scores)} rows of scores, {len(labels)} labels and {len(groups)} groups: one of each is "
+            "needed per picture")
     if not (labels == 0).any(): raise UserError("a fusion needs OK calibration pictures")
+    return scores, labels, groups, names
+
+# %% ../../nbs/51_decision.fusion.ipynb #2ded4b49
+def fit_fusion(scores, labels, groups=None, names=None, replicates=100, seed=0):
+    """The `Fusion` of raw calibration scores [N, M] with labels [N] (0 OK, 1 NOK) and groups [N] (physical parts; each
+    picture its own if None).
+
+    Without any NOK picture `fit_normal_fusion` takes over, and `note` says so.
+    A `UserError` on scores that are no numbers, or without OK."""
+    scores, labels, groups, names = _checked(scores, labels, groups, names)
     if not (labels == 1).any():
-        return replace(fit_normal_fusion(scores, names), note="there is no NOK calibration picture: p-values of OK pictures are combined with equal weights")
+        return replace(fit_normal_fusion(scores, names),
+            note="there is no NOK calibration picture: p-values of OK pictures are combined with equal weights")
     folds = group_folds(labels, groups)
     sigmoids = fit_sigmoids(scores, labels)
-    opinions = held_out_log_odds(scores, labels, folds) * [one.a < 0 for one in sigmoids]          # a constant opinion is no opinion
+    # a constant opinion is no opinion
+    opinions = held_out_log_odds(scores, labels, folds) * [one.a < 0 for one in sigmoids]
     draws = drawn_weights(opinions, labels, groups, replicates, seed)
     weights = draws.mean(0)
     notes = [f"{name}: {one.warning}" for name, one in zip(names, sigmoids) if one.warning]
-    if not folds.any(): notes.append("a class has fewer than two calibration parts, so the weights rest on the pictures that the sigmoids were fitted on")
-    return Fusion(names, "sigmoids", tuple(sigmoids), tuple(weights.tolist()), tuple(map(tuple, np.quantile(draws, (0.025, 0.975), axis=0).T.tolist())),
-                  fit_platt(opinions @ weights, labels), note="; ".join(notes))
+    if not folds.any():
+        notes.append("a class has fewer than two calibration parts, so the weights rest on the pictures that the "
+            "sigmoids were fitted on")
+    return Fusion(names, "sigmoids", tuple(sigmoids), tuple(weights.tolist()),
+        tuple(map(tuple, np.quantile(draws, (0.025, 0.975), axis=0).T.tolist())), fit_platt(opinions @ weights, labels),
+        note="; ".join(notes))
 
 # %% ../../nbs/51_decision.fusion.ipynb #b7015736
 def _answer(fusion, scores):
-    if fusion.final is None: raise UserError("the weights of this fusion were set by hand, so nothing is known that turns its score into a probability; fit_fusion knows")
+    if fusion.final is None:
+        raise UserError("the weights of this fusion were set by hand, so nothing is known that turns its score into a "
+            "probability; fit_fusion knows")
     return fusion.final(fusion(scores))
 
 def _probability(fusion, scores):
     "P(NOK) in [0, 1], float64 [N]; needs NOK calibration pictures."
-    if fusion.kind != "sigmoids": raise UserError("this fusion was fitted without NOK pictures and knows no probability of NOK; ask for p_value")
+    if fusion.kind != "sigmoids":
+        raise UserError("this fusion was fitted without NOK pictures and knows no probability of NOK; ask for p_value")
     return _answer(fusion, scores)
 
 Fusion.probability = _probability
@@ -160,7 +187,8 @@ Fusion.probability = _probability
 def _weighted(fusion, weights):
     "The same fusion with other weights; they are scaled to sum to 1."
     weights = np.asarray(weights, np.float64)
-    if weights.shape != (len(fusion.names),) or (weights < 0).any() or not weights.sum() > 0: raise UserError(f"{len(fusion.names)} weights of at least 0 are needed, not all of them 0")
+    if weights.shape != (len(fusion.names),) or (weights < 0).any() or not weights.sum() > 0:
+        raise UserError(f"{len(fusion.names)} weights of at least 0 are needed, not all of them 0")
     return replace(fusion, weights=tuple((weights / weights.sum()).tolist()), spread=(), final=None)
 
 Fusion.weighted = _weighted
@@ -175,7 +203,8 @@ def equal_weights(fusion):
 
 # %% ../../nbs/51_decision.fusion.ipynb #e387aeb4
 def out_of_fold(scores, labels, groups, fit=fit_fusion, n=5, **options):
-    "(fused scores float64 [N] of calibration pictures by fusions fitted on the other folds, whether that was possible); `fit(scores, labels, groups, **options)`."
+    """(fused scores float64 [N] of calibration pictures by fusions fitted on the other folds, whether that was
+    possible); `fit(scores, labels, groups, **options)`."""
     scores, labels, groups = check_scores(scores)[0], np.asarray(labels, int), np.asarray(groups).astype(str)
     folds, fused = group_folds(labels, groups, n), np.zeros(len(labels))
     for k in np.unique(folds):
@@ -216,18 +245,21 @@ class Brown:
 
 def _p_value(fusion, scores):
     "Share of OK pictures, in (0, 1], at least as anomalous; for fusions fitted without NOK."
-    if fusion.kind != "fisher": raise UserError(f"a fusion of kind '{fusion.kind}' has no p-value; fit it with rule 'fisher' on OK pictures")
+    if fusion.kind != "fisher":
+        raise UserError(f"a fusion of kind '{fusion.kind}' has no p-value; fit it with rule 'fisher' on OK pictures")
     return _answer(fusion, scores)
 
 Fusion.p_value = _p_value
 
 # %% ../../nbs/51_decision.fusion.ipynb #9acffc5a
 def fit_normal_fusion(scores, names=None, rule="fisher"):
-    "The unsupervised `Fusion` of scores [n, M] of OK calibration pictures (n ≥ 2): p-values combined with equal weights by `fisher` or `mean_rank`."
+    """The unsupervised `Fusion` of scores [n, M] of OK calibration pictures (n ≥ 2): p-values combined with equal
+    weights by `fisher` or `mean_rank`."""
     scores, names = check_scores(scores, names)
     one_of(rule, KINDS[1:], "rule of an unsupervised fusion")
     if len(scores) < 2: raise UserError(f"p-values need at least 2 OK calibration pictures, there is {len(scores)}")
-    fusion = Fusion(names, rule, tuple(NormalTail(tuple(np.sort(column).tolist())) for column in scores.T), (1 / len(names),) * len(names))
+    fusion = Fusion(names, rule, tuple(NormalTail(tuple(np.sort(column).tolist())) for column in scores.T),
+        (1 / len(names),) * len(names))
     if rule != "fisher": return fusion
     fused = fusion(scores)
     mean, variance = float(fused.mean()), max(float(fused.var(ddof=1)), 1e-12)
@@ -245,18 +277,24 @@ def load_fusion(path):
         facts = json.loads(Path(path).read_text())
         if facts.pop("format") != 1: raise KeyError
         scale, final = (Sigmoid, Sigmoid) if facts["kind"] == "sigmoids" else (NormalTail, Brown)
-        pairs = {name: tuple(None if pair is None else tuple(pair) for pair in facts[name]) for name in ("spread", "maps")}
-        scales = tuple(scale(**{key: tuple(value) if isinstance(value, list) else value for key, value in one.items()}) for one in facts["scales"])
-        return Fusion(**facts | pairs | {"names": tuple(facts["names"]), "weights": tuple(facts["weights"]), "scales": scales, "final": facts["final"] and final(**facts["final"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError): raise UserError(f"{path} is not a fusion written by this version") from None
+        pairs = {name: tuple(None if pair is None else tuple(pair) for pair in facts[name])
+            for name in ("spread", "maps")}
+        scales = tuple(scale(**{key: tuple(value) if isinstance(value, list) else value for key, value in one.items()})
+            for one in facts["scales"])
+        return Fusion(**facts | pairs | {"names": tuple(facts["names"]), "weights": tuple(facts["weights"]),
+            "scales": scales, "final": facts["final"] and final(**facts["final"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is not a fusion written by this version") from None
 
 Fusion.save = save_fusion
 Fusion.load = staticmethod(load_fusion)
 
 # %% ../../nbs/51_decision.fusion.ipynb #8d38affa
 def with_map_scales(fusion, streams):
-    "The fusion with scales for maps from `streams`: for each detector an iterable of its maps [H, W] of OK calibration pictures, or None."
-    if len(streams) != len(fusion.names): raise UserError(f"{len(streams)} streams of maps for {len(fusion.names)} detectors")
+    """The fusion with scales for maps from `streams`: for each detector an iterable of its maps [H, W] of OK
+    calibration pictures, or None."""
+    if len(streams) != len(fusion.names):
+        raise UserError(f"{len(streams)} streams of maps for {len(fusion.names)} detectors")
     def scale(maps):
         found = np.array([np.quantile(heat, (0.5, 0.995)) for heat in maps], np.float64)
         if not len(found): raise UserError("a scale for maps needs the map of at least one OK calibration picture")
@@ -265,10 +303,12 @@ def with_map_scales(fusion, streams):
     return replace(fusion, maps=tuple(None if maps is None else scale(maps) for maps in streams))
 
 def fuse_maps(fusion, maps):
-    "One map float32 [H, W] of one picture from the M detectors' maps [H, W]; None if no detector of the fusion has maps."
+    """One map float32 [H, W] of one picture from the M detectors' maps [H, W];
+    None if no detector of the fusion has maps."""
     if not fusion.maps: raise UserError("this fusion has no scales for maps; give it some with with_map_scales")
     used = [m for m, scale in enumerate(fusion.maps) if scale is not None]
     if not used: return None
     weights = np.array(fusion.weights)[used]
     weights = weights / weights.sum() if weights.sum() > 0 else np.full(len(used), 1 / len(used))
-    return sum(w * ((maps[m] - fusion.maps[m][0]) / fusion.maps[m][1]) for w, m in zip(weights, used)).astype(np.float32)
+    return sum(w * ((maps[m] - fusion.maps[m][0]) / fusion.maps[m][1])
+        for w, m in zip(weights, used)).astype(np.float32)

@@ -41,6 +41,7 @@ def _written_here(path):
         with open(path, "rb") as file: return is_marked(file.read(1024))
     except OSError: return False
 
+# %% ../../nbs/53_decision.inspecting.ipynb #250a67db
 def files_to_inspect(paths):
     "(list of the files that `paths` ask for, sentences on what was left out); an empty folder is a `UserError`."
     files, notes = [], []
@@ -49,9 +50,14 @@ def files_to_inspect(paths):
         images = [file for file in below if not path.is_dir() or file.suffix.lower() in IMAGE_SUFFIXES]
         asked = [file for file in images if not (path.is_dir() and _written_here(file))]
         if not asked: raise UserError(f"no images in {path} (looked for {', '.join(IMAGE_SUFFIXES)})")
-        if len(asked) < len(images): notes.append(f"{len(images) - len(asked)} images in {path} were written by an earlier inspection and are left out")
-        others = Counter(file.suffix.lower() or file.name for file in below if file not in set(images) and file.name != "decisions.csv")
-        if others: notes.append(f"{others.total()} files in {path} are no images by their suffix and are left out ({', '.join(sorted(others))})")
+        if len(asked) < len(images):
+            notes.append(f"{len(images) - len(asked)} images in {path} were written by an earlier inspection and "
+                "are left out")
+        others = Counter(file.suffix.lower() or file.name for file in below if file not in set(images)
+            and file.name != "decisions.csv")
+        if others:
+            notes.append(f"{others.total()} files in {path} are no images by their suffix and are left out "
+                f"({', '.join(sorted(others))})")
         files += asked
     return files, notes
 
@@ -73,20 +79,26 @@ def score_each(detector, images):
 def _readable(detector, files):
     "(`ImageSet` of those files that can be read, reasons by position of the others)."
     names = [str(file) for file in files]
-    table = pd.DataFrame({"path": names, "split": "test", "label": 0, "defect": "unknown", "mask": "", "group": names}, columns=COLUMNS, dtype=object)   # names need not be Unicode
+    table = pd.DataFrame({"path": names, "split": "test", "label": 0, "defect": "unknown", "mask": "", "group": names},
+        columns=COLUMNS, dtype=object)  # names need not be Unicode
     table = table.assign(number=range(len(names)), label=0)
     table, skipped = inspect_files(table, Path("."), quiet=True, reading=detector.reading)
     broken = np.setdiff1d(np.arange(len(names)), table.number)
-    return ImageSet(table, reading=detector.reading), {int(i): line.removeprefix(f"{names[i]}: ") for i, line in zip(broken, skipped)}
+    return (ImageSet(table, reading=detector.reading),
+        {int(i): line.removeprefix(f"{names[i]}: ") for i, line in zip(broken, skipped)})
 
+# %% ../../nbs/53_decision.inspecting.ipynb #809eb73b
 def _chunks(detector, files):
-    "Yield (names, `ImageSet` of the readable ones, reasons of the others by position) of an `ImageSet` or of a list of files."
+    """Yield (names, `ImageSet` of the readable ones, reasons of the others by position) of an `ImageSet` or of a list
+    of files."""
     if isinstance(files, ImageSet): yield files.paths, files.view(reading=detector.reading), {}
     else:
-        for start in range(0, len(files), CHUNK): yield map(str, files[start:start + CHUNK]), *_readable(detector, files[start:start + CHUNK])
+        for start in range(0, len(files), CHUNK):
+            yield map(str, files[start:start + CHUNK]), *_readable(detector, files[start:start + CHUNK])
 
 def inspect_each(detector, files, progress=None):
-    "Yield (name, `ImageSet`, index in it, score, map, reason) for each file, in order; what cannot be read has no score and a reason."
+    """Yield (name, `ImageSet`, index in it, score, map, reason) for each file, in order;
+    what cannot be read has no score and a reason."""
     with tqdm(total=len(files), desc=progress, unit="image", leave=False, disable=None if progress else True) as bar:
         for names, images, reasons in _chunks(detector, files):
             found = enumerate(score_each(detector, images))
@@ -101,24 +113,29 @@ def inspect_each(detector, files, progress=None):
 OUR_NAME = re.compile(r"\d{5,}_.*")
 
 def output_name(number, file, kind=""):
-    "Name of what is written for the image `number`, without suffix: at most 150 bytes, of characters that every file system takes."
+    """Name of what is written for the image `number`, without suffix: at most 150 bytes,
+    of characters that every file system takes."""
     stem = "".join(c if c.isprintable() and c not in '<>:"/\\|?*' else "_" for c in Path(file).stem)
     return f"{number:05d}_{stem.encode('utf-8', 'replace')[:120].decode('utf-8', 'ignore')}{kind and '_' + kind}"
 
+# %% ../../nbs/53_decision.inspecting.ipynb #67ec18f1
 def remove_earlier(folder):
     "Remove what an earlier inspection wrote into `folder`: the files that its decisions.csv names, and that table."
     table = Path(folder) / "decisions.csv"
     try:
-        with open(table, newline="", encoding="utf-8", errors="surrogateescape") as file: rows = list(csv.DictReader(file))
+        with open(table, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file))
     except (OSError, csv.Error): return
     if not rows or not {"path", "overlay"} <= set(rows[0]): return
-    named = {name for row in rows for name in (row.get(column) or "" for column in ("overlay", "map", "mask")) if OUR_NAME.fullmatch(name) and Path(name).name == name}
+    named = {name for row in rows for name in (row.get(column) or "" for column in ("overlay", "map", "mask"))
+        if OUR_NAME.fullmatch(name) and Path(name).name == name}
     for name in named: (Path(folder) / name).unlink(missing_ok=True)
     table.unlink(missing_ok=True)
 
 def _save(path, data):
     "Write bytes whole or not at all; a `UserError` instead of overwriting a file of somebody else's."
-    if path.exists() and not _written_here(path): raise UserError(f"{path} exists and was not written by this program; choose another folder for the results")
+    if path.exists() and not _written_here(path):
+        raise UserError(f"{path} exists and was not written by this program; choose another folder for the results")
     with atomic_write(path) as part: part.write_bytes(data)
 
 # %% ../../nbs/53_decision.inspecting.ipynb #f57b0c63
@@ -131,18 +148,22 @@ def map_bytes(heat, kind):
     if kind == "tiff": Image.fromarray(heat).save(buffer, "TIFF", tiffinfo={305: MARK_TEXT})
     if kind != "png": return buffer.getvalue()
     low, high = float(heat.min()), float(heat.max())
-    return marked_png(np.round((heat.astype(np.float64) - low) / max(high - low, 1e-300) * 65535).astype(np.uint16), f"{low!r} ... {high!r}")
+    return marked_png(np.round((heat.astype(np.float64) - low) / max(high - low, 1e-300) * 65535).astype(np.uint16),
+        f"{low!r} ... {high!r}")
 
+# %% ../../nbs/53_decision.inspecting.ipynb #283afa8a
 def captioned(image, text):
     "An image uint8 [H, W, 3] with a line of text on a dark band at its lower edge, as large as fits."
     (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1, 1)
     scale = min(0.96 * image.shape[1] / width, 0.1 * image.shape[0] / height)
     image, band = np.ascontiguousarray(image), int(scale * (height + 2 * below)) + 1
     image[-band:] //= 4
-    return cv2.putText(image, text, (int(0.02 * image.shape[1]), image.shape[0] - 1 - int(scale * below)), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
+    return cv2.putText(image, text, (int(0.02 * image.shape[1]), image.shape[0] - 1 - int(scale * below)),
+        cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
 
 def shown(detector, image, heat):
-    "The overlay of an image: by the pixel threshold of the detector, or by the scale of its fit and with a line that nothing is decided."
+    """The overlay of an image: by the pixel threshold of the detector,
+    or by the scale of its fit and with a line that nothing is decided."""
     pixel = (detector.threshold or {}).get("pixel")
     if detector.threshold: return mark(image, heat, pixel, detector.facts.get("scale"))
     return captioned(mark(image, heat, scale=detector.facts.get("scale")), "no threshold: nothing is decided")
@@ -153,14 +174,16 @@ def score_of_members(detector, files):
     for start in range(0, len(files), CHUNK):
         images, _ = _readable(detector, list(files)[start:start + CHUNK])
         prepared = detector.prepare(images)
-        for i, path in enumerate(images.paths): yield path, {name: float(s[0]) for name, s in detector.member_scores(prepared[i][None]).items()}
+        for i, path in enumerate(images.paths):
+            yield path, {name: float(s[0]) for name, s in detector.member_scores(prepared[i][None]).items()}
 
 # %% ../../nbs/53_decision.inspecting.ipynb #1e0b605f
 INSPECTED = ["path", "status", "score", "confidence", "reason", "overlay", "map", "mask", "map_low", "map_high"]
 
 def _outputs(detector, image, heat, number, file, out, maps, masks):
     "Write what is asked of one image; the names of the files, and the range of the map."
-    written = {"overlay": output_name(number, file) + ".png", "map_low": float(heat.min()), "map_high": float(heat.max())}
+    written = {"overlay": output_name(number, file) + ".png", "map_low": float(heat.min()),
+        "map_high": float(heat.max())}
     _save(out / written["overlay"], marked_png(shown(detector, image, heat)))
     if maps:
         written["map"] = f"{output_name(number, file, 'map')}.{maps}"
@@ -178,22 +201,28 @@ def _row(detector, name, score, reason):
     return row | {"status": "undecided" if decision is None else ("OK", "NOK")[int(decision)], "score": score,
                   "confidence": None if confidence is None else float(confidence)}
 
+# %% ../../nbs/53_decision.inspecting.ipynb #b13c4ac6
 def inspect(detector, files, out=None, progress=None, maps=None, masks=False, filing=None):
-    """Table `INSPECTED` with a row for each of `files` (paths, or an `ImageSet`), in order. With `out`, a folder, overlays and
-    decisions.csv are written there; maps: raw maps, too, in one of the forms `MAPS`; masks: the pixels above the pixel threshold, too.
+    """Table `INSPECTED` with a row for each of `files` (paths, or an `ImageSet`), in order.
 
+    With `out`, a folder, overlays and decisions.csv are written there; maps: raw maps, too, in one of the forms `MAPS`;
+    masks: the pixels above the pixel threshold, too.
     filing: told of every file in order, by filing.judged(images, i, score, map) or filing.unread(path, reason)."""
     if maps: one_of(maps, MAPS, "form of a map")
     if (maps or masks) and out is None: raise UserError("maps and masks need a folder to be written to (-o)")
-    if masks and not (detector.threshold or {}).get("pixel"): raise UserError("masks need a pixel threshold; run: thesis-ad calibrate")
+    if masks and not (detector.threshold or {}).get("pixel"):
+        raise UserError("masks need a pixel threshold; run: thesis-ad calibrate")
     if out is not None: remove_earlier(out)
     rows = []
     for number, (name, images, i, score, heat, reason) in enumerate(inspect_each(detector, files, progress)):
         rows.append(_row(detector, name, score, reason))
         if filing and score is None: filing.unread(name, reason)
         elif filing: filing.judged(images, i, score, heat)
-        if out is not None and heat is not None: rows[-1] |= _outputs(detector, images.picture(i), heat, number, name, Path(out), maps, masks)
-    table = pd.DataFrame(rows, columns=INSPECTED, dtype=object).astype({"score": float, "confidence": float, "map_low": float, "map_high": float})
+        if out is not None and heat is not None:
+            rows[-1] |= _outputs(detector, images.picture(i), heat, number, name, Path(out), maps, masks)
+    table = pd.DataFrame(rows, columns=INSPECTED,
+        dtype=object).astype({"score": float, "confidence": float, "map_low": float, "map_high": float})
     if out is not None:
-        with atomic_write(Path(out) / "decisions.csv") as part: table.to_csv(part, index=False, lineterminator="\n", errors="surrogateescape")
+        with atomic_write(Path(out) / "decisions.csv") as part:
+            table.to_csv(part, index=False, lineterminator="\n", errors="surrogateescape")
     return table

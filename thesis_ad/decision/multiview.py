@@ -16,11 +16,14 @@ from ..settings import UserError, one_of
 
 # %% ../../nbs/52_decision.multiview.ipynb #4d388329
 def poses(paths):
-    "Table `part,pose,zoom` of pictures named as in the thesis; pose 0, 1, … is the rank of the time stamp within the part."
+    """Table `part,pose,zoom` of pictures named as in the thesis;
+    pose 0, 1, … is the rank of the time stamp within the part."""
     rows = []
     for path in paths:
         named = parse_name(path)
-        if named is None: raise UserError(f"{path} does not say which capture it is; poses need names such as part_0007/zoom_1_20250303_081512.png")
+        if named is None:
+            raise UserError(f"{path} does not say which capture it is; poses need names such as "
+                "part_0007/zoom_1_20250303_081512.png")
         zoom, stamp, folder = named
         rows.append((stamp if folder.lower() in ("ok", "nok", "good", ".", "") else folder, stamp, zoom))
     table = pd.DataFrame(rows, columns=["part", "stamp", "zoom"])
@@ -31,11 +34,14 @@ def poses(paths):
 VIEW_RULES = {"mean": np.mean, "max": np.max, "any": lambda z: np.sum(np.logaddexp(0, z))}
 
 def combine(parts, log_odds, rule="any"):
-    "(names of parts [P], sorted; part score float64 [P]) from the log-odds [N] of views and the part [N] each one shows."
+    """(names of parts [P], sorted; part score float64 [P]) from the log-odds [N] of views and the part [N] each one
+    shows."""
     join = VIEW_RULES[one_of(rule, VIEW_RULES, "rule for several views")]
     parts, z = np.asarray(parts).astype(str), np.asarray(log_odds, np.float64)
-    if parts.shape != z.shape or z.ndim != 1: raise UserError(f"{len(np.ravel(log_odds))} scores for {len(parts)} views: one of each is needed")
-    if not np.isfinite(z).all(): raise UserError(f"the score of view {np.flatnonzero(~np.isfinite(z))[0]} is not a finite number")
+    if parts.shape != z.shape or z.ndim != 1:
+        raise UserError(f"{len(np.ravel(log_odds))} scores for {len(parts)} views: one of each is needed")
+    if not np.isfinite(z).all():
+        raise UserError(f"the score of view {np.flatnonzero(~np.isfinite(z))[0]} is not a finite number")
     names, number = np.unique(parts, return_inverse=True)
     return names, np.array([join(z[number == k]) for k in range(len(names))])
 
@@ -51,7 +57,8 @@ def pose_sets(pose, k):
     return list(itertools.combinations(known, k))
 
 def part_scores(views, log_odds, chosen, rule="any"):
-    "Series of part scores by part, from views (a table of `poses`) in the chosen poses only; parts that lack one of them are left out."
+    """Series of part scores by part, from views (a table of `poses`) in the chosen poses only;
+    parts that lack one of them are left out."""
     keep = views.pose.isin(chosen).to_numpy()
     whole = views[keep].groupby("part").pose.nunique() == len(chosen)
     keep = keep & views.part.isin(whole.index[whole]).to_numpy()

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import cv2
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
@@ -42,8 +43,10 @@ class Sigmoid:
     def at_share(self, share):
         "The same sigmoid for a line on which `share` of the parts, in (0, 1), are NOK."
         if not 0 < share < 1: raise UserError(f"a share of NOK lies between 0 and 1, not at {share}")
-        if not self.n_ok or not self.n_nok: raise UserError("the sigmoid does not say on how many OK and NOK pictures it was fitted")
-        return Sigmoid(self.a, float(self.b - special.logit(share) + math.log(self.n_nok / self.n_ok)), self.n_ok, self.n_nok, self.warning)
+        if not self.n_ok or not self.n_nok:
+            raise UserError("the sigmoid does not say on how many OK and NOK pictures it was fitted")
+        return Sigmoid(self.a, float(self.b - special.logit(share) + math.log(self.n_nok / self.n_ok)), self.n_ok,
+            self.n_nok, self.warning)
 
 # %% ../../nbs/50_decision.threshold.ipynb #757b1a9e
 def platt_targets(labels):
@@ -64,7 +67,9 @@ def _newton(x, scores, targets):
         gradient = columns @ (p - (1 - targets))
         if np.abs(gradient).max() < 1e-10 * len(scores): break
         step = np.linalg.solve((columns * p * (1 - p)) @ columns.T + 1e-12 * np.eye(2), gradient)
-        while platt_loss(x - step, scores, targets) > platt_loss(x, scores, targets) + 1e-12 and np.abs(step).max() > 1e-12: step = step / 2
+        while (platt_loss(x - step, scores, targets) > platt_loss(x, scores, targets) + 1e-12
+                and np.abs(step).max() > 1e-12):
+            step = step / 2
         x = x - step
     return x
 
@@ -72,44 +77,59 @@ def _newton(x, scores, targets):
 SOLVERS = ("newton", "nelder-mead")
 
 def fit_platt(scores, labels, solver="newton"):
-    "The `Sigmoid` of raw scores [N] and labels [N] (0 OK, 1 NOK) with Platt's targets; a `UserError` if a class is missing."
+    """The `Sigmoid` of raw scores [N] and labels [N] (0 OK, 1 NOK) with Platt's targets;
+    a `UserError` if a class is missing."""
     scores, labels, _ = one_each(scores, labels), np.asarray(labels, int).ravel(), one_of(solver, SOLVERS, "solver")
     n_nok, n_ok = int(labels.sum()), int((1 - labels).sum())
-    if not n_ok or not n_nok: raise UserError(f"a sigmoid needs OK and NOK calibration pictures, there are {n_ok} OK and {n_nok} NOK")
+    if not n_ok or not n_nok:
+        raise UserError(f"a sigmoid needs OK and NOK calibration pictures, there are {n_ok} OK and {n_nok} NOK")
     centre, spread = scores.mean(), scores.std() or 1.0
-    z, targets, start = (scores - centre) / spread, platt_targets(labels), np.array([0.0, math.log((n_ok + 1) / (n_nok + 1))])
+    z, targets = (scores - centre) / spread, platt_targets(labels)
+    start = np.array([0.0, math.log((n_ok + 1) / (n_nok + 1))])
     if solver == "newton": a, b = _newton(start, z, targets)
-    else: a, b = optimize.minimize(platt_loss, start, (z, targets), method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12, "maxiter": 10_000}).x
-    warning = "" if a < 0 else "the fitted probability does not rise with the score: these scores do not tell NOK from OK"
+    else:
+        a, b = optimize.minimize(platt_loss, start, (z, targets), method="Nelder-Mead",
+            options={"xatol": 1e-9, "fatol": 1e-12, "maxiter": 10_000}).x
+    warning = ("" if a < 0
+        else "the fitted probability does not rise with the score: these scores do not tell NOK from OK")
     return Sigmoid(float(a / spread), float(b - a * centre / spread), n_ok, n_nok, warning)
 
+# %% ../../nbs/50_decision.threshold.ipynb #abe123f5
 def one_each(scores, others=None):
     "float64 [N] of finite scores, as many as `others`; a `UserError` names the first that is not a number."
     scores = np.asarray(scores, np.float64).ravel()
-    if others is not None and len(scores) != len(np.ravel(others)): raise UserError(f"{len(scores)} scores for {len(np.ravel(others))} pictures")
-    if not np.isfinite(scores).all(): raise UserError(f"the score of picture {np.flatnonzero(~np.isfinite(scores))[0]} is not a finite number")
+    if others is not None and len(scores) != len(np.ravel(others)):
+        raise UserError(f"{len(scores)} scores for {len(np.ravel(others))} pictures")
+    if not np.isfinite(scores).all():
+        raise UserError(f"the score of picture {np.flatnonzero(~np.isfinite(scores))[0]} is not a finite number")
     return scores
 
 # %% ../../nbs/50_decision.threshold.ipynb #7ca81dc6
 def share_interval(hits, n, level=0.95):
-    "Exact (Clopper–Pearson) interval (low, high) of a share of which `hits` of `n` independent cases were seen; (0, 1) for n = 0."
+    """Exact (Clopper–Pearson) interval (low, high) of a share of which `hits` of `n` independent cases were seen;
+    (0, 1) for n = 0."""
     if n == 0: return 0.0, 1.0
     found = stats.binomtest(int(hits), int(n)).proportion_ci(level, method="exact")
     return float(found.low), float(found.high)
 
+# %% ../../nbs/50_decision.threshold.ipynb #9b462736
 def reliability(labels, probabilities, bins=10):
-    "Table `low,high,n,probability,share,share_low,share_high`: mean P(NOK) and share of NOK in equal bins of [0, 1]; empty bins are left out."
+    """Table `low,high,n,probability,share,share_low,share_high`: mean P(NOK) and share of NOK in equal bins of [0, 1];
+    empty bins are left out."""
     probabilities, labels = one_each(probabilities, labels), np.asarray(labels, int).ravel()
-    if len(probabilities) and not (0 <= probabilities.min() and probabilities.max() <= 1): raise UserError("a probability lies in 0 … 1")
+    if len(probabilities) and not (0 <= probabilities.min() and probabilities.max() <= 1):
+        raise UserError("a probability lies in 0 … 1")
     place, rows = np.minimum((probabilities * bins).astype(int), bins - 1), []
     for b in np.unique(place):
         inside = place == b
         hits, n = int(labels[inside].sum()), int(inside.sum())
-        rows.append((b / bins, (b + 1) / bins, n, float(probabilities[inside].mean()), hits / n, *share_interval(hits, n)))
+        rows.append((b / bins, (b + 1) / bins, n, float(probabilities[inside].mean()), hits / n,
+            *share_interval(hits, n)))
     return pd.DataFrame(rows, columns=["low", "high", "n", "probability", "share", "share_low", "share_high"])
 
 def expected_calibration_error(labels, probabilities, bins=10):
-    "Mean distance in [0, 1] between probability and share of NOK over the bins of `reliability`, weighted by their pictures."
+    """Mean distance in [0, 1] between probability and share of NOK over the bins of `reliability`,
+    weighted by their pictures."""
     table = reliability(labels, probabilities, bins)
     return float(np.average(np.abs(table.share - table.probability), weights=table.n))
 
@@ -120,7 +140,8 @@ def false_alarm_law(n, rank):
     return stats.beta(n + 1 - rank, rank)
 
 def expected_false_alarms(n, rank, parts=1):
-    "Distribution (scipy beta-binomial) of the number of false alarms among `parts` new OK pictures, for a threshold at rank `rank` of n."
+    """Distribution (scipy beta-binomial) of the number of false alarms among `parts` new OK pictures,
+    for a threshold at rank `rank` of n."""
     false_alarm_law(n, rank)
     return stats.betabinom(parts, n + 1 - rank, rank)
 
@@ -158,7 +179,9 @@ class Threshold:
 def _ok(scores):
     "Sorted OK scores float64 [n], at least 3, all finite."
     scores = np.sort(one_each(scores))
-    if len(scores) < 3: raise UserError(f"a threshold needs at least 3 OK scores that the detector has not learned from, there are {len(scores)}")
+    if len(scores) < 3:
+        raise UserError("a threshold needs at least 3 OK scores that the detector has not learned from, there are "
+            f"{len(scores)}")
     return scores
 
 def _share(value, name="alpha"):
@@ -168,7 +191,8 @@ def _at_rank(scores, rank, how, **facts):
     "The `Threshold` at a rank of sorted scores, with the Beta law of its false-alarm rate."
     above_it = len(scores) + 1 - rank
     low, high = special.betaincinv(above_it, rank, [0.025, 0.975])
-    return Threshold(float(scores[rank - 1]), how, len(scores), above_it / (len(scores) + 1), float(low), float(high), rank=int(rank), **facts)
+    return Threshold(float(scores[rank - 1]), how, len(scores), above_it / (len(scores) + 1), float(low), float(high),
+        rank=int(rank), **facts)
 
 def quantile_threshold(ok_scores, q):
     "The smallest OK score with a share of at least `q` in (0, 1) at or below it."
@@ -186,33 +210,40 @@ def conformal_threshold(ok_scores, alpha=None):
     _share(alpha)
     rank = len(scores) + 1 - math.floor(round(alpha * (len(scores) + 1), 9))
     if rank > len(scores):
-        raise UserError(f"alpha = {alpha:g} needs at least {math.ceil(round(1 / alpha, 9)) - 1} OK scores, there are {len(scores)}; they can promise {1 / (len(scores) + 1):.4f}")
+        raise UserError(f"alpha = {alpha:g} needs at least {math.ceil(round(1 / alpha, 9)) - 1} OK scores, there are "
+            f"{len(scores)}; they can promise {1 / (len(scores) + 1):.4f}")
     return _at_rank(scores, rank, "conformal", alpha=alpha)
 
 # %% ../../nbs/50_decision.threshold.ipynb #46cd6497
 @lru_cache(maxsize=10_000)
 def chance_kept(n, rank, alpha, among=None):
-    "Probability that a threshold at rank `rank` of n OK scores calls at most a share `alpha` of the next `among` OK pictures NOK; of all to come if None."
+    """Probability that a threshold at rank `rank` of n OK scores calls at most a share `alpha` of the next `among` OK
+    pictures NOK; of all to come if None."""
     if among is None: return float(false_alarm_law(n, rank).cdf(alpha))
     return float(expected_false_alarms(n, rank, among).cdf(math.floor(round(alpha * among, 9))))
 
 def bounded_threshold(ok_scores, alpha, confidence=0.95, among=None):
-    "The lowest OK score that keeps `alpha` with probability at least `confidence`: as the rate in the long run, or as the share among the next `among` OK pictures."
+    """The lowest OK score that keeps `alpha` with probability at least `confidence`: as the rate in the long run, or as
+    the share among the next `among` OK pictures."""
     scores, enough = _ok(ok_scores), confidence - 1e-9
     _share(alpha); _share(confidence, "confidence")
-    if among is not None and not (1 <= among <= 10**6 and among == int(among)): raise UserError(f"a bound is for 1 to 1,000,000 OK pictures to come, or for the long run if no number is given, not for {among}")
+    if among is not None and not (1 <= among <= 10**6 and among == int(among)):
+        raise UserError("a bound is for 1 to 1,000,000 OK pictures to come, or for the long run if no number is "
+            f"given, not for {among}")
     n = len(scores)
     if chance_kept(n, n, alpha, among) < enough:
         needed = bisect_left(range(10**9), enough, lo=n, key=lambda n: chance_kept(n, n, alpha, among))
         what = "a false-alarm rate" if among is None else f"a share of false alarms among the next {among}"
-        raise UserError(f"{what} of at most {alpha:g} at confidence {confidence:g} needs {needed} OK pictures, there are {n}")
+        raise UserError(f"{what} of at most {alpha:g} at confidence {confidence:g} needs {needed} OK pictures, "
+            f"there are {n}")
     rank = bisect_left(range(n + 1), enough, lo=1, key=lambda rank: chance_kept(n, rank, alpha, among))
     return _at_rank(scores, rank, "bounded", alpha=alpha, confidence=confidence, among=among and int(among))
 
 # %% ../../nbs/50_decision.threshold.ipynb #55c53025
 def _normal_rate(n, k, tail):
     "The false-alarm rate that mean + kσ of n normal scores undercuts with probability `tail`."
-    sigma = np.sqrt(stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, n - 1) / (n - 1))           # equally likely values of the estimate
+    # equally likely values of the estimate
+    sigma = np.sqrt(stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, n - 1) / (n - 1))
     def excess(z): return special.ndtr(math.sqrt(n) * (k * sigma - z)).mean() - tail            # P(threshold > z)
     return float(stats.norm.sf(optimize.brentq(excess, -40, 40 + k * sigma[-1])))
 
@@ -221,8 +252,9 @@ def mean_sigma(ok_scores, k=3.0):
     scores = _ok(ok_scores)
     n = len(scores)
     if not 0 < k < 20: raise UserError(f"k lies between 0 and 20, not at {k:g}")
-    return Threshold(float(scores.mean() + k * scores.std(ddof=1)), "mean_sigma", n, float(stats.t.sf(k / math.sqrt(1 + 1 / n), n - 1)),
-                     _normal_rate(n, k, 0.025), _normal_rate(n, k, 0.975), assumes="new OK scores are drawn like these, and they are normal", k=float(k))
+    return Threshold(float(scores.mean() + k * scores.std(ddof=1)), "mean_sigma", n,
+        float(stats.t.sf(k / math.sqrt(1 + 1 / n), n - 1)), _normal_rate(n, k, 0.025), _normal_rate(n, k, 0.975),
+        assumes="new OK scores are drawn like these, and they are normal", k=float(k))
 
 # %% ../../nbs/50_decision.threshold.ipynb #a5a01b45
 def group_maxima(scores, groups):
@@ -231,7 +263,9 @@ def group_maxima(scores, groups):
 
 # %% ../../nbs/50_decision.threshold.ipynb #f7d1b63d
 class OkPixels:
-    "What a pixel threshold needs of a stream of OK anomaly maps. `quantile` in (0, 1) of `pixels` pixels in all, or None for maxima."
+    """What a pixel threshold needs of a stream of OK anomaly maps.
+
+    `quantile` in (0, 1) of `pixels` pixels in all, or None for maxima."""
     def __init__(self, quantile=None, pixels=0):
         if quantile is not None: _share(quantile, "a pixel quantile")
         self.quantile, self.pixels, self.maxima, self.medians = quantile, pixels, [], []
@@ -240,25 +274,33 @@ class OkPixels:
 
     def add(self, heat, highest=None, median=None):
         "Take in one map float32 [H, W], or None where its `highest` and `median` value are known."
-        if heat is None and self.keep: raise UserError("a pixel quantile needs maps of images that the detector has not learned from; leave --pixel out")
-        self.maxima.append(float(heat.max()) if highest is None else highest); self.medians.append(float(np.median(heat)) if median is None else median)
+        if heat is None and self.keep:
+            raise UserError("a pixel quantile needs maps of images that the detector has not learned from; "
+                "leave --pixel out")
+        self.maxima.append(float(heat.max()) if highest is None else highest)
+        self.medians.append(float(np.median(heat)) if median is None else median)
         if not self.keep: return
         self.highest = np.concatenate([self.highest, heat.ravel()])
         if len(self.highest) > self.keep: self.highest = np.partition(self.highest, -self.keep)[-self.keep:]
 
-    def threshold(self, alpha=0.05):
-        "The `pixel` entry of a bundle's threshold, marked iff above `value`; None if there was no map. An alpha too small for the maxima becomes the smallest possible."
-        if not self.maxima: return None
-        base = {"typical": float(np.median(self.medians)), "n": len(self.maxima)}
-        if self.keep: return base | {"how": "quantile", "quantile": self.quantile, "value": float(self.highest.min())}
-        alpha = max(alpha, 1 / (len(self.maxima) + 1))
-        return base | {"how": "maxima", "alpha": alpha, "value": conformal_threshold(self.maxima, alpha).value}
+# %% ../../nbs/50_decision.threshold.ipynb #8d474718
+@patch
+def threshold(self: OkPixels, alpha=0.05):
+    """The `pixel` entry of a bundle's threshold, marked iff above `value`; None if there was no map.
+
+    An alpha too small for the maxima becomes the smallest possible."""
+    if not self.maxima: return None
+    base = {"typical": float(np.median(self.medians)), "n": len(self.maxima)}
+    if self.keep: return base | {"how": "quantile", "quantile": self.quantile, "value": float(self.highest.min())}
+    alpha = max(alpha, 1 / (len(self.maxima) + 1))
+    return base | {"how": "maxima", "alpha": alpha, "value": conformal_threshold(self.maxima, alpha).value}
 
 # %% ../../nbs/50_decision.threshold.ipynb #a31ec541
 def grouped_threshold(ok_scores, alpha=None, groups=None):
     """The threshold that calls an OK image of a new group (part, batch) NOK with probability at most `alpha`.
 
-    groups [n]: of each score;  alpha: None is 0.05, or with G < 19 groups the least that they can promise, 1 / (G + 1)."""
+    groups [n]: of each score;  alpha: None is 0.05, or with G < 19 groups the least that they can promise,
+        1 / (G + 1)."""
     scores, groups = one_each(ok_scores, groups), np.asarray(groups).ravel()
     _, number, counts = np.unique(groups, return_inverse=True, return_counts=True)
     G, order = len(counts), np.argsort(scores, kind="stable")
@@ -266,20 +308,24 @@ def grouped_threshold(ok_scores, alpha=None, groups=None):
     if alpha is None: alpha = max(0.05, 1 / (G + 1))
     _share(alpha)
     if alpha * (G + 1) < 1 - 1e-9:
-        raise UserError(f"alpha = {alpha:g} for new parts needs OK images of at least {math.ceil(round(1 / alpha, 9)) - 1} parts, there are {G}; they can promise 1 in {G + 1}")
+        raise UserError(f"alpha = {alpha:g} for new parts needs OK images of at least "
+            f"{math.ceil(round(1 / alpha, 9)) - 1} parts, there are {G}; they can promise 1 in {G + 1}")
     below = np.cumsum(1 / (counts[number][order] * (G + 1)))
     rank = min(int(np.searchsorted(below, 1 - alpha - 1e-9)), len(scores) - 1)
     expected = 1 - float(below[np.searchsorted(scores[order], scores[order][rank], "right") - 1])
     low, high = special.betaincinv(max(expected * (G + 1), 1e-9), max((1 - expected) * (G + 1), 1e-9), [0.025, 0.975])
-    return Threshold(float(scores[order][rank]), "grouped", G, expected, float(low), float(high), "new parts are drawn like these", alpha=alpha)
+    return Threshold(float(scores[order][rank]), "grouped", G, expected, float(low), float(high),
+        "new parts are drawn like these", alpha=alpha)
 
 # %% ../../nbs/50_decision.threshold.ipynb #5eb3ae0b
-THRESHOLD_RULES = {"conformal": (conformal_threshold, {"alpha": None}), "grouped": (grouped_threshold, {"alpha": None, "groups": None}),
-                   "bounded": (bounded_threshold, {"alpha": 0.05, "confidence": 0.95, "among": None}),
-                   "mean_sigma": (mean_sigma, {"k": 3.0}), "quantile": (quantile_threshold, {"q": 0.99})}
+THRESHOLD_RULES = {"conformal": (conformal_threshold, {"alpha": None}),
+    "grouped": (grouped_threshold, {"alpha": None, "groups": None}),
+    "bounded": (bounded_threshold, {"alpha": 0.05, "confidence": 0.95, "among": None}),
+    "mean_sigma": (mean_sigma, {"k": 3.0}), "quantile": (quantile_threshold, {"q": 0.99})}
 
 def set_threshold(ok_scores, method="conformal", **options):
-    "The `Threshold` of a method of `THRESHOLD_RULES`; options left out or None take their defaults, those of other methods are refused."
+    """The `Threshold` of a method of `THRESHOLD_RULES`;
+    options left out or None take their defaults, those of other methods are refused."""
     rule, defaults = THRESHOLD_RULES[one_of(method, THRESHOLD_RULES, "way to set a threshold")]
     options = {name: value for name, value in options.items() if value is not None}
     for name in options:
@@ -298,7 +344,8 @@ def calibration_pictures(data):
         if not len(data.calibration): raise UserError(f"{data.root} has no calibration pictures")
         return data.calibration
     parts = [data.train, data.calibration]
-    return ImageSet(pd.concat([part.table for part in parts if len(part)], ignore_index=True), data.root, reading=data.train.reading)
+    return ImageSet(pd.concat([part.table for part in parts if len(part)], ignore_index=True), data.root,
+        reading=data.train.reading)
 
 # %% ../../nbs/50_decision.threshold.ipynb #56c3729e
 PER = ("picture", "part")
@@ -310,14 +357,16 @@ def _pixel_quantile(pixel):
 
 # %% ../../nbs/50_decision.threshold.ipynb #b53e4597
 def held_scores(detector):
-    "{image number: (score, highest, median of its map)} of the training images that the detector scored out of fold; empty for most detectors."
+    """{image number: (score, highest, median of its map)} of the training images that the detector scored out of fold;
+    empty for most detectors."""
     own = getattr(detector, "own", None)
     if not own: return {}
     numbers = detector.trained_on[own["image"].numpy()].tolist()
     return dict(zip(numbers, zip(own["score"].tolist(), own["highest"].tolist(), own["median"].tolist())))
 
 def out_of_sample(detector, images, progress=None):
-    "Yield (score, map or None, highest, median of the map or None) of each image: predicted, or as noted out of fold where the detector has learned from it."
+    """Yield (score, map or None, highest, median of the map or None) of each image: predicted, or as noted out of fold
+    where the detector has learned from it."""
     held, numbers = held_scores(detector), picture_numbers(images)
     known = np.isin(numbers, list(held))
     predicted = predict_each(detector, images.take(~known), progress=progress)
@@ -343,59 +392,78 @@ def _options(method, options, ok, groups, per):
         return ok, method, options | {"groups": groups}
     return group_maxima(ok, groups) if per == "part" else ok, method, options
 
+# %% ../../nbs/50_decision.threshold.ipynb #68fec1f2
+def _check_enough(n_ok, left_out):
+    "A `UserError` if there are fewer than 3 OK images; `left_out`: training images that are not counted."
+    if left_out and n_ok < 3:
+        raise UserError(f"{left_out} of these pictures are training pictures of this bundle and only {n_ok} other OK "
+            "pictures are left; 3 are needed")
+    if n_ok < 3: raise UserError(f"a threshold needs at least 3 OK calibration pictures, there are {n_ok}")
+
+# %% ../../nbs/50_decision.threshold.ipynb #351e59ad
 def calibrate(detector, images, method="conformal", per="picture", pixel="maxima", progress=None, **options):
-    "Set `threshold` and `sigmoid` of a fitted detector from an `ImageSet` (OK; NOK for the sigmoid); the `Threshold`. `pixel`: maxima or a quantile."
+    """Set `threshold` and `sigmoid` of a fitted detector from an `ImageSet` (OK; NOK for the sigmoid); the `Threshold`.
+    `pixel`: maxima or a quantile."""
     one_of(per, PER, "unit of a threshold")
     images, left_out = may_set_a_threshold(detector, images)
     ok = images.labels == 0
     n_ok, parts = int(ok.sum()), images.groups[ok]
-    if left_out and n_ok < 3: raise UserError(f"{left_out} of these pictures are training pictures of this bundle and only {n_ok} other OK pictures are left; 3 are needed")
-    if n_ok < 3: raise UserError(f"a threshold needs at least 3 OK calibration pictures, there are {n_ok}")
+    _check_enough(n_ok, left_out)
     def rule(scores):
         scores, way, more = _options(method, options, scores, parts, per)
         return set_threshold(scores, way, **more)
-    rule(np.arange(n_ok, dtype=float))                              # a wrong option is refused before any image is scored
+    rule(np.arange(n_ok, dtype=float))  # a wrong option is refused before any image is scored
     pixels = OkPixels(_pixel_quantile(pixel), sum(math.prod(images.shape(i)) for i in np.flatnonzero(ok)))
     scores = np.zeros(len(images))
     for i, (score, heat, highest, median) in enumerate(out_of_sample(detector, images, progress)):
         scores[i] = score
         if ok[i] and highest is not None: pixels.add(heat, highest, median)
     threshold = rule(scores[ok])
-    detector.threshold = threshold.facts() | {"per": per, "pictures": n_ok, "parts": len(np.unique(parts)), "left_out": left_out, "data": images.key,
-                                              "pixel": pixels.threshold(threshold.alpha or 0.05), "out_of_fold": int(np.isin(picture_numbers(images), list(held_scores(detector)))[ok].sum()),
-                                              "ok_scores": np.sort(scores[ok])[evenly_spaced(n_ok, 200)].tolist()}
+    detector.threshold = threshold.facts() | {"per": per, "pictures": n_ok, "parts": len(np.unique(parts)),
+        "left_out": left_out, "data": images.key, "pixel": pixels.threshold(threshold.alpha or 0.05),
+        "out_of_fold": int(np.isin(picture_numbers(images), list(held_scores(detector)))[ok].sum()),
+        "ok_scores": np.sort(scores[ok])[evenly_spaced(n_ok, 200)].tolist()}
     detector.sigmoid = asdict(fit_platt(scores, images.labels)) if n_ok < len(images) else None
     return threshold
 
 # %% ../../nbs/50_decision.threshold.ipynb #5fdf5db2
 def decide(detector, scores):
-    "(decisions int64, 1 = NOK, or None without a threshold; probabilities of NOK, or None without a sigmoid) of raw scores."
+    """(decisions int64, 1 = NOK, or None without a threshold; probabilities of NOK, or None without a sigmoid) of raw
+    scores."""
     threshold, sigmoid = detector.threshold, detector.sigmoid
     decisions = None if threshold is None else above(scores, threshold["value"])
     return decisions, None if sigmoid is None else Sigmoid(**sigmoid)(scores)
 
+# %% ../../nbs/50_decision.threshold.ipynb #15c19ac2
 def describe(facts):
     "A threshold's facts in sentences for a person."
     if "n" not in facts: return f"NOK where the image score is above {facts['value']:.6g} ({facts['how']})."
     n = f"{facts['n']} OK {'parts' if facts['per'] == 'part' or facts['how'] == 'grouped' else 'pictures'}"
-    text = (f"NOK where the image score is above {facts['value']:.6g} ({facts['how']}, from {n}). If {facts['assumes']}, {100 * facts['expected']:.2g} % of OK "
-            f"{facts['per']}s are expected to be called NOK; the true rate lies between {100 * facts['low']:.2g} and {100 * facts['high']:.2g} % with 95 % probability.")
+    text = (f"NOK where the image score is above {facts['value']:.6g} ({facts['how']}, from {n}). If "
+        f"{facts['assumes']}, {100 * facts['expected']:.2g} % of OK {facts['per']}s are expected to be called NOK; the "
+        f"true rate lies between {100 * facts['low']:.2g} and {100 * facts['high']:.2g} % with 95 % probability.")
     if facts["how"] == "bounded":
-        whom = f"of the next {facts['among']} OK {facts['per']}s" if "among" in facts else f"of OK {facts['per']}s in the long run"
-        text += f" At most {100 * facts['alpha']:.3g} % {whom} are called NOK, with a probability of at least {100 * facts['confidence']:.3g} %."
+        whom = (f"of the next {facts['among']} OK {facts['per']}s" if "among" in facts
+            else f"of OK {facts['per']}s in the long run")
+        text += (f" At most {100 * facts['alpha']:.3g} % {whom} are called NOK, with a probability of at least "
+            f"{100 * facts['confidence']:.3g} %.")
     if facts["n"] < 20: text += f" {n} are few: 20 or more narrow this down."
-    if facts.get("out_of_fold"): text += f" {facts['out_of_fold']} scores are out of fold, of images that the detector has learned from as well."
+    if facts.get("out_of_fold"):
+        text += f" {facts['out_of_fold']} scores are out of fold, of images that the detector has learned from as well."
     if facts["per"] == "picture" and facts["how"] != "grouped" and facts["parts"] < facts["pictures"]:
-        text += f" These pictures show {facts['parts']} parts; pictures of one part are alike, so the interval is too narrow (--per part counts parts)."
+        text += (f" These pictures show {facts['parts']} parts; pictures of one part are alike, so the interval is too "
+            "narrow (--per part counts parts).")
     return text
 
 # %% ../../nbs/50_decision.threshold.ipynb #332ece94
 def error_rates(labels, decisions):
-    "Table `rate,value,low,high,wrong,n`: false alarms among OK and misses among NOK, with exact 95 % intervals for independent pictures."
+    """Table `rate,value,low,high,wrong,n`: false alarms among OK and misses among NOK,
+    with exact 95 % intervals for independent pictures."""
     labels, decisions, rows = np.asarray(labels, int), np.asarray(decisions, int), []
     for name, label in (("false alarms", 0), ("misses", 1)):
         wrong, n = int((decisions[labels == label] != label).sum()), int((labels == label).sum())
-        rows.append((name, wrong / n if n else float("nan"), *(share_interval(wrong, n) if n else (float("nan"),) * 2), wrong, n))
+        rows.append((name, wrong / n if n else float("nan"),
+            *(share_interval(wrong, n) if n else (float("nan"),) * 2), wrong, n))
     return pd.DataFrame(rows, columns=["rate", "value", "low", "high", "wrong", "n"])
 
 # %% ../../nbs/50_decision.threshold.ipynb #88a10b8a
@@ -406,7 +474,10 @@ def overlay(image, heat, low, high):
     return (image * (1 - 0.6 * level) + colours * 0.6 * level).astype(np.uint8)
 
 def mark(image, heat, pixel=None, scale=None):
-    "The overlay of an image uint8 [H, W, 3] and its map float32 [H, W]. `pixel`: the entry of a calibrated threshold; without one, `scale`: the fact of a fit; without both, the map's own scale."
+    """The overlay of an image uint8 [H, W, 3] and its map float32 [H, W].
+
+    `pixel`: the entry of a calibrated threshold; without one, `scale`: the fact of a fit; without both, the map's own
+    scale."""
     scale = scale or {"typical": float(np.median(heat)), "highest": float(heat.max() + np.median(heat)) / 2}
     if pixel is None: return overlay(image, heat, scale["typical"], 2 * scale["highest"] - scale["typical"])
     marked = overlay(image, heat, pixel["typical"], 2 * pixel["value"] - pixel["typical"])

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from fastcore.basics import patch
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -24,14 +25,18 @@ from ..files import atomic_write, write_json
 from ..settings import NOK_COLOUR, OK_COLOUR, processor, repository_root
 
 # %% ../../nbs/62_evaluation.figures.ipynb #3262fc60
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python", "pillow", "pandas", "matplotlib")
-STYLE = {"font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
-         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "image.cmap": "gray", "pdf.fonttype": 42}
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "opencv-python", "pillow",
+    "pandas", "matplotlib")
+STYLE = {"font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
+    "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "image.cmap": "gray", "pdf.fonttype": 42}
 MAPS = "inferno"                              # the colour map of anomaly maps, and of nothing else
 DPI, LARGEST, NARROWEST = 200, 80_000, 600    # of a PNG; bytes above which it has a palette and fewer dots; pixels
 
+# %% ../../nbs/62_evaluation.figures.ipynb #7f07dc9a
 def _png(figure, path):
-    "Write a matplotlib figure as a lossless PNG of `DPI`, or with a palette and as many dots as `LARGEST` bytes and `NARROWEST` pixels allow."
+    """Write a matplotlib figure as a lossless PNG of `DPI`, or with a palette and as many dots as `LARGEST` bytes and
+    `NARROWEST` pixels allow."""
     def packed(dpi, palette):
         canvas, found = io.BytesIO(), io.BytesIO()
         figure.savefig(canvas, dpi=dpi, format="png")
@@ -74,32 +79,39 @@ class Results:
     def provenance(self, datasets):
         "What made a result, as JSON: equal for equal inputs."
         data = {name: dataset_for(name, self.profile) for name in datasets}
-        return {"notebook": self.notebook, "parameters": asdict(self.profile), "code_hash": code_hash(69),
-                "data": {name: {"hash": one.key, "licence": one.licence, "rendered": one.rendered} for name, one in data.items()},
-                "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}, "processor": processor()}
+        return {"notebook": self.notebook, "parameters": asdict(self.profile), "code_hash": code_hash(69), "data": {
+            name: {"hash": one.key, "licence": one.licence, "rendered": one.rendered} for name, one in data.items()},
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "processor": processor()}
 
-    def figure(self, figure, name, caption, datasets=None):
-        "Write a matplotlib figure and its provenance; `caption` says what to see."
-        path = self.folder / f"{name}.png"
-        with atomic_write(path) as part: _png(figure, part)
-        with atomic_write(path.with_suffix(".pdf")) as part: _pdf(figure, part)
-        _show(figure, path, caption)
-        datasets = self.profile.datasets if datasets is None else datasets
-        write_json(path.with_suffix(".json"), {"caption": caption} | self.provenance(datasets))
+# %% ../../nbs/62_evaluation.figures.ipynb #f5cc033c
+@patch
+def figure(self: Results, figure, name, caption, datasets=None):
+    "Write a matplotlib figure and its provenance; `caption` says what to see."
+    path = self.folder / f"{name}.png"
+    with atomic_write(path) as part: _png(figure, part)
+    with atomic_write(path.with_suffix(".pdf")) as part: _pdf(figure, part)
+    _show(figure, path, caption)
+    datasets = self.profile.datasets if datasets is None else datasets
+    write_json(path.with_suffix(".json"), {"caption": caption} | self.provenance(datasets))
 
-    def table(self, table, name, caption, datasets=None):
-        "Write a table of the notebook's own as CSV, with its provenance."
-        write_csv(table, self.folder / "tables" / f"{name}.csv")
-        datasets = self.profile.datasets if datasets is None else datasets
-        write_json(self.folder / "tables" / f"{name}.json", {"caption": caption} | self.provenance(datasets))
+@patch
+def table(self: Results, table, name, caption, datasets=None):
+    "Write a table of the notebook's own as CSV, with its provenance."
+    write_csv(table, self.folder / "tables" / f"{name}.csv")
+    datasets = self.profile.datasets if datasets is None else datasets
+    write_json(self.folder / "tables" / f"{name}.json", {"caption": caption} | self.provenance(datasets))
 
-    def evaluations(self, evaluations):
-        "Write this notebook's parts of the common tables."
-        for part, what in PARTS.items(): write_csv(stack(evaluations, what), self.folder / "tables" / "parts" / self.notebook / f"{part}.csv")
+@patch
+def evaluations(self: Results, evaluations):
+    "Write this notebook's parts of the common tables."
+    for part, what in PARTS.items():
+        write_csv(stack(evaluations, what), self.folder / "tables" / "parts" / self.notebook / f"{part}.csv")
 
 # %% ../../nbs/62_evaluation.figures.ipynb #f9ea409f
 PARTS = {"metrics": "metrics", "scores": "scores", "scores_calibration": "calibration"}
-_KEYS = {"metrics": ["dataset", "method", "metric", "seed"], "scores": ["dataset", "method", "seed", "image"], "scores_calibration": ["dataset", "method", "seed", "image"]}
+_KEYS = {"metrics": ["dataset", "method", "metric", "seed"], "scores": ["dataset", "method", "seed", "image"],
+    "scores_calibration": ["dataset", "method", "seed", "image"]}
 
 def write_csv(table, path):
     "CSV with full float precision and one kind of line end, whole or not at all."
@@ -109,29 +121,36 @@ def read_table(path):
     "A CSV of numbers and names; only an empty field is a missing value."
     return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"group": str})
 
+# %% ../../nbs/62_evaluation.figures.ipynb #742cffaf
 def merge_parts(folder):
-    "Merge the notebooks' parts below `<folder>/tables/parts` into the common tables, and sum up over seeds; two notebooks must agree on a shared row."
+    """Merge the notebooks' parts below `<folder>/tables/parts` into the common tables, and sum up over seeds;
+    two notebooks must agree on a shared row."""
     tables = Path(folder) / "tables"
     for name, keys in _KEYS.items():
-        parts = [pd.read_csv(path, keep_default_na=False, dtype=str) for path in sorted(tables.glob(f"parts/*/{name}.csv"))]
+        parts = [pd.read_csv(path, keep_default_na=False, dtype=str)
+            for path in sorted(tables.glob(f"parts/*/{name}.csv"))]
         if not parts: continue
         merged = pd.concat(parts).drop_duplicates().sort_values(keys, kind="stable")
         twice = merged.duplicated(keys, keep=False)
-        if twice.any(): raise RuntimeError(f"two notebooks disagree on {name} of {' '.join(merged[twice].iloc[0][keys])}")
+        if twice.any():
+            raise RuntimeError(f"two notebooks disagree on {name} of {' '.join(merged[twice].iloc[0][keys])}")
         write_csv(merged, tables / f"{name}.csv")
         if name == "metrics": write_csv(summarise(read_table(tables / "metrics.csv")), tables / "summary.csv")
 
 # %% ../../nbs/62_evaluation.figures.ipynb #9db2c5f6
 def percent(value, low=None, high=None, sd=None):
-    "'93.1 [90.2, 95.4] ± 1.2' from fractions: value, interval, standard deviation between seeds; an undefined value is a dash, an undefined rest is left out."
+    """'93.1 [90.2, 95.4] ± 1.2' from fractions: value, interval, standard deviation between seeds;
+    an undefined value is a dash, an undefined rest is left out."""
     if not np.isfinite(value): return "–"
     interval = f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None and np.isfinite(low) else ""
     return f"{100 * value:.1f}{interval}" + (f" ± {100 * sd:.1f}" if sd is not None and np.isfinite(sd) else "")
 
 def reading_table(metrics, rows=("dataset", "method")):
-    "Metrics as a table for a person: one row a (dataset, method), one column a metric; percent with 95 % intervals, over seeds the mean, its interval and ± the standard deviation between seeds."
+    """Metrics as a table for a person: one row a (dataset, method), one column a metric; percent with 95 % intervals,
+    over seeds the mean, its interval and ± the standard deviation between seeds."""
     order, table = metrics.metric.unique(), summarise(metrics, (*rows, "metric"))
-    text = table.assign(text=[percent(*values) for values in zip(table["mean"], table.ci_low, table.ci_high, table.sd_seeds)])
+    text = table.assign(text=[percent(*values)
+        for values in zip(table["mean"], table.ci_low, table.ci_high, table.sd_seeds)])
     return text.pivot(index=list(rows), columns="metric", values="text")[order].rename_axis(columns=None)
 
 # %% ../../nbs/62_evaluation.figures.ipynb #5bd2dcef
@@ -140,19 +159,21 @@ def dataset_title(name, profile):
     return f"{name} ({'rendered' if dataset_for(name, profile).rendered else 'real'})"
 
 # %% ../../nbs/62_evaluation.figures.ipynb #99812cef
-CENTRAL = ("auto", "dfr", "patchcore", "padim", "efficientad", "autoencoder")       # one method of each kind, in the README
+CENTRAL = ("auto", "dfr", "patchcore", "padim", "efficientad", "autoencoder")  # one method of each kind, in the README
 
 def central_table(summary, methods=CENTRAL):
     "Text [method, dataset] of image AUROC in percent, its interval and the misses, as '86.7 [76.1, 93.0] · 50 missed'."
     some = summary[summary.method.isin(methods)]
     misses = some[some.metric == "misses"].set_index(["dataset", "method"])["mean"].rename("misses")
     auroc = some[some.metric == "image_auroc"].join(misses, on=["dataset", "method"])
-    text = [f"{percent(row.mean, row.ci_low, row.ci_high)} · {100 * row.misses:.0f} missed" for row in auroc.itertuples()]
+    text = [f"{percent(row.mean, row.ci_low, row.ci_high)} · {100 * row.misses:.0f} missed"
+        for row in auroc.itertuples()]
     return auroc.assign(text=text).pivot(index="method", columns="dataset", values="text").reindex(methods)
 
 # %% ../../nbs/62_evaluation.figures.ipynb #64e22c55
 def roc_band(labels, scores, groups, at, replicates=300):
-    "Lower and upper true-positive rates [len(at)] of 95 % of the bootstrap samples of groups, at false-positive rates `at`."
+    """Lower and upper true-positive rates [len(at)] of 95 % of the bootstrap samples of groups,
+    at false-positive rates `at`."""
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     _, found, false = _alarms(labels, scores, replicate_weights(labels, groups, replicates))
     curves = [np.interp(at, np.r_[0, b / b[-1]], np.r_[0, a / a[-1]]) for a, b in zip(found, false) if a[-1] and b[-1]]
@@ -184,8 +205,10 @@ def plot_confusion(ax, labels, decisions):
     "Confusion matrix: rows what the part is, columns what was decided."
     counts = np.array([[((labels == t) & (decisions == d)).sum() for d in (0, 1)] for t in (0, 1)])
     ax.imshow(counts / counts.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1.6)
-    for (t, d), n in np.ndenumerate(counts): ax.text(d, t, f"{n}\n{n / max(counts[t].sum(), 1):.0%}", ha="center", va="center", fontsize=8)
-    ax.set(xticks=[0, 1], yticks=[0, 1], xticklabels=["OK", "NOK"], yticklabels=["OK", "NOK"], xlabel="decided", ylabel="truth")
+    for (t, d), n in np.ndenumerate(counts):
+        ax.text(d, t, f"{n}\n{n / max(counts[t].sum(), 1):.0%}", ha="center", va="center", fontsize=8)
+    ax.set(xticks=[0, 1], yticks=[0, 1], xticklabels=["OK", "NOK"], yticklabels=["OK", "NOK"],
+        xlabel="decided", ylabel="truth")
 
 # %% ../../nbs/62_evaluation.figures.ipynb #6381fe02
 def beats(table, level=0.05):
@@ -194,7 +217,8 @@ def beats(table, level=0.05):
     return np.where(clear, np.sign(table.difference), 0).astype(int)
 
 def plot_beats(ax, table, title="", level=0.05, limit=None):
-    "Matrix of differences (row − column, points of AUROC) from a table of `compare`; framed where the row beats the column. `limit`: difference of full colour."
+    """Matrix of differences (row − column, points of AUROC) from a table of `compare`;
+    framed where the row beats the column. `limit`: difference of full colour."""
     names = list(dict.fromkeys([*table.a, *table.b]))
     values, wins = np.full((2, len(names), len(names)), np.nan)
     for (_, row), win in zip(table.iterrows(), beats(table, level)):
@@ -203,7 +227,9 @@ def plot_beats(ax, table, title="", level=0.05, limit=None):
     limit = limit or max(table.difference.abs().max() if len(table) else 1, 1e-9)
     ax.imshow(values, cmap="PRGn", vmin=-1.6 * limit, vmax=1.6 * limit)
     for (i, j), value in np.ndenumerate(values):
-        if not np.isnan(value): ax.text(j, i, f"{100 * value:+.1f}", ha="center", va="center", fontsize=7, weight="bold" if wins[i, j] > 0 else "normal")
+        if not np.isnan(value):
+            ax.text(j, i, f"{100 * value:+.1f}", ha="center", va="center", fontsize=7,
+                weight="bold" if wins[i, j] > 0 else "normal")
         if wins[i, j] > 0: ax.add_patch(plt.Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, color="k", lw=1.3))
     ax.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
     ax.set_yticks(range(len(names)), names, fontsize=7)
@@ -215,7 +241,8 @@ def outline(ax, mask, colour=NOK_COLOUR):
     if mask is not None and mask.any(): ax.contour(mask, levels=[0.5], colors=[colour], linewidths=0.9)
 
 def _map_row(figure, row, name, heats, masks, scores=None):
-    "A row of anomaly maps on one scale, from the median of its pixels to their 99.9th percentile, with a bar that says so."
+    """A row of anomaly maps on one scale, from the median of its pixels to their 99.9th percentile,
+    with a bar that says so."""
     low, high = np.quantile(np.concatenate([heat.ravel() for heat in heats]), (0.5, 0.999))
     for i, (ax, heat, mask) in enumerate(zip(row, heats, masks)):
         shown = ax.imshow(heat, cmap=MAPS, vmin=low, vmax=high)
@@ -229,10 +256,12 @@ def _map_row(figure, row, name, heats, masks, scores=None):
 
 # %% ../../nbs/62_evaluation.figures.ipynb #3f05726f
 def plot_maps(images, masks, maps, scores=None, width=1.6, titles=None, title=None):
-    "Images under their `titles`, the same with their masks outlined, and a row for each method in `maps` (name -> anomaly maps)."
+    """Images under their `titles`, the same with their masks outlined,
+    and a row for each method in `maps` (name -> anomaly maps)."""
     marked = any(mask is not None and mask.any() for mask in masks)
     rows = 1 + marked + len(maps)
-    figure, axes = plt.subplots(rows, len(images), figsize=(width * len(images) + 0.5, width * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, len(images), figsize=(width * len(images) + 0.5, width * rows), squeeze=False,
+        layout="constrained")
     for ax, image, kind in zip(axes[0], images, titles or [""] * len(images)):
         ax.imshow(image); ax.set_title(kind, fontsize=7, pad=2)
     if marked:
@@ -251,7 +280,8 @@ def plot_losses(ax, facts, title=""):
     "Training loss, the loss on held-out OK parts, and the losses logged on OK and NOK of the calibration split."
     steps = facts.get("steps") or range(1, len(facts["loss_train"]) + 1)
     ax.plot(steps, facts["loss_train"], color="0.5", label="train")
-    for key, colour, name in (("loss_held_out", "k", "held-out OK"), ("loss_ok", OK_COLOUR, "calibration OK"), ("loss_nok", NOK_COLOUR, "calibration NOK")):
+    for key, colour, name in (("loss_held_out", "k", "held-out OK"), ("loss_ok", OK_COLOUR, "calibration OK"),
+            ("loss_nok", NOK_COLOUR, "calibration NOK")):
         if facts.get(key): ax.plot(steps, facts[key], color=colour, label=name)
     ax.set(xlabel="update" if facts.get("steps") else "epoch", ylabel="loss", title=title)
     ax.legend()

@@ -13,6 +13,7 @@ __all__ = ['EXACT_PIXELS', 'PIXEL_METRICS', 'METRICS', 'image_auroc', 'average_p
 # %% ../../nbs/60_evaluation.metrics.ipynb #f3e29163
 from typing import NamedTuple
 
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 from scipy import ndimage, optimize, special, stats
@@ -26,9 +27,11 @@ def _checked(labels, scores, groups=None):
     if groups is None: groups = np.arange(len(labels))
     groups = np.asarray(groups).ravel()
     if not len(labels) == len(scores) == len(groups):
-        raise UserError(f"{len(labels)} labels, {len(scores)} scores and {len(groups)} groups: one of each is needed per image")
+        raise UserError(f"{len(labels)} labels, {len(scores)} scores and {len(groups)} groups: one of each is "
+            "needed per image")
     if not np.isin(labels, (0, 1)).all(): raise UserError("labels must be 0 (OK) or 1 (NOK)")
-    if np.isnan(scores).any(): raise UserError(f"the score of image {np.flatnonzero(np.isnan(scores))[0]} is not a number")
+    if np.isnan(scores).any():
+        raise UserError(f"the score of image {np.flatnonzero(np.isnan(scores))[0]} is not a number")
     return labels.astype(int), scores, np.unique(groups, return_inverse=True)[1].reshape(-1)
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #2de5e286
@@ -41,7 +44,9 @@ def image_auroc(labels, scores):
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #34026e56
 def _alarms(labels, scores, weights=None):
-    "Distinct scores, descending [U]; NOK and OK weight at or above each [..., U]. `weights` [..., N], ones unless given."
+    """Distinct scores, descending [U]; NOK and OK weight at or above each [..., U].
+
+    `weights` [..., N], ones unless given."""
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))    # only the last of each tie is a threshold
     weights = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
@@ -49,7 +54,9 @@ def _alarms(labels, scores, weights=None):
     return scores[order][last], count(1), count(0)
 
 def average_precision(labels, scores, weights=None):
-    "Area under the precision-recall steps, in [0, 1]; NaN when a class is missing. With `weights` [..., N] an array [...]."
+    """Area under the precision-recall steps, in [0, 1]; NaN when a class is missing.
+
+    With `weights` [..., N] an array [...]."""
     labels, scores, _ = _checked(labels, scores)
     if len(set(labels.tolist())) < 2: return float("nan")
     _, tp, fp = _alarms(labels, scores, weights)
@@ -77,7 +84,8 @@ def best_f1(labels, scores):
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #e277c9a2
 def miss_rate_at(labels, scores, limit, weights=None):
-    "Fraction of NOK images missed at the lowest threshold whose false-positive rate is at most `limit` in (0, 1); NaN when a class is missing. With `weights` [..., N] an array [...]."
+    """Fraction of NOK images missed at the lowest threshold whose false-positive rate is at most `limit` in (0, 1);
+    NaN when a class is missing. With `weights` [..., N] an array [...]."""
     labels, scores, _ = _checked(labels, scores)
     if len(set(labels.tolist())) < 2: return float("nan")
     _, tp, fp = _alarms(labels, scores, weights)
@@ -108,7 +116,8 @@ def rate_interval(events, groups=None, level=0.95):
     "(rate, low, high) of 0/1 events [n], Clopper and Pearson at the effective number of images; NaN without any."
     events = np.asarray(events, float)
     if not len(events): return (float("nan"),) * 3
-    n, rate, tail = effective_number(events, np.arange(len(events)) if groups is None else groups), events.mean(), (1 - level) / 2
+    n, rate = effective_number(events, np.arange(len(events)) if groups is None else groups), events.mean()
+    tail = (1 - level) / 2
     low = special.betaincinv(rate * n, n - rate * n + 1, tail) if rate > 0 else 0.0
     high = special.betaincinv(rate * n + 1, n - rate * n, 1 - tail) if rate < 1 else 1.0
     return float(rate), float(low), float(high)
@@ -128,14 +137,17 @@ def _map_and_mask(i, score_map, mask):
     if not np.issubdtype(score_map.dtype, np.floating): score_map = score_map.astype(np.float64)
     mask = np.zeros(score_map.shape, bool) if mask is None else np.asarray(mask, bool)
     if score_map.ndim != 2 or score_map.shape != mask.shape:
-        raise UserError(f"map {i} has shape {score_map.shape} and its mask {mask.shape}: resize the map to the mask's size first")
+        raise UserError(f"map {i} has shape {score_map.shape} and its mask {mask.shape}: resize the map to the "
+            "mask's size first")
     if np.isnan(score_map).any(): raise UserError(f"map {i} holds a score that is not a number")
     return score_map, mask
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #eb1663d4
 def sort_pixels(maps, masks):
-    "Label the regions and sort the background scores of maps [h, w] with masks (bool [h, w], or None for all background)."
-    if len(maps) != len(masks): raise UserError(f"{len(maps)} maps and {len(masks)} masks: one of each is needed per image")
+    """Label the regions and sort the background scores of maps [h, w] with masks (bool [h, w], or None for all
+    background)."""
+    if len(maps) != len(masks):
+        raise UserError(f"{len(maps)} maps and {len(masks)} masks: one of each is needed per image")
     background, defect, share, image, regions = [], [], [], [], []
     for i, (score_map, mask) in enumerate(zip(maps, masks)):
         score_map, mask = _map_and_mask(i, score_map, mask)
@@ -150,7 +162,8 @@ def sort_pixels(maps, masks):
     def join(parts, dtype): return np.concatenate(parts) if parts else np.zeros(0, dtype)
     background = join(background, np.float32)
     background.sort()
-    return Pixels(background, join(defect, np.float32), join(share, np.float64), join(image, np.int32), np.array(regions, int))
+    return Pixels(background, join(defect, np.float32), join(share, np.float64), join(image, np.int32),
+        np.array(regions, int))
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #3cc81751
 class Curves(NamedTuple):
@@ -177,17 +190,21 @@ def area_to_limit(x, y, limit=1.0):
     if not 0 < limit <= 1: raise UserError(f"a false-positive limit lies in (0, 1], not at {limit}")
     width = np.diff(x, axis=-1)
     inside = np.diff(np.minimum(x, limit), axis=-1)
-    reached = np.divide(inside, width, out=np.zeros_like(inside), where=width > 0)    # share of the segment left of the limit
+    # share of the segment left of the limit
+    reached = np.divide(inside, width, out=np.zeros_like(inside), where=width > 0)
     height = y[..., :-1] + np.diff(y, axis=-1) * reached / 2
     return (inside * height).sum(-1) / limit + 0 * (x[..., -1] + y[..., -1])      # NaN where an axis is undefined
 
 def pixel_auroc(maps, masks):
-    "AUROC over all pixels of all images, exact; NaN without a defect or without a background pixel. Masks may be None (all background)."
+    """AUROC over all pixels of all images, exact; NaN without a defect or without a background pixel.
+
+    Masks may be None (all background)."""
     fpr, tpr, _ = roc_pro(sort_pixels(maps, masks))
     return float(area_to_limit(fpr, tpr))
 
 def aupro(maps, masks, limits=(0.30, 0.05)):
-    "Area under the PRO curve up to each limit, divided by it (list as `limits`; one float for one limit); NaN without a region."
+    """Area under the PRO curve up to each limit, divided by it (list as `limits`; one float for one limit);
+    NaN without a region."""
     fpr, _, pro = roc_pro(sort_pixels(maps, masks))
     if np.ndim(limits) == 0: return float(area_to_limit(fpr, pro, limits))
     return [float(area_to_limit(fpr, pro, limit)) for limit in limits]
@@ -239,13 +256,16 @@ def _logit_bounds(auroc, t, variance):
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #ce3bf72c
 def auroc_interval(labels, scores, groups=None, level=0.95):
-    "Interval (low, high) of the image AUROC for new groups; without `groups` each image is its own. NaN when a class is missing."
+    """Interval (low, high) of the image AUROC for new groups; without `groups` each image is its own.
+
+    NaN when a class is missing."""
     labels, scores, groups = _checked(labels, scores, groups)
     auroc = image_auroc(labels, scores)
     if np.isnan(auroc): return auroc, auroc
     if _fewest_groups(labels, groups) < 2: return 0.0, 1.0
     n_groups = groups.max() + 1
-    nok, ok = (_side(v, scores[labels == c], groups[labels == c], n_groups) for v, c in zip(_placements(labels, scores), (1, 0)))
+    nok, ok = (_side(v, scores[labels == c], groups[labels == c], n_groups)
+        for v, c in zip(_placements(labels, scores), (1, 0)))
     mixed = bool(np.intersect1d(groups[labels == 1], groups[labels == 0]).size)
     apart = nok.variance + ok.variance
     together = 2 * n_groups / (n_groups - 1) * (nok.total * ok.total).sum() if mixed else 0.0
@@ -258,13 +278,15 @@ def auroc_interval(labels, scores, groups=None, level=0.95):
     low, high = _logit_bounds(auroc, t, variance)
     return float(min(low, _newcombe_low(auroc, t, m, n))), float(max(high, 1 - _newcombe_low(1 - auroc, t, m, n)))
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #940ebe5a
 def _fewest_groups(labels, groups):
     "The smaller of the numbers of groups with an OK image and with a NOK image."
     return min(len(np.unique(groups[labels == label])) for label in (0, 1))
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #ec896c4a
 def replicate_weights(labels, groups, n=1000, seed=0):
-    "How often each image occurs in each of n replicates: float64 [n, N], equal within a group, each row with both classes."
+    """How often each image occurs in each of n replicates: float64 [n, N], equal within a group,
+    each row with both classes."""
     labels, _, groups = _checked(labels, np.zeros(len(labels)), groups)
     n_groups = groups.max() + 1
     holds = [np.bincount(groups[labels == label], minlength=n_groups) > 0 for label in (0, 1)]
@@ -280,7 +302,8 @@ def replicate_weights(labels, groups, n=1000, seed=0):
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #1d2316c7
 def expanded_percentiles(value, replicates, n_groups, level=0.95):
-    "Percentile interval (low, high) of replicates [R] widened for `n_groups` groups, holding `value`; (0, 1) for fewer than two groups."
+    """Percentile interval (low, high) of replicates [R] widened for `n_groups` groups, holding `value`;
+    (0, 1) for fewer than two groups."""
     if np.isnan(value): return value, value
     if n_groups < 2: return 0.0, 1.0
     tail = stats.norm.cdf(-np.sqrt(n_groups / (n_groups - 1)) * stats.t.ppf((1 + level) / 2, n_groups - 1))
@@ -288,10 +311,12 @@ def expanded_percentiles(value, replicates, n_groups, level=0.95):
     return float(min(low, value)), float(max(high, value))
 
 def bootstrap(statistic, labels, groups, n=1000, seed=0):
-    "Interval (low, high) of a statistic of weights [..., N] -> [...], from n replicates of whole groups; the same for the same seed."
+    """Interval (low, high) of a statistic of weights [..., N] -> [...], from n replicates of whole groups;
+    the same for the same seed."""
     labels, _, groups = _checked(labels, np.zeros(len(labels)), groups)
     value = float(statistic(np.ones((1, len(labels))))[0])
-    return expanded_percentiles(value, statistic(replicate_weights(labels, groups, n, seed)), _fewest_groups(labels, groups))
+    return expanded_percentiles(value, statistic(replicate_weights(labels, groups, n, seed)),
+        _fewest_groups(labels, groups))
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #b7982c51
 def _rows(labels, scores, groups=None):
@@ -300,22 +325,27 @@ def _rows(labels, scores, groups=None):
     return checked[0][0], np.stack([row for _, row, _ in checked]), checked[0][2]
 
 def seed_variance(*values):
-    "(variance, degrees of freedom) of a sum or difference of means over training seeds, from one array [S] a method: Σ s²/S; (0, ∞) where no method has two seeds."
+    """(variance, degrees of freedom) of a sum or difference of means over training seeds, from one array [S] a method:
+    Σ s²/S; (0, ∞) where no method has two seeds."""
     terms = [(np.var(v, ddof=1) / len(v), len(v) - 1) for v in map(np.ravel, values) if len(v) > 1]
     variance = float(sum(term for term, _ in terms))
     return (variance, variance**2 / sum(term**2 / n for term, n in terms)) if variance > 0 else (0.0, np.inf)
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #27306eb0
 def over_seeds(value, low, high, *values, level=0.95):
-    "(low, high) of a mean over training seeds, or of a difference of such means, for new parts and new seeds; `low` and `high`: for new parts alone, `values`: one array [S] a method."
+    """(low, high) of a mean over training seeds, or of a difference of such means, for new parts and new seeds;
+    `low` and `high`: for new parts alone, `values`: one array [S] a method."""
     variance, freedom = seed_variance(*values)
     if not variance: return float(low), float(high)
     half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
     return float(value - np.hypot(value - low, half)), float(value + np.hypot(high - value, half))
 
 def mean_auroc(labels, scores, groups=None):
-    "(mean, low, high) of the image AUROC over training seeds, scores [S, N], for new groups and new seeds; of one fit for scores [N]."
+    """(mean, low, high) of the image AUROC over training seeds, scores [S, N], for new groups and new seeds;
+    of one fit for scores [N]."""
     labels, scores, groups = _rows(labels, scores, groups)
-    values, ends = (np.array([statistic(labels, row, *more) for row in scores]) for statistic, more in ((image_auroc, ()), (auroc_interval, (groups,))))
+    values, ends = (np.array([statistic(labels, row, *more) for row in scores])
+        for statistic, more in ((image_auroc, ()), (auroc_interval, (groups,))))
     low, high = over_seeds(values.mean(), *ends.mean(0), values)
     return float(values.mean()), max(low, 0.0), min(high, 1.0)
 
@@ -331,7 +361,8 @@ def weighted_auroc(labels, scores, weights):
 def paired_difference(labels, a, b, groups=None, seed=0, replicates=1000, level=0.95):
     """(AUROC of scores a − AUROC of scores b, low, high) on the same images [N]; the interval resamples groups.
 
-    Scores [S, N] are those of S training seeds: the difference is that of the means over seeds, and the interval covers new seeds, too."""
+    Scores [S, N] are those of S training seeds: the difference is that of the means over seeds,
+    and the interval covers new seeds, too."""
     labels, a, groups = _rows(labels, a, groups)
     b = _rows(labels, b)[1]
     def mean(rows, weights): return sum(weighted_auroc(labels, row, weights) for row in rows) / len(rows)
@@ -339,7 +370,8 @@ def paired_difference(labels, a, b, groups=None, seed=0, replicates=1000, level=
     each = [np.array([image_auroc(labels, row) for row in rows]) for rows in (a, b)]
     value = float(each[0].mean() - each[1].mean())
     if n_groups < 2: return value, -1.0, 1.0
-    low, high = over_seeds(value, *expanded_percentiles(value, mean(a, weights) - mean(b, weights), n_groups, level), *each, level=level)
+    low, high = over_seeds(value, *expanded_percentiles(value, mean(a, weights) - mean(b, weights), n_groups, level),
+        *each, level=level)
     return value, max(low, -1.0), min(high, 1.0)
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #827ba1dc
@@ -349,8 +381,10 @@ class DeLong(NamedTuple):
     error: float
     p: float
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #a745f29f
 def delong(labels, a, b, groups=None):
-    """DeLong's test of AUROC(a) − AUROC(b) on the same images, over groups if given. p is NaN where a class is missing, has one group, or all placements differ alike.
+    """DeLong's test of AUROC(a) − AUROC(b) on the same images, over groups if given. p is NaN where a class is missing,
+    has one group, or all placements differ alike.
 
     Scores [S, N] of S training seeds: of the means over seeds, whose variance between seeds is added."""
     labels, a, numbers = _rows(labels, a, groups)
@@ -363,18 +397,20 @@ def delong(labels, a, b, groups=None):
     difference, G = float(d[0].mean()), numbers.max() + 1
     if min(sizes) < 2: return DeLong(difference, float("nan"), float("nan"))
     together = 2 * G / (G - 1) * float(sums[0] @ sums[1])                                 # groups that hold both labels
-    variance = sum(g / (g - 1) * (t**2).sum() for g, t in zip(sizes, sums)) + (together / 2 if together < 0 else together)
+    variance = (sum(g / (g - 1) * (t**2).sum() for g, t in zip(sizes, sums))
+        + (together / 2 if together < 0 else together))
     drawn, freedom = seed_variance(*([image_auroc(labels, row) for row in rows] for rows in (a, b)))
     variance = max(variance, 0.0)
     error = float(np.sqrt(variance + drawn))
     if error < 1e-12: return DeLong(difference, 0.0, 1.0 if abs(difference) < 1e-12 else float("nan"))
-    inverse = (0.0 if groups is None else variance**2 / (min(sizes) - 1)) + drawn**2 / freedom                           # Satterthwaite's
+    inverse = (0.0 if groups is None else variance**2 / (min(sizes) - 1)) + drawn**2 / freedom  # Satterthwaite's
     tail = stats.t((variance + drawn) ** 2 / inverse).sf if inverse else stats.norm.sf
     return DeLong(difference, error, float(2 * tail(abs(difference) / error)))
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #76837c7c
 def holm(p):
-    "Holm's adjusted p-values of a family of tests [K], each in [0, 1]; a test without a p (NaN) counts as one that shows nothing."
+    """Holm's adjusted p-values of a family of tests [K], each in [0, 1];
+    a test without a p (NaN) counts as one that shows nothing."""
     p = np.nan_to_num(np.asarray(p, np.float64), nan=1.0)
     if ((p < 0) | (p > 1)).any(): raise UserError("a p-value lies in [0, 1]")
     order = np.argsort(p, kind="stable")
@@ -383,16 +419,20 @@ def holm(p):
     return adjusted
 
 def compare(labels, scores, groups=None, seed=0, replicates=1000):
-    "Every pair of the methods in `scores` (name -> [N], or [S, N] of S training seeds) on the same images: rows `a,b,difference,ci_low,ci_high,p,p_holm` (AUROC of a − b)."
+    """Every pair of the methods in `scores` (name -> [N], or [S, N] of S training seeds) on the same images: rows
+    `a,b,difference,ci_low,ci_high,p,p_holm` (AUROC of a − b)."""
     pairs = [(a, b) for i, a in enumerate(scores) for b in list(scores)[i + 1:]]
-    rows = [(a, b, *paired_difference(labels, scores[a], scores[b], groups, seed, replicates), delong(labels, scores[a], scores[b], groups).p) for a, b in pairs]
+    rows = [(a, b, *paired_difference(labels, scores[a], scores[b], groups, seed, replicates),
+        delong(labels, scores[a], scores[b], groups).p) for a, b in pairs]
     table = pd.DataFrame(rows, columns=["a", "b", "difference", "ci_low", "ci_high", "p"])
     return table.assign(p_holm=holm(table.p))
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #9e3cae41
 def _bin_edges(pixels, n=500):
     "About 3 n ascending edges between scores: n in the background's top 5 %, n below, n over the defect pixels."
-    def top(sorted_scores, share): return sorted_scores[np.round((1 - share) * (len(sorted_scores) - 1)).astype(int)] if len(sorted_scores) else sorted_scores
+    def top(sorted_scores, share):
+        if len(sorted_scores): return sorted_scores[np.round((1 - share) * (len(sorted_scores) - 1)).astype(int)]
+        return sorted_scores
     shares = np.r_[np.linspace(0, 0.05, n, endpoint=False), np.linspace(0.05, 1, n)]
     edges = np.sort(np.r_[top(pixels.background, shares), top(np.sort(pixels.defect), np.linspace(0, 1, n))])
     tied = edges[1:][edges[1:] == edges[:-1]]
@@ -405,7 +445,8 @@ def _histograms(pixels, maps, masks):
     def by_image(image, values, weights=None):
         index = image * bins + np.searchsorted(edges, values, side="right")
         return np.bincount(index, weights, n_images * bins).reshape(n_images, bins)[:, ::-1].astype(float)
-    def one_image(values): return np.diff(np.searchsorted(np.sort(values), edges), prepend=0, append=len(values))[::-1].astype(float)
+    def one_image(values):
+        return np.diff(np.searchsorted(np.sort(values), edges), prepend=0, append=len(values))[::-1].astype(float)
     background = np.stack([one_image(np.asarray(m)[~k] if k is not None else np.ravel(m)) for m, k in zip(maps, masks)])
     image = pixels.image.astype(np.int64)
     return background, by_image(image, pixels.defect), by_image(image, pixels.defect, pixels.share)
@@ -416,12 +457,14 @@ def pixel_replicates(pixels, maps, masks, weights, limits=(0.30, 0.05)):
     return _binned(*_histograms(pixels, maps, masks), weights, limits)
 
 def _binned(background, defect, share, weights, limits):
-    "Pixel metrics of every replicate from counts by image and bin [M, bins], highest bin first, and image weights [R, M]."
+    """Pixel metrics of every replicate from counts by image and bin [M, bins], highest bin first,
+    and image weights [R, M]."""
     def curve(histogram):
         height = np.cumsum(weights @ histogram, axis=-1)
         return np.pad(height / height[:, -1:], ((0, 0), (1, 0)))
     fpr, pro = curve(background), curve(share)
-    return {"pixel_auroc": area_to_limit(fpr, curve(defect))} | {f"aupro_{limit:.2f}": area_to_limit(fpr, pro, limit) for limit in limits}
+    return {"pixel_auroc": area_to_limit(fpr, curve(defect))} | {f"aupro_{limit:.2f}": area_to_limit(fpr, pro, limit)
+        for limit in limits}
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #f499dc2a
 EXACT_PIXELS = 2**25        # kept in full, 4 bytes each; beyond that, histograms
@@ -432,17 +475,20 @@ def _float_grid(per_octave):
     return np.r_[-positive[:0:-1], positive]
 
 def area_error(x, y, limit=1.0):
-    "The largest error of `area_to_limit` where the exact curve is known at the vertices of x, y [V] only, and rises in between."
+    """The largest error of `area_to_limit` where the exact curve is known at the vertices of x, y [V] only,
+    and rises in between."""
     inside, rise = np.diff(np.minimum(x, limit)), np.diff(y)
     cut = (inside > 0) & (inside < np.diff(x))
     return float((inside * rise * np.where(cut, 1, 0.5)).sum() / limit)
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #d32a8b1d
 class PixelBins:
-    "Counts of pixels by score: for each kind of image in narrow bins, for each image in the wide ones of the replicates."
+    """Counts of pixels by score: for each kind of image in narrow bins,
+    for each image in the wide ones of the replicates."""
     def __init__(self, pixels, n=2**17):
         "Bins between the scores of some first `Pixels`, n for each class, and the float grid."
-        low, high = (float(edge(pixels.background[[0, -1]])) for edge in (np.min, np.max)) if len(pixels.background) else (0.0, 0.0)
+        low, high = ((float(edge(pixels.background[[0, -1]])) for edge in (np.min, np.max)) if len(pixels.background)
+            else (0.0, 0.0))
         beyond, wide = _float_grid(16), _bin_edges(pixels)
         self.narrow = np.unique(np.r_[_bin_edges(pixels, n // 2), _float_grid(256)])
         self.wide = np.unique(np.r_[wide, beyond[(beyond < low) | (beyond > high)]])
@@ -451,32 +497,42 @@ class PixelBins:
     @staticmethod
     def _count(scores, edges): return np.diff(np.searchsorted(scores, edges), prepend=0, append=len(scores))[::-1]
 
-    def add(self, kind, score_map, mask):
-        "Count a map [h, w] of an image of that kind; from the highest bin down."
-        pixels = sort_pixels([score_map], [mask])
-        order = np.argsort(pixels.defect)
-        defect, after = pixels.defect[order], np.r_[0, np.cumsum(pixels.share[order])]
-        def counts(edges):
-            found = np.searchsorted(defect, edges)
-            return self._count(pixels.background, edges), self._count(defect, edges), np.diff(after[found], prepend=0, append=after[-1])[::-1]
-        new = counts(self.narrow)
-        old = self.sums.get(kind)
-        self.sums[kind] = [*new, int(pixels.regions[0])] if old is None else [a + b for a, b in zip(old, (*new, int(pixels.regions[0])))]
-        self.images.append([one.astype(np.float32) for one in counts(self.wide)])
+# %% ../../nbs/60_evaluation.metrics.ipynb #087de631
+@patch
+def add(self: PixelBins, kind, score_map, mask):
+    "Count a map [h, w] of an image of that kind; from the highest bin down."
+    pixels = sort_pixels([score_map], [mask])
+    order = np.argsort(pixels.defect)
+    defect, after = pixels.defect[order], np.r_[0, np.cumsum(pixels.share[order])]
+    def counts(edges):
+        found = np.searchsorted(defect, edges)
+        return (self._count(pixels.background, edges), self._count(defect, edges),
+            np.diff(after[found], prepend=0, append=after[-1])[::-1])
+    new = counts(self.narrow)
+    old = self.sums.get(kind)
+    self.sums[kind] = ([*new, int(pixels.regions[0])] if old is None
+        else [a + b for a, b in zip(old, (*new, int(pixels.regions[0])))])
+    self.images.append([one.astype(np.float32) for one in counts(self.wide)])
 
-    def curves(self, kinds):
-        "`Curves` at the borders of the narrow bins, over all images of these kinds."
-        return Curves(*(np.r_[0, np.cumsum(total)] / (total.sum() or np.nan) for total in (sum(self.sums[kind][i] for kind in kinds) for i in range(3))))
+@patch
+def curves(self: PixelBins, kinds):
+    "`Curves` at the borders of the narrow bins, over all images of these kinds."
+    return Curves(*(np.r_[0, np.cumsum(total)] / (total.sum() or np.nan)
+        for total in (sum(self.sums[kind][i] for kind in kinds) for i in range(3))))
 
-    def replicates(self, which, weights, limits=(0.30, 0.05)):
-        "As `pixel_replicates`, of the images with the numbers `which`."
-        return _binned(*(np.stack([self.images[i][k] for i in which]).astype(float) for k in range(3)), weights, limits)
+# %% ../../nbs/60_evaluation.metrics.ipynb #15713ae9
+@patch
+def replicates(self: PixelBins, which, weights, limits=(0.30, 0.05)):
+    "As `pixel_replicates`, of the images with the numbers `which`."
+    return _binned(*(np.stack([self.images[i][k] for i in which]).astype(float) for k in range(3)), weights, limits)
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #61fedcb9
 PIXEL_METRICS = ("pixel_auroc", "aupro_0.30", "aupro_0.05")
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #0d7a6077
 class PixelStream:
-    "Maps and masks of images, one after the other: kept up to `limit` pixels (None: all), counted in `PixelBins` beyond that."
+    """Maps and masks of images, one after the other: kept up to `limit` pixels (None: all),
+    counted in `PixelBins` beyond that."""
     def __init__(self, limit=EXACT_PIXELS):
         self.limit, self.pixels, self.bins = limit, 0, None
         self.images, self.kinds, self.maps, self.masks = [], [], [], []
@@ -495,35 +551,46 @@ class PixelStream:
     def _count(self):
         "Let the maps choose the bins, count them and forget them."
         self.bins = PixelBins(sort_pixels(self.maps, self.masks))
-        for i, kind, score_map, mask in zip(self.images, self.kinds, self.maps, self.masks): self.bins.add(kind, *_map_and_mask(i, score_map, mask))
+        for i, kind, score_map, mask in zip(self.images, self.kinds, self.maps, self.masks):
+            self.bins.add(kind, *_map_and_mask(i, score_map, mask))
         self.maps, self.masks = [], []
 
-    def areas(self, which, weights):
-        "Pixel metrics of the images at the positions `which`: dict name -> (value, largest error, replicates for image weights [R, M])."
-        if self.bins is None:
-            maps, masks = [self.maps[i] for i in which], [self.masks[i] for i in which]
-            pixels = sort_pixels(maps, masks)
-            curves, drawn = roc_pro(pixels), lambda: pixel_replicates(pixels, maps, masks, weights())
-        else:
-            kinds = {self.kinds[i] for i in which}
-            if sum(kind in kinds for kind in self.kinds) > len(which): raise UserError("pixels were counted by kind of image, so a kind is judged whole")
-            curves, drawn = self.bins.curves(sorted(kinds)), lambda: self.bins.replicates(which, weights())
-        values = {name: (float(area_to_limit(curves.fpr, y, limit)), 0.0 if self.bins is None else area_error(curves.fpr, y, limit))
-                  for name, y, limit in zip(PIXEL_METRICS, (curves.tpr, curves.pro, curves.pro), (1.0, 0.30, 0.05))}
-        found = {name: None for name in values} if np.isnan(values["pixel_auroc"][0]) else drawn()
-        return {name: (*values[name], found[name]) for name in values}
+# %% ../../nbs/60_evaluation.metrics.ipynb #5f0fda7c
+@patch
+def areas(self: PixelStream, which, weights):
+    """Pixel metrics of the images at the positions `which`:
+    dict name -> (value, largest error, replicates for image weights [R, M])."""
+    if self.bins is None:
+        maps, masks = [self.maps[i] for i in which], [self.masks[i] for i in which]
+        pixels = sort_pixels(maps, masks)
+        curves, drawn = roc_pro(pixels), lambda: pixel_replicates(pixels, maps, masks, weights())
+    else:
+        kinds = {self.kinds[i] for i in which}
+        if sum(kind in kinds for kind in self.kinds) > len(which):
+            raise UserError("pixels were counted by kind of image, so a kind is judged whole")
+        curves, drawn = self.bins.curves(sorted(kinds)), lambda: self.bins.replicates(which, weights())
+    values = {name: (float(area_to_limit(curves.fpr, y, limit)),
+        0.0 if self.bins is None else area_error(curves.fpr, y, limit))
+        for name, y, limit in zip(PIXEL_METRICS, (curves.tpr, curves.pro, curves.pro), (1.0, 0.30, 0.05))}
+    found = {name: None for name in values} if np.isnan(values["pixel_auroc"][0]) else drawn()
+    return {name: (*values[name], found[name]) for name in values}
 
-    def error(self):
-        "The largest error of a pixel metric over all images; 0 where they are exact."
-        if self.bins is None or not self.images: return 0.0
-        curves = self.bins.curves(sorted(set(self.kinds)))
-        return max(0.0, *(area_error(curves.fpr, y, limit) for y, limit in ((curves.tpr, 1.0), (curves.pro, 0.30), (curves.pro, 0.05))))
+# %% ../../nbs/60_evaluation.metrics.ipynb #80bdedb9
+@patch
+def error(self: PixelStream):
+    "The largest error of a pixel metric over all images; 0 where they are exact."
+    if self.bins is None or not self.images: return 0.0
+    curves = self.bins.curves(sorted(set(self.kinds)))
+    return max(0.0, *(area_error(curves.fpr, y, limit)
+        for y, limit in ((curves.tpr, 1.0), (curves.pro, 0.30), (curves.pro, 0.05))))
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #5307bdad
-METRICS = ("image_auroc", *PIXEL_METRICS, "image_ap", "image_f1max", "fnr_at_fpr5", "fnr_at_fpr1", "false_alarms", "misses")
+METRICS = ("image_auroc", *PIXEL_METRICS, "image_ap", "image_f1max", "fnr_at_fpr5", "fnr_at_fpr1",
+    "false_alarms", "misses")
 
 def _pixel_rows(labels, groups, stream, which, replicates, seed):
-    "The three pixel metrics of the images at the positions `which` of a `PixelStream`: dict name -> (value, low, high, n_ok, n_nok)."
+    """The three pixel metrics of the images at the positions `which` of a `PixelStream`:
+    dict name -> (value, low, high, n_ok, n_nok)."""
     names, nan = PIXEL_METRICS, float("nan")
     if stream is None: return {name: (nan, nan, nan, 0, 0) for name in names}
     images = np.array(stream.images, int)[np.asarray(which, int)]
@@ -532,13 +599,16 @@ def _pixel_rows(labels, groups, stream, which, replicates, seed):
     if not counts[1]: return {name: (nan, nan, nan, *counts) for name in names}
     found = stream.areas(which, lambda: replicate_weights(labels, groups, replicates, seed))
     fewest = _fewest_groups(labels, groups) if counts[0] else len(np.unique(groups))
-    return {name: (value, *((nan, nan) if drawn is None else expanded_percentiles(value, drawn, fewest)), *counts) for name, (value, _, drawn) in found.items()}
+    return {name: (value, *((nan, nan) if drawn is None else expanded_percentiles(value, drawn, fewest)), *counts)
+        for name, (value, _, drawn) in found.items()}
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #72131e95
 def _streamed(labels, maps, masks, kinds=None):
     "A `PixelStream` that keeps all of these maps; None if there are none, and a stream is given back as it is."
     if maps is None or isinstance(maps, PixelStream): return maps
     masks, kinds = [None] * len(labels) if masks is None else masks, labels if kinds is None else kinds
-    if not len(maps) == len(masks) == len(labels): raise UserError(f"{len(maps)} maps and {len(masks)} masks for {len(labels)} images")
+    if not len(maps) == len(masks) == len(labels):
+        raise UserError(f"{len(maps)} maps and {len(masks)} masks for {len(labels)} images")
     stream = PixelStream(limit=None)
     for i, row in enumerate(zip(labels, kinds, maps, masks)): stream.add(i, *row)
     return stream
@@ -547,44 +617,55 @@ def _streamed(labels, maps, masks, kinds=None):
 def evaluate_scores(labels, scores, groups=None, maps=None, masks=None, seed=0, replicates=1000, threshold=None):
     """Rows `metric,value,ci_low,ci_high,n_ok,n_nok` for `METRICS`, with 95 % intervals over groups.
 
-    labels [N] (0 OK, 1 NOK), scores [N], groups [N] (physical parts; each image its own if None), maps: N arrays [h, w] or None,
+    labels [N] (0 OK, 1 NOK), scores [N], groups [N] (physical parts; each image its own if None), maps:
+    N arrays [h, w] or None,
     masks: N bool arrays of the maps' sizes, None for an image without one; in place of both a `PixelStream`.
-    threshold: what was set without these images (NOK above it), or None, where `false_alarms` and `misses` are NaN. Raises `UserError` on NaN scores and on unequal shapes."""
+    threshold: what was set without these images (NOK above it), or None, where `false_alarms` and `misses` are NaN.
+        Raises `UserError` on NaN scores and on unequal shapes."""
     labels, scores, groups = _checked(labels, scores, groups)
     stream = _streamed(labels, maps, masks)
     rows = _pixel_rows(labels, groups, stream, range(len(stream.images) if stream else 0), replicates, seed)
     return _table(rows, labels, scores, groups, replicates, seed, threshold)
 
+# %% ../../nbs/60_evaluation.metrics.ipynb #bf1d3ad3
 def _table(rows, labels, scores, groups, replicates, seed, threshold):
     "The rows of `evaluate_scores` from those of the pixels and from the scores."
     n_ok, n_nok = int((labels == 0).sum()), int(labels.sum())
     rows["image_auroc"] = image_auroc(labels, scores), *auroc_interval(labels, scores, groups), n_ok, n_nok
-    statistics = {"image_ap": lambda w: average_precision(labels, scores, w), "image_f1max": lambda w: _f1_curve(labels, scores, w)[1].max(-1),
-                  "fnr_at_fpr5": lambda w: miss_rate_at(labels, scores, 0.05, w), "fnr_at_fpr1": lambda w: miss_rate_at(labels, scores, 0.01, w)}
+    statistics = {"image_ap": lambda w: average_precision(labels, scores, w), "image_f1max": lambda w:
+        _f1_curve(labels, scores, w)[1].max(-1), "fnr_at_fpr5": lambda w: miss_rate_at(labels, scores, 0.05, w),
+        "fnr_at_fpr1": lambda w: miss_rate_at(labels, scores, 0.01, w)}
     for name, statistic in statistics.items():
         if not n_ok or not n_nok: rows[name] = (*[float("nan")] * 3, n_ok, n_nok)
-        else: rows[name] = float(statistic(np.ones(len(labels)))), *bootstrap(statistic, labels, groups, replicates, seed), n_ok, n_nok
+        else:
+            rows[name] = (float(statistic(np.ones(len(labels)))),
+                *bootstrap(statistic, labels, groups, replicates, seed), n_ok, n_nok)
     for name, limit in {"fnr_at_fpr5": 0.05, "fnr_at_fpr1": 0.01}.items() if n_ok and n_nok else ():
         value, low, high, *counts = rows[name]
         _, least, most = rate_interval(missed_at(labels, scores, limit), groups[labels == 1])
-        rows[name] = value, min(low, least), max(high, most), *counts                  # resampling alone gives 0 of 20 no width
-    for name, wrong in {"false_alarms": scores > threshold, "misses": scores <= threshold}.items() if threshold is not None else ():
+        rows[name] = value, min(low, least), max(high, most), *counts  # resampling alone gives 0 of 20 no width
+    for name, wrong in ({"false_alarms": scores > threshold, "misses": scores <= threshold}.items()
+            if threshold is not None else ()):
         of = labels == (name == "misses")
         rows[name] = *rate_interval(wrong[of], groups[of]), n_ok, n_nok
     rows |= {name: (*[float("nan")] * 3, n_ok, n_nok) for name in METRICS if name not in rows}
-    return pd.DataFrame([(name, *rows[name]) for name in METRICS], columns=["metric", "value", "ci_low", "ci_high", "n_ok", "n_nok"])
+    return pd.DataFrame([(name, *rows[name]) for name in METRICS],
+        columns=["metric", "value", "ci_low", "ci_high", "n_ok", "n_nok"])
 
 # %% ../../nbs/60_evaluation.metrics.ipynb #c9e65024
 def per_defect(labels, scores, groups, defects, maps=None, masks=None, seed=0, replicates=1000, threshold=None):
-    "Rows `defect,metric,value,ci_low,ci_high,n`: each defect type of the NOK images against all OK images; n counts its images in that metric."
+    """Rows `defect,metric,value,ci_low,ci_high,n`: each defect type of the NOK images against all OK images;
+    n counts its images in that metric."""
     labels, scores, _ = _checked(labels, scores, groups)
     groups, defects = np.arange(len(labels)) if groups is None else np.asarray(groups), np.asarray(defects).astype(str)
     if len(defects) != len(labels): raise UserError(f"{len(defects)} defect names for {len(labels)} images")
     stream, tables = _streamed(labels, maps, masks, defects), []
     for defect in np.unique(defects[labels == 1]):
         keep = np.flatnonzero((labels == 0) | (defects == defect))
-        rows = _pixel_rows(labels, groups, stream, np.flatnonzero(np.isin(stream.images, keep)) if stream else (), replicates, seed)
-        table = _table(rows, labels[keep], scores[keep], _checked(labels[keep], scores[keep], groups[keep])[2], replicates, seed, threshold)
+        rows = _pixel_rows(labels, groups, stream, np.flatnonzero(np.isin(stream.images, keep)) if stream else (),
+            replicates, seed)
+        table = _table(rows, labels[keep], scores[keep], _checked(labels[keep], scores[keep], groups[keep])[2],
+            replicates, seed, threshold)
         tables.append(table.assign(defect=defect).rename(columns={"n_nok": "n"}))
     columns = ["defect", "metric", "value", "ci_low", "ci_high", "n"]
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)

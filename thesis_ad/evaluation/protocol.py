@@ -49,19 +49,22 @@ def settings_for(method, profile, enhance=False, seed=None):
     "Settings of a method or variant under a profile, with the profile's first seed unless another is given."
     base, changes = VARIANTS.get(method, (method, {}))
     cls = methods()[one_of(base, methods(), "method")]
-    families = [vars(parent)["method"] for parent in cls.__mro__ if "method" in vars(parent)] + list(getattr(cls, "shares", ()))      # the detector, those it derives from, and those whose settings it shares
+    families = ([vars(parent)["method"] for parent in cls.__mro__ if "method" in vars(parent)]
+        + list(getattr(cls, "shares", ())))  # the detector, those it derives from, and those whose settings it shares
     known = {f.name for f in dataclasses.fields(cls)}
     settings = {"enhance": enhance, "seed": profile.seed if seed is None else seed}
     for name in sorted(known):
         for source in (*(f"{family}_{name}" for family in families), name):
-            if name not in ("name", "seed") and hasattr(profile, source): settings[name] = getattr(profile, source); break
+            if name not in ("name", "seed") and hasattr(profile, source):
+                settings[name] = getattr(profile, source); break
     return settings | {name: getattr(profile, source) for name, source in changes.items()}
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #6c785016
 def depends_on_seed(method, settings):
     "Whether another seed could change a fit of a method or variant with these settings."
     cls = methods()[base_method(method)]
-    chosen = {f.name: f.default for f in dataclasses.fields(cls) if f.name in ("augment", "enhance", "enhance_share")} | settings
+    chosen = {f.name: f.default for f in dataclasses.fields(cls)
+        if f.name in ("augment", "enhance", "enhance_share")} | settings
     return cls.seeded or chosen["augment"] or bool(chosen["enhance"]) and 0 < chosen["enhance_share"] < 1
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #9dd66ae3
@@ -69,20 +72,25 @@ def depends_on_seed(method, settings):
 def code_hash(up_to=99):
     "A hash of the library's modules whose chapter number is at most `up_to`."
     root = Path(thesis_ad.__file__).parent
-    tens = {"settings.py": 0, "files.py": 1, "data": 10, "images": 20, "features": 30, "models": 40, "decision": 50, "evaluation": 60}
-    files = [path for path in sorted(root.rglob("*.py")) if not path.name.startswith("_") and tens.get(path.relative_to(root).parts[0], 90) <= up_to]
+    tens = {"settings.py": 0, "files.py": 1, "data": 10, "images": 20, "features": 30, "models": 40, "decision": 50,
+        "evaluation": 60}
+    files = [path for path in sorted(root.rglob("*.py")) if not path.name.startswith("_")
+        and tens.get(path.relative_to(root).parts[0], 90) <= up_to]
     return content_key([(path.relative_to(root).as_posix(), sha256(path)) for path in files])
 
 def evaluation_code():
     "A hash of the chapters that turn predictions into scores and metrics."
     root = Path(thesis_ad.__file__).parent
-    return content_key([sha256(root / f"{name}.py") for name in ("evaluation/metrics", "evaluation/protocol", "decision/threshold")])
+    return content_key([sha256(root / f"{name}.py")
+        for name in ("evaluation/metrics", "evaluation/protocol", "decision/threshold")])
 
+# %% ../../nbs/61_evaluation.protocol.ipynb #094e58a4
 @functools.cache
 def fit_code(method):
     "A hash of the code that a fit of this method rests on."
     folder, found = Path(thesis_ad.__file__).parent / "models", {}
-    todo = ["detector", *(path.stem for path in folder.glob("*.py") if f'@register("{base_method(method)}"' in path.read_text())]
+    todo = ["detector",
+        *(path.stem for path in folder.glob("*.py") if f'@register("{base_method(method)}"' in path.read_text())]
     while todo:
         name = todo.pop()
         path = folder / f"{name}.py"
@@ -103,7 +111,8 @@ def prepared(task):
     data = dataset_for(task.dataset, task.profile)
     settings = settings_for(task.method, task.profile, data.enhance, task.seed) | dict(task.settings)
     detector = create(base_method(task.method), **settings, device="cpu")
-    return detector, data, content_key(fit_code(task.method), task.method, settings_of(detector), detector.pretrained(), data.train.key, data.calibration.key)
+    return (detector, data, content_key(fit_code(task.method), task.method, settings_of(detector),
+        detector.pretrained(), data.train.key, data.calibration.key))
 
 def fit_cached(task):
     "(bundle folder, dataset) of a task; fits and keeps the detector if it is not in the cache yet."
@@ -131,7 +140,8 @@ class Evaluation:
     calibration: pd.DataFrame        # SCORE_COLUMNS, calibration split
     metrics: pd.DataFrame            # METRIC_COLUMNS
     defects: pd.DataFrame            # metrics by kind of defect
-    seconds: dict = field(default_factory=dict)       # fit, evaluate; of the first seed also predict (an image); fit_mib, evaluate_mib: memory at its highest
+    # fit, evaluate; of the first seed also predict (an image); fit_mib, evaluate_mib: memory at its highest
+    seconds: dict = field(default_factory=dict)
     bundle: Path | None = None
 
     @property
@@ -145,23 +155,29 @@ class Evaluation:
 def score_table(name, method, images, scores, seed=0):
     "SCORE_COLUMNS for the images of an image set, scored by a detector that was fitted from `seed`."
     return pd.DataFrame({"dataset": name, "method": method, "seed": seed, "image": images.paths, "group": images.groups,
-                         "defect": images.defects, "label": images.labels, "score": np.asarray(scores, np.float64)})[SCORE_COLUMNS]
+        "defect": images.defects, "label": images.labels, "score": np.asarray(scores, np.float64)})[SCORE_COLUMNS]
 
+# %% ../../nbs/61_evaluation.protocol.ipynb #6724c3c7
 def evaluate(detector, images, name, method=None, replicates=1000, progress=None):
-    "(scores, metrics, per-defect metrics) of a fitted detector on an image set with OK and NOK; every detector is resampled on the same replicates."
+    """(scores, metrics, per-defect metrics) of a fitted detector on an image set with OK and NOK;
+    every detector is resampled on the same replicates."""
     method = method or detector.method
     stream, scores, labels, kinds = PixelStream(), np.zeros(len(images)), images.labels, images.defects
     for i, (scores[i], heat) in enumerate(predict_each(detector, images, progress=progress)):
         mask, region = images.mask(i), detector.reading.region
-        if heat is not None: stream.add(i, labels[i], kinds[i], heat, mask if mask is None or region is None else mask & ~region.mask)
+        if heat is not None:
+            stream.add(i, labels[i], kinds[i], heat, mask if mask is None or region is None else mask & ~region.mask)
     columns = {"dataset": name, "method": method}
     common, maps = (labels, scores, images.groups), stream if stream.images else None
     threshold = (detector.threshold or {}).get("value")
     metrics = evaluate_scores(*common, maps, replicates=replicates, threshold=threshold)
-    metrics = metrics.assign(**columns, backbone=getattr(detector, "backbone", None) or "none", seed=detector.seed)[METRIC_COLUMNS]
-    defects = per_defect(*common, kinds, maps, replicates=replicates, threshold=threshold).assign(**columns, seed=detector.seed)
+    metrics = metrics.assign(**columns, backbone=getattr(detector, "backbone", None) or "none",
+        seed=detector.seed)[METRIC_COLUMNS]
+    defects = per_defect(*common, kinds, maps, replicates=replicates, threshold=threshold).assign(**columns,
+        seed=detector.seed)
     metrics.attrs["pixel_error"] = stream.error()                   # of the pixel metrics, 0 where they are exact
-    return score_table(name, method, images, scores, detector.seed), metrics, defects[["dataset", "method", "seed", "defect", "metric", "value", "ci_low", "ci_high", "n"]]
+    return (score_table(name, method, images, scores, detector.seed), metrics,
+        defects[["dataset", "method", "seed", "defect", "metric", "value", "ci_low", "ci_high", "n"]])
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #6093e56d
 def calibration_scores(detector, images):
@@ -169,14 +185,16 @@ def calibration_scores(detector, images):
     return np.array([score for score, *_ in out_of_sample(detector, images)], np.float64)
 
 def set_from(detector, images, scores, alpha=0.05):
-    "Set the detector's threshold from the OK scores of a calibration split, or from all its out-of-fold scores; the largest alpha that n scores can promise if 0.05 is below that."
+    """Set the detector's threshold from the OK scores of a calibration split, or from all its out-of-fold scores;
+    the largest alpha that n scores can promise if 0.05 is below that."""
     own = getattr(detector, "own", None)
     ok = own["score"].numpy() if own else np.asarray(scores)[images.labels == 0]
     detector.threshold = None if len(ok) < 3 else conformal_threshold(ok, max(alpha, 1 / (len(ok) + 1))).facts()
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #08b323db
 def seconds_per_picture(detector, images, count=8, clock=time.perf_counter):
-    "Seconds by `clock` that preparing and predicting one of up to `count` pictures takes, one after the other, nothing taken from a cache."
+    """Seconds by `clock` that preparing and predicting one of up to `count` pictures takes, one after the other,
+    nothing taken from a cache."""
     some = images.take(range(min(count, len(images))))
     predict_set(detector, some.take([0]))
     start = clock()
@@ -184,23 +202,28 @@ def seconds_per_picture(detector, images, count=8, clock=time.perf_counter):
     return (clock() - start) / len(some)
 
 def run(task):
-    "The `Evaluation` of a task, from the cache where it is there; feature maps are shared with other tasks on the same images."
+    """The `Evaluation` of a task, from the cache where it is there;
+    feature maps are shared with other tasks on the same images."""
     pin_threads(1)
     try: return _run(task)
     except FileNotFoundError: return _run(task)         # the cache was emptied meanwhile
     finally: return_memory()
 
+# %% ../../nbs/61_evaluation.protocol.ipynb #573e18a5
 def _evaluation_key(task, fit, test):
     "(key in the cache of the evaluation of a fit, whether it says how long a prediction takes)."
     timed = task.seed == task.profile.seed              # another seed takes as long
     return content_key(evaluation_code(), fit, test.key, task.method, timed, task.profile.replicates), timed
 
 def kept(task):
-    "(folder of the fit, folder of the evaluation) of a task in the cache, None for what is not there; nothing is computed."
+    """(folder of the fit, folder of the evaluation) of a task in the cache, None for what is not there;
+    nothing is computed."""
     _, data, fit = prepared(task)
-    folders = cache_dir() / "detectors" / fit, cache_dir() / "evaluations" / _evaluation_key(task, fit, data.open_test())[0]
+    folders = (cache_dir() / "detectors" / fit,
+        cache_dir() / "evaluations" / _evaluation_key(task, fit, data.open_test())[0])
     return tuple(folder if is_sealed(folder) else None for folder in folders)
 
+# %% ../../nbs/61_evaluation.protocol.ipynb #a223b36f
 def _run(task):
     "See `run`."
     bundle, data = fit_cached(task)
@@ -212,15 +235,21 @@ def _run(task):
             calibration = calibration_scores(detector, data.calibration)
             set_from(detector, data.calibration, calibration)
             tables = evaluate(detector, test, task.dataset, task.method, task.profile.replicates)
-        seconds = {"evaluate": time.perf_counter() - start, "evaluate_mib": peak[0]} | ({"predict": seconds_per_picture(detector, data.calibration)} if timed else {})
+        seconds = {"evaluate": time.perf_counter() - start,
+            "evaluate_mib": peak[0]} | ({"predict": seconds_per_picture(detector, data.calibration)} if timed else {})
         write_json(folder / "seconds.json", seconds)
-        for name, table in zip(TABLES, (*tables, score_table(task.dataset, task.method, data.calibration, calibration, task.seed))):
+        for name, table in zip(TABLES,
+                (*tables, score_table(task.dataset, task.method, data.calibration, calibration, task.seed))):
             table.to_csv(folder / f"{name}.csv", index=False)
     folder = cached("evaluations", key, make)
-    seconds = json.loads((bundle.parent / "seconds.json").read_text()) | json.loads((folder / "seconds.json").read_text())
-    read = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"group": str}) for name in TABLES}
-    return Evaluation(task.dataset, task.method, read["metrics"].backbone[0], task.seed, **read, seconds=seconds, bundle=bundle)
+    seconds = (json.loads((bundle.parent / "seconds.json").read_text())
+        | json.loads((folder / "seconds.json").read_text()))
+    read = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""], dtype={"group": str})
+        for name in TABLES}
+    return Evaluation(task.dataset, task.method, read["metrics"].backbone[0], task.seed, **read,
+        seconds=seconds, bundle=bundle)
 
+# %% ../../nbs/61_evaluation.protocol.ipynb #c3e85406
 TABLES = ("scores", "metrics", "defects", "calibration")
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #5c115065
@@ -230,24 +259,34 @@ def on_calibration(task):
     try:
         bundle, data = fit_cached(task)
         with kept_features(): scores = calibration_scores(load_bundle(bundle, "cpu"), data.calibration)
-        return score_table(task.dataset, task.method, data.calibration, scores, task.seed), json.loads((bundle.parent / "seconds.json").read_text())["fit"]
+        return (score_table(task.dataset, task.method, data.calibration, scores, task.seed),
+            json.loads((bundle.parent / "seconds.json").read_text())["fit"])
     finally: return_memory()
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #de9893ce
 def tasks_for(profile, names, datasets=None):
-    "Tasks of every method in `names` on every dataset of the profile, or of `datasets`: all of the first seed, then those that the other seeds change."
-    def several(dataset, name): return depends_on_seed(name, settings_for(name, profile, dataset_for(dataset, profile).enhance))
-    return [Task(dataset, name, profile, seed) for seed in profile.seeds for dataset in datasets or profile.datasets for name in names if seed == profile.seed or several(dataset, name)]
+    """Tasks of every method in `names` on every dataset of the profile, or of `datasets`: all of the first seed, then
+    those that the other seeds change."""
+    def several(dataset, name):
+        return depends_on_seed(name, settings_for(name, profile, dataset_for(dataset, profile).enhance))
+    return [Task(dataset, name, profile, seed) for seed in profile.seeds for dataset in datasets or profile.datasets
+        for name in names if seed == profile.seed or several(dataset, name)]
 
 def run_all(tasks, workers=1, progress="fitting and scoring", say=None):
-    "Evaluations of all tasks by (dataset, method, seed), `workers` at a time. `say` is given a line for each that is finished; without it there is a progress bar."
-    queue = sorted(tasks, key=lambda task: (task.profile.seeds.index(task.seed), -len(dataset_for(task.dataset, task.profile).table)))
+    """Evaluations of all tasks by (dataset, method, seed), `workers` at a time.
+
+    `say` is given a line for each that is finished; without it there is a progress bar."""
+    queue = sorted(tasks,
+        key=lambda task: (task.profile.seeds.index(task.seed), -len(dataset_for(task.dataset, task.profile).table)))
     results = (one for _, one in each(run, queue, workers, folders=kept))
     found, start = {}, time.perf_counter()
     for one in tqdm(results, total=len(tasks), desc=progress, unit="fit", leave=False, disable=True if say else None):
         found[one.key] = one
         todo = [task for task in queue if (task.dataset, task.method, task.seed) not in found]
-        if say: say(f"{len(found)} of {len(queue)}: {one.method} on {one.dataset}, seed {one.seed}; {duration(time.perf_counter() - start)} so far, about {duration(seconds_left(found.values(), todo, workers))} left")
+        if say:
+            say(f"{len(found)} of {len(queue)}: {one.method} on {one.dataset}, seed {one.seed}; "
+                f"{duration(time.perf_counter() - start)} so far, about "
+                f"{duration(seconds_left(found.values(), todo, workers))} left")
     return {key: found[key] for key in [(task.dataset, task.method, task.seed) for task in tasks]}
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #597c783a
@@ -255,7 +294,8 @@ def duration(seconds):
     "A number of seconds as a person says it: '48 s', '3 min 20 s', '2 h 05 min'."
     seconds = round(seconds)
     if seconds < 60: return f"{seconds} s"
-    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds < 3600 else f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    if seconds < 3600: return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 def seconds_left(finished, todo, workers=1):
     "Seconds that the tasks `todo` may still take, from those that the `finished` evaluations took."
@@ -276,18 +316,21 @@ def first_seed(evaluations):
 
 def seed_scores(evaluations, dataset, method, what="scores"):
     "Scores float64 [S, N] of a method on a dataset, one row a seed; `what` is scores (test) or calibration."
-    return np.stack([getattr(one, what).score.to_numpy(np.float64) for key, one in evaluations.items() if key[:2] == (dataset, method)])
+    return np.stack([getattr(one, what).score.to_numpy(np.float64) for key, one in evaluations.items()
+        if key[:2] == (dataset, method)])
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #0ea6c10d
 SUMMARY_COLUMNS = ["dataset", "method", "metric", "mean", "ci_low", "ci_high", "seeds", "sd_seeds"]
 
 def summarise(metrics, by=("dataset", "method", "metric")):
-    "SUMMARY_COLUMNS from a table with `value`, `ci_low` and `ci_high` a seed: the mean over seeds, its interval for new parts and new seeds, and the standard deviation between seeds (empty for one seed)."
+    """SUMMARY_COLUMNS from a table with `value`, `ci_low` and `ci_high` a seed: the mean over seeds, its interval for
+    new parts and new seeds, and the standard deviation between seeds (empty for one seed)."""
     rows = []
     for key, some in metrics.groupby(list(by), sort=False):
         values = some.value[some.value.notna()].to_numpy(float)
         if not len(values): rows.append((*key, *[np.nan] * 3, 0, np.nan)); continue
         ends = some[["ci_low", "ci_high"]].mean()
         low, high = over_seeds(values.mean(), *ends, values)
-        rows.append((*key, values.mean(), max(low, 0.0), min(high, max(1.0, some.ci_high.max())), len(values), values.std(ddof=1) if len(values) > 1 else np.nan))
+        rows.append((*key, values.mean(), max(low, 0.0), min(high, max(1.0, some.ci_high.max())), len(values),
+            values.std(ddof=1) if len(values) > 1 else np.nan))
     return pd.DataFrame(rows, columns=[*by, *SUMMARY_COLUMNS[3:]])

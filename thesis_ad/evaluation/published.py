@@ -14,7 +14,8 @@ from ..settings import PUBLIC_PROFILES, repository_root
 
 # %% ../../nbs/63_evaluation.published.ipynb #64241253
 _MVTEC = """
-patchcore|PatchCore WRN50 (official repository)|99.2/98.1/94.4|100/98.5/97.1|99.7/98.4/93.8|99.9/98.3/92.8|98.8/99.5/98.5|97.9/99.0/97.1
+patchcore|PatchCore WRN50 (official repository)|99.2/98.1/94.4|100/98.5/97.1|99.7/98.4/93.8|\
+99.9/98.3/92.8|98.8/99.5/98.5|97.9/99.0/97.1
 patchcore|PatchCore (anomalib)|98.0/98.0|100/98.4|99.0/98.8|99.4/98.9|96.0/98.9|98.2/98.8
 padim|PaDiM WRN50 (anomalib)|95.0/97.9|99.9/98.5|87.8/97.0|98.9/98.2|84.5/98.8|92.7/98.8
 stfpm|STFPM R18 (anomalib)|89.3/95.1|97.9/97.1|83.8/89.8|95.6/94.2|83.5/98.3|75.9/96.2
@@ -28,6 +29,8 @@ global_knn|masters project, pooled WRN50||99.13//37.70||||
 """
 _MVTEC_COLUMNS = ("mean", "bottle", "cable", "metal_nut", "screw", "capsule")
 _METRICS = ("image_auroc", "pixel_auroc", "aupro_0.30")
+
+# %% ../../nbs/63_evaluation.published.ipynb #1d31d372
 _OTHERS = """
 mvtec2|mean|efficientad|MVTec AD 2 (Heckler-Kram et al.)|aupro_0.05|30.8
 mvtec2|mean|patchcore|MVTec AD 2 (Heckler-Kram et al.)|aupro_0.05|28.8
@@ -81,7 +84,8 @@ def beside_ours(root=None):
 
 # %% ../../nbs/63_evaluation.published.ipynb #dcf52822
 def page(table=None):
-    "`beside_ours` as a table for a person: a row a dataset, method and source, a column a metric: published / ours, percent."
+    """`beside_ours` as a table for a person: a row a dataset, method and source, a column a metric: published / ours,
+    percent."""
     table = beside_ours() if table is None else table
     number = lambda value: "" if np.isnan(value) else f"{100 * value:.1f}"
     table = table.assign(cell=[f"{number(row.published)} / {number(row.ours)}" for row in table.itertuples()])

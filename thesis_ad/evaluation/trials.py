@@ -40,6 +40,7 @@ def _judged(detector, sets, folder, name):
         table = score_table(name, detector.method, images, predict_set(detector, images)[0], detector.seed)
         table.to_csv(folder / f"{key}.csv", index=False)
 
+# %% ../../nbs/64_evaluation.trials.ipynb #ced3585d
 def trial(method, profile, train, calibration, judged, seed=None, enhance=False, timed=True, **settings):
     "The `Trial` of a method under a profile with `settings` changed; train, calibration, judged[name] are `ImageSet`s."
     pin_threads(1)
@@ -70,7 +71,8 @@ def changed(images, change, name):
 
 # %% ../../nbs/64_evaluation.trials.ipynb #ed1145dd
 def decisions(one, name="test", alpha=0.1):
-    "dict of false-positive and miss rate of a `Trial` on a set, at the conformal threshold of its calibration OK images."
+    """dict of false-positive and miss rate of a `Trial` on a set,
+    at the conformal threshold of its calibration OK images."""
     known, some = one.calibration, one.judged[name]
     limit = conformal_threshold(known.score[known.label == 0].to_numpy(), alpha).value
     called = above(some.score.to_numpy(), limit)

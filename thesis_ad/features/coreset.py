@@ -6,6 +6,7 @@
 __all__ = ['coreset_size', 'greedy_coreset', 'random_projection']
 
 # %% ../../nbs/33_features.coreset.ipynb #552cbf11
+from fastcore.basics import patch
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -14,23 +15,27 @@ from ..settings import UserError, rng
 
 # %% ../../nbs/33_features.coreset.ipynb #18a92259
 def coreset_size(count, cap=1500, ratio=0.0):
-    "How many of `count` vectors a coreset keeps: at most `cap`, and at most the share `ratio` (0 = no share; cap 0 = no cap); at least 1."
-    if cap < 0 or not 0 <= ratio <= 1: raise UserError(f"a coreset wants a cap ≥ 0 and a ratio in [0, 1], not cap {cap} and ratio {ratio}")
+    """How many of `count` vectors a coreset keeps: at most `cap`,
+    and at most the share `ratio` (0 = no share; cap 0 = no cap); at least 1."""
+    if cap < 0 or not 0 <= ratio <= 1:
+        raise UserError(f"a coreset wants a cap ≥ 0 and a ratio in [0, 1], not cap {cap} and ratio {ratio}")
     return max(1, min(count, cap or count, round(ratio * count) if ratio else count))
 
 # %% ../../nbs/33_features.coreset.ipynb #3d5d0044
 class _Bank:
-    "Vectors, and what is known of their squared distance to the chosen ones: upper and lower bounds, in units of `scale`²."
+    """Vectors, and what is known of their squared distance to the chosen ones: upper and lower bounds,
+    in units of `scale`²."""
     def __init__(self, X, rows=8192):
         self.X, (n, d), blocks = X, X.shape, [slice(a, a + rows) for a in range(0, len(X), rows)]
-        if not all(np.isfinite(X[b]).all() for b in blocks): raise UserError("a coreset wants finite vectors, and one of these holds NaN or infinity")
+        if not all(np.isfinite(X[b]).all() for b in blocks):
+            raise UserError("a coreset wants finite vectors, and one of these holds NaN or infinity")
         mean = sum(X[b].sum(axis=0, dtype=np.float64) for b in blocks) / n
         scale = max(np.abs(X[b] - mean).max() for b in blocks)
         self.Z, self.scale = torch.empty(n, d), scale or 1.0
         for b in blocks: self.Z[b] = torch.from_numpy(((X[b] - mean) / self.scale).astype(np.float32))
         self.square = torch.linalg.vecdot(self.Z, self.Z)
         self.norm, self.gamma = self.square.sqrt().numpy(), (d + 16) * 2.0 ** -24    # twice the γ above, for safety
-        self.near = np.full(n, np.inf, np.float32)                    # D as the fast formula sees it, over the first `seen` chosen
+        self.near = np.full(n, np.inf, np.float32)  # D as the fast formula sees it, over the first `seen` chosen
         self.upper, self.lower, self.seen = self.near.copy(), -self.near, np.zeros(n, int)
         self.exact, self.exact_seen = np.full(n, np.inf), np.zeros(n, int)
         self.free, self.chosen = np.ones(n, bool), []
@@ -41,11 +46,14 @@ class _Bank:
 
     def error(self, i, near): return self.gamma * (2 * self.norm[i] + np.sqrt(np.maximum(near, 0))) ** 2 + 1e-36
 
-    def learn(self, i, near):
-        "Points `i` have the distance `near` to vectors chosen since they were last looked at."
-        self.near[i] = near = np.minimum(self.near[i], near)
-        error = np.where(self.free[i], self.error(i, near), np.inf)
-        self.upper[i], self.lower[i], self.seen[i] = np.where(self.free[i], near + error, -np.inf), near - error, len(self.chosen)
+# %% ../../nbs/33_features.coreset.ipynb #526a8088
+@patch
+def learn(self: _Bank, i, near):
+    "Points `i` have the distance `near` to vectors chosen since they were last looked at."
+    self.near[i] = near = np.minimum(self.near[i], near)
+    error = np.where(self.free[i], self.error(i, near), np.inf)
+    self.upper[i], self.lower[i] = np.where(self.free[i], near + error, -np.inf), near - error
+    self.seen[i] = len(self.chosen)
 
 # %% ../../nbs/33_features.coreset.ipynb #8491f3ef
 def _distances(bank, i, since, upto):
@@ -93,15 +101,33 @@ def _measure(bank, i, rows=256):
             bank.exact_seen[p] = k
     return bank.exact[i]
 
+# %% ../../nbs/33_features.coreset.ipynb #e5540102
+def _vectors(X, count, first):
+    "`X` as an array; a `UserError` unless it holds vectors, `count` is above 0 and `first` is one of them."
+    X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else np.asarray(X)
+    if X.ndim != 2 or not X.size or count < 1:
+        raise UserError(f"a coreset takes at least 1 of the vectors [N, d], not {count} of an array of shape {X.shape}")
+    if first is not None and not 0 <= first < len(X):
+        raise UserError(f"a coreset begins with one of the vectors 0 to {len(X) - 1}, not with {first}")
+    return X
+
+def _farthest(bank, points):
+    "The lowest of the `points` that are farthest from all chosen vectors; None where all are equal to chosen ones."
+    rivals = points[bank.upper[points] >= bank.lower[points].max()]
+    if len(rivals) > 1:
+        distance = _measure(bank, rivals)
+        if distance.max() == 0: return None
+        rivals = rivals[distance == distance.max()]
+    return rivals[0]
+
 # %% ../../nbs/33_features.coreset.ipynb #7215779f
 def greedy_coreset(X, count, first=None, seed=0, pool=2048, progress=True):
-    """Indices int64 [min(count, N)] of the greedy k-center coreset of `X` [N, d], in the order of choice, no index twice.
+    """Indices int64 [min(count, N)] of the greedy k-center coreset of `X` [N, d], in the order of choice.
 
-    first: index of the first vector (default: drawn from `seed`). Ties go to the lowest index. Equal to the definition in float64
-    (Roth et al. 2022, algorithm 1), whatever the number of threads. Memory beyond X: one float32 copy, some 50 bytes a vector, 50 MB."""
-    X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else np.asarray(X)
-    if X.ndim != 2 or not X.size or count < 1: raise UserError(f"a coreset takes at least 1 of the vectors [N, d], not {count} of an array of shape {X.shape}")
-    if first is not None and not 0 <= first < len(X): raise UserError(f"a coreset begins with one of the vectors 0 to {len(X) - 1}, not with {first}")
+    first: index of the first vector (default: drawn from `seed`). Ties go to the lowest index, and no index comes
+    twice. Equal to the definition in float64 (Roth et al. 2022, algorithm 1), whatever the number of threads.
+    Memory beyond X: one float32 copy, some 50 bytes a vector, 50 MB."""
+    X = _vectors(X, count, first)
     bank, count, floor, points, near = _Bank(X), min(int(count), len(X)), np.inf, np.empty(0, int), None
     bank.choose(rng("coreset", seed).integers(len(X)) if first is None else first)
     _refresh(bank, np.flatnonzero(bank.free))
@@ -109,22 +135,20 @@ def greedy_coreset(X, count, first=None, seed=0, pool=2048, progress=True):
         while len(bank.chosen) < count:
             if len(points):
                 c = bank.chosen[-1]
-                bank.learn(points, (torch.addmv(bank.square[points] + bank.square[c], near, bank.Z[c], alpha=-2)).numpy())
+                bank.learn(points,
+                    (torch.addmv(bank.square[points] + bank.square[c], near, bank.Z[c], alpha=-2)).numpy())
             if not len(points) or bank.lower[points].max() <= floor:
                 points, floor = _draw_pool(bank, pool)
                 near = bank.Z[points]
-            rivals = points[bank.upper[points] >= bank.lower[points].max()]
-            if len(rivals) > 1:
-                distance = _measure(bank, rivals)
-                if distance.max() == 0: break
-                rivals = rivals[distance == distance.max()]
-            bank.choose(rivals[0])
+            if (farthest := _farthest(bank, points)) is None: break
+            bank.choose(farthest)
             bar.update()
     return np.concatenate([bank.chosen, np.flatnonzero(bank.free)[:count - len(bank.chosen)]]).astype(np.int64)
 
 # %% ../../nbs/33_features.coreset.ipynb #1fcd2c46
 def random_projection(X, dimensions=128, seed=0):
-    "`X` [N, d] times a random normal matrix of variance 1/dimensions, float32 [N, dimensions]; unchanged where d is not larger."
+    """`X` [N, d] times a random normal matrix of variance 1/dimensions, float32 [N, dimensions];
+    unchanged where d is not larger."""
     X = torch.as_tensor(X)
     if X.shape[1] <= dimensions: return X
     matrix = rng("projection", seed, X.shape[1]).standard_normal((X.shape[1], dimensions)) / np.sqrt(dimensions)

@@ -6,6 +6,7 @@
 __all__ = ['StreamingCovariance', 'StreamingPCA', 'estimate_latent']
 
 # %% ../../nbs/32_features.latent.ipynb #217c8dc0
+from fastcore.basics import patch
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -21,8 +22,10 @@ class StreamingCovariance:
     def partial_fit(self, rows):
         "Take in `rows`, array or tensor [N, C] of finite numbers."
         x = rows.detach().cpu().numpy() if isinstance(rows, torch.Tensor) else np.asarray(rows)
-        if x.ndim != 2 or not len(x): raise UserError(f"a covariance takes rows [N, C] with N ≥ 1, not an array of shape {x.shape}")
-        if not np.isfinite(x).all(): raise UserError("features that are not finite (NaN or infinity) have no covariance")
+        if x.ndim != 2 or not len(x):
+            raise UserError(f"a covariance takes rows [N, C] with N ≥ 1, not an array of shape {x.shape}")
+        if not np.isfinite(x).all():
+            raise UserError("features that are not finite (NaN or infinity) have no covariance")
         x = x.astype(np.float64)
         n, m, centre = self.rows, len(x), x.mean(axis=0)
         x, step = x - centre, centre - self.mean
@@ -36,10 +39,11 @@ class StreamingCovariance:
         if self.rows < 2: raise UserError(f"a covariance needs at least 2 rows, and has {self.rows}")
         return self._scatter / (self.rows - 1)
 
-    @property
-    def scale(self):
-        "float64 [C]: the standard deviation of each channel."
-        return np.sqrt(np.diag(self.covariance))
+# %% ../../nbs/32_features.latent.ipynb #2618087b
+@patch(as_prop=True)
+def scale(self: StreamingCovariance):
+    "float64 [C]: the standard deviation of each channel."
+    return np.sqrt(np.diag(self.covariance))
 
 # %% ../../nbs/32_features.latent.ipynb #5a669043
 class StreamingPCA(StreamingCovariance):
@@ -61,17 +65,22 @@ class StreamingPCA(StreamingCovariance):
         if not values.sum() > 0: raise UserError("all feature vectors are equal, so there is no variance to keep")
         return values.cumsum() / values.sum()
 
-    def components(self, count):
-        "(variances float64 [count], axes float64 [C, count]): the first `count` eigenvalues and eigenvectors of the covariance of standardised rows (of raw ones without `standardise`)."
-        scale = np.maximum(self.scale, 1e-3 * self.scale.mean()) if self.standardise else np.ones(len(self.mean))
-        values, vectors = np.linalg.eigh(self.covariance / np.outer(scale, scale))
-        return values[::-1][:count], np.ascontiguousarray(vectors[:, ::-1][:, :count])
+# %% ../../nbs/32_features.latent.ipynb #22a2f02b
+@patch
+def components(self: StreamingPCA, count):
+    """(variances float64 [count], axes float64 [C, count]): the first `count` eigenvalues and eigenvectors of the
+    covariance of standardised rows (of raw ones without `standardise`)."""
+    scale = np.maximum(self.scale, 1e-3 * self.scale.mean()) if self.standardise else np.ones(len(self.mean))
+    values, vectors = np.linalg.eigh(self.covariance / np.outer(scale, scale))
+    return values[::-1][:count], np.ascontiguousarray(vectors[:, ::-1][:, :count])
 
-    def latent_size(self, variance=0.90):
-        "The smallest number of components that keeps at least `variance`, in (0, 1], of the variance."
-        if not 0 < variance <= 1: raise UserError(f"the share of variance to keep lies in (0, 1], and is not {variance}")
-        curve = self.explained
-        return min(int(np.searchsorted(curve, variance - 1e-12)) + 1, len(curve))
+@patch
+def latent_size(self: StreamingPCA, variance=0.90):
+    "The smallest number of components that keeps at least `variance`, in (0, 1], of the variance."
+    if not 0 < variance <= 1:
+        raise UserError(f"the share of variance to keep lies in (0, 1], and is not {variance}")
+    curve = self.explained
+    return min(int(np.searchsorted(curve, variance - 1e-12)) + 1, len(curve))
 
 # %% ../../nbs/32_features.latent.ipynb #1e2ba96c
 def estimate_latent(backbone, images, cells, variance=0.90, stages=None, kernel=None, rows=None, standardise=True,
@@ -79,14 +88,16 @@ def estimate_latent(backbone, images, cells, variance=0.90, stages=None, kernel=
     """(latent size, StreamingPCA) of the aggregated features of an `ImageSet` of OK images.
 
     cells: (h, w) of the grid;  variance: share to keep;  stages: of the backbone (default: all it keeps);
-    kernel: of the pooling;  rows: cells taken at random from each image (default: all);  standardise: see `StreamingPCA`."""
+    kernel: of the pooling;  rows: cells taken at random from each image (default: all);
+         standardise: see `StreamingPCA`."""
     pca = StreamingPCA(standardise)
     with tqdm(total=len(images), desc="latent size", unit="image", disable=None if progress else True) as bar:
         for indices, batch in images.batches(batch_size):
             cube = aggregate(backbone(batch, stages), cells, batch.shape[-2:], kernel).flatten(2)  # [B, C, h·w]
             for i, image in zip(indices, cube):
                 count = image.shape[1]
-                if rows and rows < count: image = image[:, rng("latent", seed, int(i)).choice(count, rows, replace=False)]
+                if rows and rows < count:
+                    image = image[:, rng("latent", seed, int(i)).choice(count, rows, replace=False)]
                 pca.partial_fit(image.T)
             bar.update(len(indices))
     return pca.latent_size(variance), pca

@@ -19,41 +19,52 @@ from ..settings import UserError, rng
 
 # %% ../../nbs/35_features.patches.ipynb #ac834064
 def local_average(feature_map, kernel=3):
-    "Mean over `kernel` × `kernel` cells (odd) around each cell of [B, C, h, w], stride 1; cells outside the map count as zero."
-    if kernel < 1 or kernel % 2 == 0: raise UserError(f"the window of the local average is odd and at least 1, not {kernel}")
+    """Mean over `kernel` × `kernel` cells (odd) around each cell of [B, C, h, w], stride 1;
+    cells outside the map count as zero."""
+    if kernel < 1 or kernel % 2 == 0:
+        raise UserError(f"the window of the local average is odd and at least 1, not {kernel}")
     return F.avg_pool2d(feature_map, kernel, 1, kernel // 2)
 
 # %% ../../nbs/35_features.patches.ipynb #86181d34
 def check_pixels(images, names=None):
-    "`images` if it is float [B, 3, H, W] with finite values that are pixels; otherwise a `UserError` that names the picture."
-    if images.ndim != 4 or images.shape[1] != 3 or not images.numel(): raise UserError(f"images are [B, 3, H, W] with B of 1 or more, not {tuple(images.shape)}")
-    in_memory = images.permute(0, 2, 3, 1) if images.stride(1) == 1 else images         # as the numbers lie, which is twice as fast
+    """`images` if it is float [B, 3, H, W] with finite values that are pixels;
+    otherwise a `UserError` that names the picture."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+        raise UserError(f"images are [B, 3, H, W] with B of 1 or more, not {tuple(images.shape)}")
+    # as the numbers lie, which is twice as fast
+    in_memory = images.permute(0, 2, 3, 1) if images.stride(1) == 1 else images
     lowest, highest = in_memory.aminmax()
     if max(-lowest, highest) <= 1e6: return images                          # false for NaN, too
     wrong = int((~(images.abs() <= 1e6)).flatten(1).any(1).nonzero()[0])
-    name, largest = names[wrong] if names is not None else f"image {wrong} of the batch", float(images[wrong].abs().max())
+    name = names[wrong] if names is not None else f"image {wrong} of the batch"
+    largest = float(images[wrong].abs().max())
     if not math.isfinite(largest): raise UserError(f"{name} has pixels that are NaN or infinite")
     raise UserError(f"pixels lie in 0 … 1, and one of {name} is {largest:.1g}")
 
 def soften(m, typical):
-    "v / √(‖v‖² + `typical`²) of each vector v of [B, C, h, w]: length 1 for `typical` = 0, below 1 else; a vector of zeros stays."
+    """v / √(‖v‖² + `typical`²) of each vector v of [B, C, h, w]: length 1 for `typical` = 0, below 1 else;
+    a vector of zeros stays."""
     return m / (m.square().sum(1, keepdim=True) + typical ** 2).sqrt().clamp_min(1e-12)
 
+# %% ../../nbs/35_features.patches.ipynb #f0e5f714
 def stage_maps(backbone, images, stages, kernel=3, typical=None):
-    "A list of float32 [B, C_i, h_i, w_i]: the maps of `stages`, averaged over kernel × kernel cells, and softened by `typical` (a length a stage)."
+    """A list of float32 [B, C_i, h_i, w_i]: the maps of `stages`, averaged over kernel × kernel cells, and softened by
+    `typical` (a length a stage)."""
     maps = [local_average(m, kernel) for m in backbone(check_pixels(images), stages)]
     return maps if typical is None else [soften(m, length) for m, length in zip(maps, typical)]
 
 def typical_lengths(backbone, images, stages, kernel=3, batch_size=8):
     "Mean length of each stage's averaged vectors, one float a stage, over the pictures of an `ImageSet`."
-    each = [[float(m.cpu().double().norm(dim=1).mean((1, 2)).sum()) for m in stage_maps(backbone, batch, stages, kernel)] for _, batch in images.batches(batch_size, progress="typical lengths")]
+    each = [[float(m.cpu().double().norm(dim=1).mean((1, 2)).sum()) for m in stage_maps(backbone, batch, stages,
+        kernel)] for _, batch in images.batches(batch_size, progress="typical lengths")]
     return (np.sum(each, axis=0) / len(images)).tolist()
 
 def patch_features(backbone, images, stages, kernel=3, typical=None):
     "float32 [B, sum C_i, h, w]: the `stage_maps` stacked at the finest of their grids."
     maps = stage_maps(backbone, images, stages, kernel, typical)
     cells = max((m.shape[-2:] for m in maps), key=lambda shape: shape[0] * shape[1])
-    return torch.cat([m if m.shape[-2:] == cells else F.interpolate(m, size=cells, mode="bilinear", align_corners=False) for m in maps], dim=1)
+    return torch.cat([m if m.shape[-2:] == cells else F.interpolate(m, size=cells, mode="bilinear", align_corners=False)
+        for m in maps], dim=1)
 
 # %% ../../nbs/35_features.patches.ipynb #671ac681
 def sample_patches(extract, images, limit=100_000, seed=0, batch_size=8):
@@ -66,7 +77,8 @@ def sample_patches(extract, images, limit=100_000, seed=0, batch_size=8):
         if kept is None:
             per_image = len(rows) // len(batch)
             total = per_image * len(images)
-            chosen = np.arange(total) if total <= limit else np.sort(rng("patches", seed).choice(total, limit, replace=False, shuffle=False))
+            chosen = (np.arange(total) if total <= limit
+                else np.sort(rng("patches", seed).choice(total, limit, replace=False, shuffle=False)))
             kept = torch.empty(len(chosen), rows.shape[1])
         first = int(indices[0]) * per_image
         low, high = np.searchsorted(chosen, (first, first + len(rows)))
@@ -78,9 +90,11 @@ SIGMA_LIMIT = 1000      # pixels; more than that smooths a picture to one number
 
 @lru_cache(maxsize=256)
 def smoothing_matrix(cells, pixels, sigma=4.0):
-    "M = G U, float32 [pixels, cells]: bilinear upsampling, then a Gaussian of `sigma` pixels (0 = none), mirrored at the rim."
+    """M = G U, float32 [pixels, cells]: bilinear upsampling, then a Gaussian of `sigma` pixels (0 = none),
+    mirrored at the rim."""
     U = F.interpolate(torch.eye(cells, dtype=torch.float64)[None], size=pixels, mode="linear", align_corners=False)[0].T
-    return torch.from_numpy((gaussian_filter1d(U.numpy(), sigma, axis=0) if sigma > 0 else U.numpy()).astype(np.float32))
+    return torch.from_numpy((gaussian_filter1d(U.numpy(), sigma, axis=0) if sigma > 0 else U.numpy())
+        .astype(np.float32))
 
 def smooth_map(cell_scores, image_size, sigma=4.0):
     "Anomaly maps float32 [B, H, W] at `image_size` = (H, W) of patch scores [B, h, w]."

@@ -56,7 +56,8 @@ def minimal_noise(image, share, rng):
 
 # %% ../../nbs/20_images.augmentation.ipynb #07ad6d57
 def blur_kernel(size):
-    "float64 `[n]`, centred, n odd: OpenCV's Gaussian kernel of odd `size`; the mean of both neighbours where `size` is even."
+    """float64 `[n]`, centred, n odd: OpenCV's Gaussian kernel of odd `size`;
+    the mean of both neighbours where `size` is even."""
     if size % 2: return cv2.getGaussianKernel(size, 0).ravel()
     return (np.pad(blur_kernel(size - 1), 1) + blur_kernel(size + 1)) / 2
 
@@ -91,9 +92,12 @@ def _check_settings(a):
         if not 0 <= getattr(a, name) <= 1: raise UserError(f"Augment: {name} must lie in 0 … 1, not {getattr(a, name)}")
     for name in ("gamma", "brightness", "contrast"):
         low, high = getattr(a, name)
-        if not 0 < low <= high: raise UserError(f"Augment: {name} must be (low, high) with 0 < low ≤ high, not ({low}, {high})")
-    if not a.noise or min(a.noise) <= 0: raise UserError("Augment: noise must be one or more standard deviations above 0")
-    if not a.blur or any(k < 1 or k != int(k) for k in a.blur): raise UserError("Augment: blur must be one or more kernel sizes in pixels")
+        if not 0 < low <= high:
+            raise UserError(f"Augment: {name} must be (low, high) with 0 < low ≤ high, not ({low}, {high})")
+    if not a.noise or min(a.noise) <= 0:
+        raise UserError("Augment: noise must be one or more standard deviations above 0")
+    if not a.blur or any(k < 1 or k != int(k) for k in a.blur):
+        raise UserError("Augment: blur must be one or more kernel sizes in pixels")
 
 # %% ../../nbs/20_images.augmentation.ipynb #d35b8b70
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ __all__ = ['clahe', 'unsharp', 'Enhance']
 from dataclasses import dataclass
 
 import cv2
+from fastcore.basics import patch
 import numpy as np
 
 from .augmentation import check_image, gamma_table, is_grey
@@ -41,13 +42,9 @@ class Enhance:
 
     def __post_init__(self):
         if not 0 <= self.share <= 1: raise UserError(f"Enhance: share must lie in 0 … 1, not {self.share}")
-        if min(self.clip, self.gamma, self.sigma, *self.tiles) <= 0: raise UserError("Enhance: clip, tiles, gamma and sigma must be above 0")
+        if min(self.clip, self.gamma, self.sigma, *self.tiles) <= 0:
+            raise UserError("Enhance: clip, tiles, gamma and sigma must be above 0")
         if min(self.amount, self.smooth) < 0: raise UserError("Enhance: amount and smooth must not be negative")
-
-    @property
-    def fixed(self):
-        "Whether a picture comes out the same at every draw."
-        return self.share == 1
 
     def __call__(self, image, rng=None):
         check_image(image)
@@ -56,3 +53,9 @@ class Enhance:
         out = cv2.LUT(out, np.rint(gamma_table(self.gamma)).astype(np.uint8))
         out = unsharp(out, self.amount, self.sigma)
         return cv2.GaussianBlur(out, (0, 0), self.smooth) if self.smooth else out
+
+# %% ../../nbs/21_images.enhancement.ipynb #9ba0fa4c
+@patch(as_prop=True)
+def fixed(self: Enhance):
+    "Whether a picture comes out the same at every draw."
+    return self.share == 1

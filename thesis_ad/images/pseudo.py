@@ -30,7 +30,8 @@ def _line(shape, draw):
     angle, bend, length = draw.uniform(0, 2 * np.pi), draw.normal(0, 0.6), draw.uniform(0.08, 0.3) * edge
     s = np.linspace(0, 1, 20)
     points = start + length * np.stack([np.cos(angle + bend * s), np.sin(angle + bend * s)], 1) * s[:, None]
-    cv2.polylines(canvas, [points.round().astype(np.int32)], False, 255, max(1, round(draw.uniform(0.004, 0.012) * edge)), cv2.LINE_AA)
+    cv2.polylines(canvas, [points.round().astype(np.int32)], False, 255,
+        max(1, round(draw.uniform(0.004, 0.012) * edge)), cv2.LINE_AA)
     return canvas.astype(np.float32) / 255
 
 # %% ../../nbs/23_images.pseudo.ipynb #fa4094fe
@@ -47,7 +48,8 @@ def _patch(image, draw):
     return changed, mask
 
 def pseudo_defect(image, draw, kind=None):
-    "(a copy of an image uint8 [H, W, 3] with one artificial defect, its mask bool [H, W], the kind), drawn by the generator `draw`."
+    """(a copy of an image uint8 [H, W, 3] with one artificial defect, its mask bool [H, W], the kind),
+    drawn by the generator `draw`."""
     kind = one_of(kind or KINDS[draw.integers(len(KINDS))], KINDS, "kind of pseudo-defect")
     if kind == "patch": return *_patch(image, draw), kind
     alpha = (_line if kind == "scratch" else _ellipse)(image.shape[:2], draw)
@@ -58,9 +60,12 @@ def pseudo_defect(image, draw, kind=None):
 
 # %% ../../nbs/23_images.pseudo.ipynb #f94afb26
 def with_pseudo_defects(images, seed=0):
-    "An `ImageSet` in memory: the OK images of `images`, and a copy of each with one artificial defect (label 1, with its mask), kinds in turn; groups are kept."
+    """An `ImageSet` in memory: the OK images of `images`, and a copy of each with one artificial defect (label 1, with
+    its mask), kinds in turn; groups are kept."""
     ok = images.ok()
     pictures = [ok.picture(i) for i in range(len(ok))]
-    found = [pseudo_defect(picture, rng("pseudo", seed, i), KINDS[i % len(KINDS)]) for i, picture in enumerate(pictures)]
+    found = [pseudo_defect(picture, rng("pseudo", seed, i), KINDS[i % len(KINDS)])
+        for i, picture in enumerate(pictures)]
     masks = [np.zeros(picture.shape[:2], bool) for picture in pictures] + [mask for _, mask, _ in found]
-    return ImageSet.from_arrays(pictures + [changed for changed, *_ in found], labels=np.repeat([0, 1], len(ok)), groups=np.tile(ok.groups, 2), masks=masks)
+    return ImageSet.from_arrays(pictures + [changed for changed, *_ in found], labels=np.repeat([0, 1], len(ok)),
+        groups=np.tile(ok.groups, 2), masks=masks)

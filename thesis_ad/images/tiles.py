@@ -17,7 +17,8 @@ from ..settings import UserError
 
 # %% ../../nbs/22_images.tiles.ipynb #6c4b4b13
 def tile_starts(length, tile, overlap=0.25):
-    "First pixels of tiles of `tile` pixels that cover `length` pixels and overlap by at least the share `overlap` in [0, 1)."
+    """First pixels of tiles of `tile` pixels that cover `length` pixels and overlap by at least the share `overlap` in
+    [0, 1)."""
     if not 0 <= overlap < 1: raise UserError(f"the overlap of tiles is at least 0 and below 1, not {overlap}")
     if length <= tile: return [0]
     count = 1 + math.ceil((length - tile) / max(1, tile * (1 - overlap)))
@@ -28,7 +29,8 @@ NEAR = 8        # pictures whose tiles are mixed in a shuffled order
 
 @dataclass(frozen=True, eq=False)
 class TiledSet(ImageSet):
-    "An `ImageSet` whose items are tiles: its table has a row a tile, with `top`, `left` and the number of its `picture`."
+    """An `ImageSet` whose items are tiles: its table has a row a tile, with `top`,
+    `left` and the number of its `picture`."""
     tile: tuple = (256, 256)
 
     @property
@@ -61,11 +63,13 @@ def tiled(images, tile, overlap=0.25):
         rows += [(i, top, left) for top in tops for left in lefts]
     picture, top, left = np.array(rows, int).reshape(-1, 3).T
     table = images.table.iloc[picture].reset_index(drop=True).assign(picture=picture, top=top, left=left)
-    return TiledSet(table, images.root, images.size, images.transform, images.seed, images.arrays, images.reading, tile=tuple(tile))
+    return TiledSet(table, images.root, images.size, images.transform, images.seed, images.arrays, images.reading,
+        tile=tuple(tile))
 
 # %% ../../nbs/22_images.tiles.ipynb #8934eeb8
 class Blend:
-    "The weighted mean of tiles' maps on a canvas of `size` = (height, width); two float64 arrays of that size, however many tiles."
+    """The weighted mean of tiles' maps on a canvas of `size` = (height, width);
+    two float64 arrays of that size, however many tiles."""
     def __init__(self, size): self.sum, self.weight = np.zeros(size), np.zeros(size)
 
     def add(self, heat, top, left):

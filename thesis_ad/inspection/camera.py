@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import cv2
+from fastcore.basics import patch
 import httpx
 import numpy as np
 
@@ -50,7 +51,8 @@ class Newest:
 # %% ../../nbs/74_inspection.camera.ipynb #15b5cb39
 class Backoff:
     "Pauses of 1, 2, 4 … 30 s that end at once when the event `closing` is set."
-    def __init__(self, closing, first=1.0, longest=30.0): self.closing, self.first, self.longest, self.next = closing, first, longest, first
+    def __init__(self, closing, first=1.0, longest=30.0):
+        self.closing, self.first, self.longest, self.next = closing, first, longest, first
 
     def pause(self):
         "Wait; False if the wait was cut short by closing."
@@ -81,10 +83,12 @@ class Source:
             self.ended = True
             self.newest.close()
 
-    def close(self, timeout=0.08):
-        "Stop within `timeout` seconds; a driver that hangs is left behind in its daemon thread."
-        self.closing.set(); self.newest.close()
-        if self._thread.is_alive(): self._thread.join(timeout)
+# %% ../../nbs/74_inspection.camera.ipynb #7e21ce08
+@patch
+def close(self: Source, timeout=0.08):
+    "Stop within `timeout` seconds; a driver that hangs is left behind in its daemon thread."
+    self.closing.set(); self.newest.close()
+    if self._thread.is_alive(): self._thread.join(timeout)
 
 # %% ../../nbs/74_inspection.camera.ipynb #688480a2
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Frame:
         "Bytes of an image file with exactly these pixels."
         return self.data if self.data is not None else png(self.image)
 
+# %% ../../nbs/74_inspection.camera.ipynb #5819b244
 class Camera(Source):
     "A webcam (its number), an RTSP address or a video file, read by OpenCV."
     def __init__(self, source):
@@ -130,7 +135,9 @@ class Folder(Source):
         self._seen, self._sizes = (set() if existing else set(self._files())), {}
         super().__init__(path)
 
-    def _files(self): return sorted(one for one in self.path.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES and not one.name.startswith("."))
+    def _files(self):
+        return sorted(one for one in self.path.iterdir() if one.suffix.lower() in IMAGE_SUFFIXES
+            and not one.name.startswith("."))
 
     def capture(self):
         "Hand out files until closed."
@@ -142,17 +149,20 @@ class Folder(Source):
                 self.newest.put(Frame(None, file.name, file.read_bytes()))
                 while self.newest.waiting and not self.closing.wait(0.005): pass
 
-    def _growing(self, file):
-        "Whether a file may still be written: its size is not what it was at the last look."
-        size, before = file.stat().st_size, self._sizes.get(file)
-        self._sizes[file] = size
-        return size != before or not size
+# %% ../../nbs/74_inspection.camera.ipynb #b5828821
+@patch
+def _growing(self: Folder, file):
+    "Whether a file may still be written: its size is not what it was at the last look."
+    size, before = file.stat().st_size, self._sizes.get(file)
+    self._sizes[file] = size
+    return size != before or not size
 
 # %% ../../nbs/74_inspection.camera.ipynb #fbe6624c
 Newest.waiting = property(lambda self: self._item is not None)
 
 def open_source(source, existing=False):
-    "The started source of a webcam's number, an address, a video file or a folder; a `UserError` if it is none of these."
+    """The started source of a webcam's number, an address, a video file or a folder;
+    a `UserError` if it is none of these."""
     text = str(source)
     if text and Path(text).is_dir(): return Folder(text, existing).start()
     if text.isdigit() or "://" in text or Path(text).is_file(): return Camera(text).start()
@@ -161,7 +171,8 @@ def open_source(source, existing=False):
 # %% ../../nbs/74_inspection.camera.ipynb #5db5ab55
 class Trigger:
     "Part ids in the order in which parts arrive; `fire` is the callback for whatever sees them arrive."
-    def __init__(self, waiting=8): self._parts, self.refused, self.closing = queue.Queue(waiting), queue.Queue(), threading.Event()
+    def __init__(self, waiting=8):
+        self._parts, self.refused, self.closing = queue.Queue(waiting), queue.Queue(), threading.Event()
 
     def fire(self, part_id=""):
         "Ask for an inspection; False if too many wait already."
@@ -219,6 +230,7 @@ class TcpTrigger(Trigger):
         with suppress(OSError): self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
 
+# %% ../../nbs/74_inspection.camera.ipynb #17eb2419
 def open_trigger(text):
     "The trigger of `file:PATH` or `tcp:PORT`."
     kind, _, place = str(text).partition(":")
@@ -245,22 +257,28 @@ class Verdict:
         if not data: return None
         return cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
 
+# %% ../../nbs/74_inspection.camera.ipynb #b1804779
 class Client:
     "Asks the server at `url` to decide; a callable (frame, part id) -> `Verdict`."
     def __init__(self, url, maps=True, operator="", timeout=10.0):
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc: raise UserError(f"the server's address is http://HOST:PORT, not '{url}'")
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            raise UserError(f"the server's address is http://HOST:PORT, not '{url}'")
         self.url, self.maps, self.operator = url.rstrip("/"), maps, operator
         self._http = httpx.Client(timeout=httpx.Timeout(timeout, connect=2.0))
 
     def __call__(self, frame, part_id=""):
-        files, fields = {"file": (frame.name or "frame.png", frame.encoded())}, {"part_id": part_id, "operator": self.operator}
+        files = {"file": (frame.name or "frame.png", frame.encoded())}
+        fields = {"part_id": part_id, "operator": self.operator}
         try: answer = self._http.post(f"{self.url}/predict", files=files, data=fields, params={"maps": self.maps})
-        except httpx.HTTPError as error: return Verdict("unread", f"the server does not answer ({type(error).__name__})", part_id, away=True)
+        except httpx.HTTPError as error:
+            return Verdict("unread", f"the server does not answer ({type(error).__name__})", part_id, away=True)
         try:
             facts = answer.json()
-            if answer.status_code == 200 and facts["decision"] in ("OK", "NOK"): return Verdict(facts["decision"], "", facts["part_id"], facts)
+            if answer.status_code == 200 and facts["decision"] in ("OK", "NOK"):
+                return Verdict(facts["decision"], "", facts["part_id"], facts)
             return Verdict("unread", str(facts["detail"]), part_id, away=answer.status_code == 503)
-        except (ValueError, KeyError, TypeError): return Verdict("unread", f"the server's answer ({answer.status_code}) is not a decision", part_id)
+        except (ValueError, KeyError, TypeError):
+            return Verdict("unread", f"the server's answer ({answer.status_code}) is not a decision", part_id)
 
     def close(self): self._http.close()
 
@@ -281,15 +299,20 @@ def part_verdict(views, part_id="", rule="max"):
 
 # %% ../../nbs/74_inspection.camera.ipynb #5a9e5197
 class Stream:
-    "Frames of `sources`, judged by `judge(frame, part_id)`; `on_part` is called with each `Verdict`, `on_wait` with a reason to wait."
-    def __init__(self, sources, judge, every=5, views=1, rule="max", trigger=None, on_part=None, on_wait=None, stale=5.0, wait=2.0):
-        if min(every, views) < 1: raise UserError(f"every n-th frame and a number of views are at least 1, not {min(every, views)}")
-        self.sources, self.judge, self.views, self.rule, self.trigger, self.wait = list(sources), judge, views, rule, trigger, wait
+    """Frames of `sources`, judged by `judge(frame, part_id)`;
+    `on_part` is called with each `Verdict`, `on_wait` with a reason to wait."""
+    def __init__(self, sources, judge, every=5, views=1, rule="max", trigger=None, on_part=None, on_wait=None,
+            stale=5.0, wait=2.0):
+        if min(every, views) < 1:
+            raise UserError(f"every n-th frame and a number of views are at least 1, not {min(every, views)}")
+        self.sources, self.judge, self.views, self.rule, self.trigger = list(sources), judge, views, rule, trigger
+        self.wait = wait
         self.files = all(isinstance(source, Folder) for source in self.sources)
         self.every = 1 if trigger or self.files else every
         self.on_part, self.on_wait = on_part or (lambda verdict: None), on_wait or (lambda reason: None)
         self.frames, self.judged, self.stale, self.closing = 0, 0, stale, threading.Event()
-        self._last, self._frame, self._lock = (Verdict("unread", "nothing was inspected yet"), 0.0), None, threading.Lock()
+        self._last, self._frame = (Verdict("unread", "nothing was inspected yet"), 0.0), None
+        self._lock = threading.Lock()
         self.backoff = Backoff(self.closing)
         self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
 
@@ -297,10 +320,12 @@ class Stream:
         self._thread.start()
         return self
 
-    def join(self, timeout=None):
-        "Wait until the sources have ended; whether they have."
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+# %% ../../nbs/74_inspection.camera.ipynb #f5f227d2
+@patch
+def join(self: Stream, timeout=None):
+    "Wait until the sources have ended; whether they have."
+    self._thread.join(timeout)
+    return not self._thread.is_alive()
 
 # %% ../../nbs/74_inspection.camera.ipynb #b4653dde
 def _close(self, timeout=0.08):
@@ -321,6 +346,7 @@ def _run(self):
         idle = not self.trigger and all(frame is None and (self.files or source.ended) for source, frame in frames)
         if not idle and not self.closing.is_set(): self._take(frames, part_id)
 
+# %% ../../nbs/74_inspection.camera.ipynb #49336fd4
 def _part(self):
     "The next triggered part id or None; frames from before the trigger show another part and are dropped."
     while not self.trigger.refused.empty():
@@ -350,9 +376,11 @@ def _take(self, frames, part_id):
     self.judged += 1
     self._tell(views[0] if len(views) == 1 else part_verdict(views, part_id, self.rule))
 
+# %% ../../nbs/74_inspection.camera.ipynb #ff197c7a
 def _ask(self, frames, part_id):
     "A `Verdict` on each (source, frame or None)."
-    return [self.judge(frame, part_id) if frame else Verdict("unread", f"{source.name} gives no frame", part_id) for source, frame in frames]
+    return [self.judge(frame, part_id) if frame else Verdict("unread", f"{source.name} gives no frame", part_id)
+        for source, frame in frames]
 
 def _tell(self, verdict):
     "Remember a verdict and pass it on."
@@ -363,7 +391,8 @@ Stream._take, Stream._ask, Stream._tell = _take, _ask, _tell
 
 # %% ../../nbs/74_inspection.camera.ipynb #82a4a965
 def _view(self):
-    "(image uint8 [H, W, 3] or None, `Verdict`, its age in seconds): the last overlay or the newest frame; what is stale is unread."
+    """(image uint8 [H, W, 3] or None, `Verdict`, its age in seconds): the last overlay or the newest frame;
+    what is stale is unread."""
     with self._lock: (verdict, when), frame = self._last, self._frame
     age = time.monotonic() - when if when else math.inf
     if age > self.stale and verdict.decision != "unread":

@@ -42,6 +42,7 @@ def place():
     given = {field: os.environ[name] for field, name in names.items() if os.environ.get(name)}
     return Place(given.get("api", Place.api), Path(given.get("bundle", Place.bundle)), given.get("token", ""))
 
+# %% ../../nbs/75_inspection.dashboard.ipynb #0f18afb5
 def ask(method, path, timeout=10.0, **options):
     "JSON or bytes that the server answers; a `UserError` with its sentence otherwise."
     here = place()
@@ -59,9 +60,10 @@ LIGHTS = {"OK": (OK_COLOUR, "✔ OK"), "NOK": (NOK_COLOUR, "✖ NOK"), "": ("#4d
 def light_html(decision, caption):
     "The light as HTML; decision OK, NOK or empty."
     colour, word = LIGHTS[decision]
-    return (f'<div role="status" class="light" style="background:{colour};color:white;border-radius:1rem;text-align:center;padding:1vh 1rem 2vh">'
-            f'<div style="font-size:min(20vh,13vw);line-height:1.15;font-weight:800;white-space:nowrap">{word}</div>'
-            f'<div style="font-size:1.5rem">{escape(caption)}</div></div>')
+    return ('<div role="status" class="light" '
+        f'style="background:{colour};color:white;border-radius:1rem;text-align:center;padding:1vh 1rem 2vh">'
+        f'<div style="font-size:min(20vh,13vw);line-height:1.15;font-weight:800;white-space:nowrap">{word}</div>'
+        f'<div style="font-size:1.5rem">{escape(caption)}</div></div>')
 
 def light_of(rows, now, stale=30.0):
     "(decision or empty, caption) of the latest of `rows` at the time `now` (UTC)."
@@ -79,9 +81,10 @@ def score_chart(rows):
     table = pd.DataFrame(rows)[["number", "score", "threshold", "decision", "part_id"]]
     place = alt.X("number:Q", title="decision", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(zero=False, nice=False))
     colours = alt.Scale(domain=["OK", "NOK"], range=[OK_COLOUR, NOK_COLOUR])
-    points = alt.Chart(table).mark_point(filled=True, size=60).encode(
-        place, alt.Y("score:Q", title="raw image score"), alt.Color("decision:N", scale=colours, title=None), tooltip=["part_id", "score"])
-    line = alt.Chart(table).mark_line(color="#595959", interpolate="step-after", strokeDash=[5, 3]).encode(place, alt.Y("threshold:Q"))
+    points = alt.Chart(table).mark_point(filled=True, size=60).encode(place, alt.Y("score:Q", title="raw image score"),
+        alt.Color("decision:N", scale=colours, title=None), tooltip=["part_id", "score"])
+    line = alt.Chart(table).mark_line(color="#595959", interpolate="step-after", strokeDash=[5, 3]).encode(place,
+        alt.Y("threshold:Q"))
     return (line + points).properties(height=260)
 
 def gallery(rows, count=6):
@@ -94,12 +97,14 @@ def gallery(rows, count=6):
 def drifting(answer):
     "The banner of a drift, with the button that ends it."
     if not answer["drift"]: return
-    (st.error if answer["stopped"] else st.warning)(("Stopped. Drift: " if answer["stopped"] else "Drift: ") + answer["drift"])
+    (st.error if answer["stopped"] else st.warning)(("Stopped. Drift: " if answer["stopped"] else "Drift: ")
+        + answer["drift"])
     if not st.button("The parts are OK, go on"): return
     try: ask("POST", "/drift/clear")
     except UserError as error: st.error(str(error))
     else: st.rerun(scope="fragment")
 
+# %% ../../nbs/75_inspection.dashboard.ipynb #e99a60c2
 @st.fragment(run_every=1.0)
 def live():
     "The light, the latest overlay, the scores and the last NOK parts."
@@ -110,9 +115,12 @@ def live():
     rows = answer["items"]
     drifting(answer)
     left, right = st.columns([3, 2])
-    left.html(light_html("", "stopped by drift") if answer["stopped"] else light_html(*light_of(rows, datetime.now(timezone.utc))))
+    left.html(light_html("", "stopped by drift") if answer["stopped"]
+        else light_html(*light_of(rows, datetime.now(timezone.utc))))
     if not rows: return
-    try: right.image(ask("GET", f"/recent/{rows[-1]['number']}.jpg"), caption="latest part with its anomaly map", width="stretch")
+    try:
+        right.image(ask("GET", f"/recent/{rows[-1]['number']}.jpg"), caption="latest part with its anomaly map",
+            width="stretch")
     except UserError: right.caption("no image is kept of the latest part")
     st.altair_chart(score_chart(rows[-200:]), width="stretch")
     st.subheader("Last NOK parts")
@@ -124,16 +132,19 @@ def keep_photos(files, folder):
     problems = []
     for name, data in files:
         try: read_image(data)
-        except UserError as error: problems.append(f"{name}: {str(error).removeprefix('cannot read image as an image ')}")
+        except UserError as error:
+            problems.append(f"{name}: {str(error).removeprefix('cannot read image as an image ')}")
         else:
             target = Path(folder) / f"{sha256(data)[:16]}{Path(name).suffix.lower()}"
             if not target.exists():
                 with atomic_write(target) as part: part.write_bytes(data)
     return problems
 
+# %% ../../nbs/75_inspection.dashboard.ipynb #d09c0865
 @lru_cache(8)
 def _findings(folder, names):
-    "What `thesis-ad data check` says of the OK images `names` in a folder, the heaviest first; the page asks again and again."
+    """What `thesis-ad data check` says of the OK images `names` in a folder, the heaviest first;
+    the page asks again and again."""
     data = open_dataset(folder)
     table, unread = image_table(data)
     sizes = len(table[["height", "width"]].drop_duplicates())
@@ -150,7 +161,9 @@ def check_photos(folder):
 
 # %% ../../nbs/75_inspection.dashboard.ipynb #755877fa
 def progress_of(command):
-    "Run a command in a terminal; yield (what it does, fraction) as its progress bars tell. A `UserError` with its last line if it fails."
+    """Run a command in a terminal; yield (what it does, fraction) as its progress bars tell.
+
+    A `UserError` with its last line if it fails."""
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 100))
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=slave, stderr=slave) as process:
@@ -163,8 +176,10 @@ def progress_of(command):
                     elif line.strip(): last = line.strip()
         except OSError: pass                        # how Linux reports that the other end has closed
         finally: os.close(master)
-    if process.returncode: raise UserError(last.removeprefix("thesis-ad: ") or f"it ended with code {process.returncode}")
+    if process.returncode:
+        raise UserError(last.removeprefix("thesis-ad: ") or f"it ended with code {process.returncode}")
 
+# %% ../../nbs/75_inspection.dashboard.ipynb #0e7f17f7
 def command(*arguments): return [sys.executable, "-c", "from thesis_ad.cli import main; main()", *map(str, arguments)]
 
 def go_live(new, bundle):
@@ -184,7 +199,8 @@ def dropped(here):
     with st.form("photos", clear_on_submit=True):
         files = st.file_uploader("OK images", type=KINDS, accept_multiple_files=True)
         if st.form_submit_button("Add images"):
-            for problem in keep_photos([(file.name, file.getvalue()) for file in files], here.photos): st.warning(problem)
+            for problem in keep_photos([(file.name, file.getvalue()) for file in files], here.photos):
+                st.warning(problem)
     count, notes = check_photos(here.photos)
     left, right = st.columns([3, 1])
     left.write(f"**{count} images** are kept for this part.")
@@ -201,7 +217,8 @@ def teach():
     count = dropped(here)
     st.subheader("2. Teach")
     method = st.selectbox("Method", METHODS)
-    settings = st.text_input("Settings of the method", placeholder="size=512 folds=5", help="For those who know them; as thesis-ad fit --set")
+    settings = st.text_input("Settings of the method", placeholder="size=512 folds=5",
+        help="For those who know them; as thesis-ad fit --set")
     if st.button("Teach", type="primary", disabled=count < 5): _fit(method, settings, here.photos, new)
     if said := st.session_state.pop("said", None): getattr(st, said[0])(said[1])
     if new.exists():
@@ -234,6 +251,7 @@ def _fit(method, settings, photos, new):
         shutil.rmtree(new, ignore_errors=True)
         st.error(str(error))
 
+# %% ../../nbs/75_inspection.dashboard.ipynb #eb022146
 def _go_live(new, bundle):
     "Exchange the bundles and have the server load the new one."
     go_live(new, bundle)
@@ -245,14 +263,19 @@ def _go_live(new, bundle):
 def recalibrate():
     "Set the threshold of the bundle at work from new OK images."
     st.subheader("Recalibrate")
-    st.write("After a new lamp or lens: at least 3 OK images of today; threshold = mean + k standard deviations of their scores.")
+    st.write("After a new lamp or lens: at least 3 OK images of today; threshold = mean + k standard deviations of "
+        "their scores.")
     with st.form("calibrate", clear_on_submit=True):
         files = st.file_uploader("OK images of today", type=KINDS, accept_multiple_files=True)
         k = st.number_input("k", 0.5, 10.0, 3.0, 0.5)
         if not st.form_submit_button("Recalibrate"): return
-    try: found = ask("POST", "/calibrate", timeout=600.0, files=[("files", (file.name, file.getvalue())) for file in files] or None, data={"k": k})
+    try:
+        found = ask("POST", "/calibrate", timeout=600.0,
+            files=[("files", (file.name, file.getvalue())) for file in files] or None, data={"k": k})
     except UserError as error: st.error(str(error))
-    else: st.success(f"New threshold {found['new_threshold']:.4g}: mean {found['mean_score']:.4g}, standard deviation {found['std_score']:.4g}, {found['n_images']} images.")
+    else:
+        st.success(f"New threshold {found['new_threshold']:.4g}: mean {found['mean_score']:.4g}, standard deviation "
+            f"{found['std_score']:.4g}, {found['n_images']} images.")
 
 # %% ../../nbs/75_inspection.dashboard.ipynb #76abad6d
 def ledger():
@@ -264,10 +287,13 @@ def ledger():
     if st.button("Verify the whole ledger", type="primary"):
         try: found = ask("GET", "/ledger/verify", timeout=600.0)
         except UserError as error: st.error(str(error))
-        else: (st.success if found["ok"] else st.error)(found["detail"] if found["ok"] else f"The ledger was changed: {found['detail']}")
+        else:
+            (st.success if found["ok"] else st.error)(found["detail"] if found["ok"]
+                else f"The ledger was changed: {found['detail']}")
     columns = ["sequence", "time", "part_id", "decision", "score", "threshold", "operator", "status", "key", "hash"]
     st.dataframe(pd.DataFrame(entries, columns=columns), hide_index=True, width="stretch")
 
+# %% ../../nbs/75_inspection.dashboard.ipynb #3bed44f3
 def model():
     "What decides, and since when."
     try: facts = ask("GET", "/model")
@@ -276,11 +302,16 @@ def model():
         return
     columns = st.columns(4)
     value = (facts["threshold"] or {}).get("value")
-    shown = {"detector": facts["detector"], "threshold": "none" if value is None else f"{value:.4g}", "set by": facts["source"], "runtime": facts["runtime"]}
+    shown = {"detector": facts["detector"], "threshold": "none" if value is None else f"{value:.4g}",
+        "set by": facts["source"], "runtime": facts["runtime"]}
     for column, (name, text) in zip(columns, shown.items()): column.metric(name, text)
     drift = facts["drift"]
-    if not drift["watched"]: st.info("Drift is not watched: the threshold does not say from which scores it was set. Recalibrate, and it will.")
-    else: st.write(f"Drift: {drift['warning'] or 'none'} ({drift['scores']} of {drift['count']} scores; it {'stops the station' if drift['stops'] else 'is a warning'}).")
+    if not drift["watched"]:
+        st.info("Drift is not watched: the threshold does not say from which scores it was set. "
+            "Recalibrate, and it will.")
+    else:
+        st.write(f"Drift: {drift['warning'] or 'none'} ({drift['scores']} of {drift['count']} scores; it "
+            f"{'stops the station' if drift['stops'] else 'is a warning'}).")
     st.json(facts, expanded=1)
 
 # %% ../../nbs/75_inspection.dashboard.ipynb #6f29170e
@@ -292,13 +323,16 @@ def main():
     st.set_page_config("Inspection", "🔍", layout="wide")
     st.html(STYLE)
     pages = [("Live", live), ("Teach", teach), ("Ledger", ledger), ("Model", model)]
-    st.navigation([st.Page(page, title=title, url_path=title.lower(), default=title == "Live") for title, page in pages], position="top").run()
+    st.navigation([st.Page(page, title=title, url_path=title.lower(), default=title == "Live")
+        for title, page in pages], position="top").run()
 
 def run(api="http://127.0.0.1:8000", bundle="bundle", host="127.0.0.1", port=8501, token=""):
     "Serve the dashboard until the process is interrupted; the exit code of Streamlit."
-    environment = os.environ | {"THESIS_AD_API": api.rstrip("/"), "THESIS_AD_BUNDLE": str(Path(bundle).absolute()), "THESIS_AD_TOKEN": token}
-    settings = {"server.address": host, "server.port": port, "server.headless": "true", "server.fileWatcherType": "none", "browser.gatherUsageStats": "false",
-                "client.toolbarMode": "minimal", "client.showErrorDetails": "none", "server.maxUploadSize": 32, "theme.primaryColor": OK_COLOUR}
+    environment = os.environ | {"THESIS_AD_API": api.rstrip("/"), "THESIS_AD_BUNDLE": str(Path(bundle).absolute()),
+        "THESIS_AD_TOKEN": token}
+    settings = {"server.address": host, "server.port": port, "server.headless": "true",
+        "server.fileWatcherType": "none", "browser.gatherUsageStats": "false", "client.toolbarMode": "minimal",
+        "client.showErrorDetails": "none", "server.maxUploadSize": 32, "theme.primaryColor": OK_COLOUR}
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "dashboard.py"
         script.write_text("from thesis_ad.inspection.dashboard import main\nmain()\n")

@@ -50,7 +50,8 @@ class SharedMaps:
             x = outputs[-1]
             for module in stage: x = module(x)
             outputs.append(x)
-        return [self.cut(outputs[i + 1], 0 if frozen.keep_margin else frozen.margin // frozen.strides[i]) for i in wanted]
+        return [self.cut(outputs[i + 1], 0 if frozen.keep_margin else frozen.margin // frozen.strides[i])
+            for i in wanted]
 
     def cut(self, m, k): return m[..., k:m.shape[-2] - k, k:m.shape[-1] - k] if k else m
 
@@ -65,9 +66,12 @@ def graph(*names):
     return add
 
 def graph_of(detector, kept):
-    "The function (images [1, 3, H, W]) → (score [1], map [1, H, W] or None) of a fitted detector; `kept` is shared by all that see the same images."
+    """The function (images [1, 3, H, W]) → (score [1], map [1, H, W] or None) of a fitted detector;
+    `kept` is shared by all that see the same images."""
     make = next((GRAPHS[one.method] for one in type(detector).__mro__ if getattr(one, "method", None) in GRAPHS), None)
-    if make is None: raise UserError(f"{detector.method} has no graph; a chapter that adds a detector gives it one with thesis_ad.inspection.export.graph")
+    if make is None:
+        raise UserError(f"{detector.method} has no graph; a chapter that adds a detector gives it one with "
+            "thesis_ad.inspection.export.graph")
     if isinstance(detector, FeatureDetector) and getattr(detector, "teacher", "backbone") == "backbone":
         vars(detector)["network"] = SharedMaps(detector.network, kept)
     if hasattr(detector, "residuals"): detector.frozen = SharedMaps(_backbone(detector), kept)
@@ -88,7 +92,8 @@ def _upsampled(heat, size):
 
 # %% ../../nbs/72_inspection.export.ipynb #76728211
 def bank_search(bank, k=1):
-    "A function from queries [n, C] to squared distances [n, k] of the nearest vectors of `bank` [K, C], and their indices [n, k]."
+    """A function from queries [n, C] to squared distances [n, k] of the nearest vectors of `bank` [K, C],
+    and their indices [n, k]."""
     mean = bank.double().mean(0).float()
     square, twice = (bank - mean).square().sum(1), 2 * (bank - mean).T.contiguous()
     def search(rows):
@@ -114,8 +119,10 @@ def patchcore_graph(d):
         return score, smooth_map(cells, d.input_size, d.sigma)
     return run
 
+# %% ../../nbs/72_inspection.export.ipynb #43d292bc
 def _patches(d):
-    "A function from images to a bank's patch scores [1, h, w], the features [h·w, C], and the nearest vectors' indices [h·w, k]."
+    """A function from images to a bank's patch scores [1, h, w], the features [h·w, C],
+    and the nearest vectors' indices [h·w, k]."""
     means = d.score == "mean_knn"
     search = bank_search(d.nearest.bank.cpu(), min(d.neighbours, len(d.bank)) if means else 1)
     def run(images):
@@ -186,8 +193,10 @@ def featcae_graph(d):
     d.folded = folded(d.autoencoder)
     def run(images):
         maps = d.network(images, d.used_stages)
-        (h, w), averaged = _size(maps[0]), [F.avg_pool2d(m, [min(d.window, n) for n in _size(m)], stride=1) for m in maps]
-        cells = torch.cat([adaptive_matrix(_size(m)[0], h) @ m @ adaptive_matrix(_size(m)[1], w).T for m in averaged], 1)
+        (h, w), averaged = (_size(maps[0]),
+            [F.avg_pool2d(m, [min(d.window, n) for n in _size(m)], stride=1) for m in maps])
+        cells = torch.cat([adaptive_matrix(_size(m)[0], h) @ m @ adaptive_matrix(_size(m)[1], w).T for m in averaged],
+            1)
         heat = residual(d.folded, cells.permute(0, 2, 3, 1))
         top, left = border((h, w)) if d.crop else (0, 0)
         return _largest(heat[:, top:h - top, left:w - left], d.top), _upsampled(heat, d.input_size)
@@ -212,6 +221,7 @@ def efficientad_graph(d):
         return heat.amax((1, 2)), heat
     return run
 
+# %% ../../nbs/72_inspection.export.ipynb #25788eae
 @graph("autoencoder")
 def autoencoder_graph(d):
     count = max(1, round(d.top * math.prod(d.input_size) / 512 ** 2))
@@ -242,15 +252,18 @@ def auto_graph(d):
         for name, (see, at, (rows, columns)) in cells.items():
             if at not in seen: seen[at] = rows @ images @ columns.T
             z = levelled(see(seen[at]), d.levels[name])
-            z = z - z.flatten(1).topk((math.prod(_size(z)) + 1) // 2, largest=False).values[:, -1, None, None]       # the median
-            scores.append((_largest(z, max(1, round(d.top * math.prod(_size(z))))) - d.facts["centre"][name]) / d.facts["spread"][name])
+            # the median
+            z = z - z.flatten(1).topk((math.prod(_size(z)) + 1) // 2, largest=False).values[:, -1, None, None]
+            scores.append((_largest(z, max(1, round(d.top * math.prod(_size(z))))) - d.facts["centre"][name])
+                / d.facts["spread"][name])
             maps.append(smooth_map(z, size, d.sigma))
         return torch.stack(scores).mean(0), torch.stack(maps).mean(0)
     return run
 
 # %% ../../nbs/72_inspection.export.ipynb #499ed3d7
 class Graph(nn.Module):
-    "The prediction of a fitted detector as a module: images [1, 3, H, W] → (score [1], map [1, H, W]), or (score,) alone. It takes the detector over."
+    """The prediction of a fitted detector as a module: images [1, 3, H, W] → (score [1], map [1, H, W]), or (score,)
+    alone. It takes the detector over."""
     def __init__(self, detector):
         super().__init__()
         self.size, self.kept = tuple(detector.input_size), {}
@@ -263,12 +276,14 @@ class Graph(nn.Module):
         score, heat = self.run(images)
         return (score,) if heat is None else (score, heat)
 
+# %% ../../nbs/72_inspection.export.ipynb #e3a64dac
 def _networks(detector):
     "Every network of a detector and of its `members`, once."
     held = [one.backbone if isinstance(one, SharedMaps) else one for one in vars(detector).values()]
     members = getattr(detector, "members", {})
     members = [member for member, _ in members.values()] if isinstance(members, dict) else members
-    held = [one for one in held if isinstance(one, nn.Module)] + [one for member in members for one in _networks(member)]
+    held = ([one for one in held if isinstance(one, nn.Module)]
+        + [one for member in members for one in _networks(member)])
     return list({id(one): one for one in held}.values())
 
 def write_onnx(graph, path):
@@ -277,19 +292,24 @@ def write_onnx(graph, path):
     names = ["score", "map"][:len(graph(example))]
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(said):
         warnings.simplefilter("ignore")
-        torch.onnx.export(graph, (example,), path, input_names=["image"], output_names=names, opset_version=17, dynamo=False)
+        torch.onnx.export(graph, (example,), path, input_names=["image"], output_names=names,
+            opset_version=17, dynamo=False)
     _folded(path)
 
+# %% ../../nbs/72_inspection.export.ipynb #9174f315
 def _folded(path):
-    "Let ONNX Runtime compute in the file `path` what depends on the size alone, padding above all, and fold it into the layers."
+    """Let ONNX Runtime compute in the file `path` what depends on the size alone, padding above all,
+    and fold it into the layers."""
     import onnxruntime
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level, options.log_severity_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC, 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 3
     options.optimized_model_filepath = str(path)
     onnxruntime.InferenceSession(Path(path).read_bytes(), options, providers=["CPUExecutionProvider"])
 
 def _noise(count, size, seed=0):
-    "`count` images float32 [1, 3, H, W] of 8 bits: coarse noise, by which differences are measured where there are no images."
+    """`count` images float32 [1, 3, H, W] of 8 bits: coarse noise,
+    by which differences are measured where there are no images."""
     coarse = rng("export", seed).random((count, 3, *(max(2, n // 8) for n in size)), dtype=np.float32)
     fine = F.interpolate(torch.from_numpy(coarse), size, mode="bicubic").clamp(0, 1)
     return [one[None] for one in (fine.mul(255).round() / 255).numpy()]
@@ -301,7 +321,8 @@ def halve(model):
     "Keep the large float32 constants of an `onnx.ModelProto` in 16 bits, widened by a cast."
     from onnx import TensorProto, helper, numpy_helper
     casts, holders = [], [(one.name, one) for one in model.graph.initializer]
-    holders += [(node.output[0], node.attribute[0].t) for node in model.graph.node if node.op_type == "Constant" and node.attribute[0].HasField("t")]
+    holders += [(node.output[0], node.attribute[0].t) for node in model.graph.node if node.op_type == "Constant"
+        and node.attribute[0].HasField("t")]
     for name, tensor in holders:
         if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) < 1024: continue
         values = np.clip(numpy_helper.to_array(tensor), -65504, 65504).astype(np.float16)
@@ -324,22 +345,27 @@ class _Reader:
         return None if image is None else {"image": image}
 
 def _exact(model):
-    "Names of the convolutions that stay in float32: depthwise ones, and those whose input is a map that others see as well."
+    """Names of the convolutions that stay in float32: depthwise ones,
+    and those whose input is a map that others see as well."""
     users = {}
     for node in model.graph.node:
         for name in node.input: users.setdefault(name, set()).add(node.op_type)
     groups = lambda node: next((one.i for one in node.attribute if one.name == "group"), 1)
-    return [node.name for node in model.graph.node if node.op_type == "Conv" and (groups(node) > 1 or users[node.input[0]] - {"Conv", "Add"})]
+    return [node.name for node in model.graph.node if node.op_type == "Conv"
+        and (groups(node) > 1 or users[node.input[0]] - {"Conv", "Add"})]
 
+# %% ../../nbs/72_inspection.export.ipynb #2b56acb9
 def quantise(source, target, images):
-    "Write the model `source` to `target` with its convolutions in 8 bits; ranges from `images`, float32 [1, 3, H, W] each."
+    """Write the model `source` to `target` with its convolutions in 8 bits;
+    ranges from `images`, float32 [1, 3, H, W] each."""
     import logging
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    how = {"op_types_to_quantize": ["Conv"], "nodes_to_exclude": _exact(onnx.load(source)), "per_channel": True, "reduce_range": True,
-           "extra_options": {"OpTypesToExcludeOutputQuantization": ["Conv"]}}
+    how = {"op_types_to_quantize": ["Conv"], "nodes_to_exclude": _exact(onnx.load(source)), "per_channel": True,
+        "reduce_range": True, "extra_options": {"OpTypesToExcludeOutputQuantization": ["Conv"]}}
     with _quiet(logging.getLogger()):
-        quantize_static(source, target, _Reader(images), quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, **how)
+        quantize_static(source, target, _Reader(images), quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8, **how)
 
 @contextlib.contextmanager
 def _quiet(logger):
@@ -351,7 +377,8 @@ def _quiet(logger):
 
 # %% ../../nbs/72_inspection.export.ipynb #a4a5623a
 def convert(source, folder, format="onnx", precision="fp32", images=()):
-    "Write the traced model `source` (ONNX, 32 bits) into `folder` in another form; `images` are what int8 takes its ranges from."
+    """Write the traced model `source` (ONNX, 32 bits) into `folder` in another form;
+    `images` are what int8 takes its ranges from."""
     import onnx
     one_of(format, MODEL_FILES, "format"); one_of(precision, PRECISIONS, "precision")
     path = Path(folder) / "model.onnx"
@@ -360,7 +387,8 @@ def convert(source, folder, format="onnx", precision="fp32", images=()):
     else: shutil.copyfile(source, path)
     if format == "openvino":
         import openvino
-        openvino.save_model(openvino.convert_model(path), path.with_suffix(".xml"), compress_to_fp16=precision == "fp16")
+        openvino.save_model(openvino.convert_model(path), path.with_suffix(".xml"),
+            compress_to_fp16=precision == "fp16")
         path.unlink()
 
 # %% ../../nbs/72_inspection.export.ipynb #d4040853
@@ -397,7 +425,9 @@ def _raised(threshold, difference):
 
 # %% ../../nbs/72_inspection.export.ipynb #627f43cf
 def compared(eager, exported, images):
-    "What an export costs on an `ImageSet` with OK and perhaps NOK, as facts; both have their threshold. The scores of each, float64 [N]."
+    """What an export costs on an `ImageSet` with OK and perhaps NOK, as facts; both have their threshold.
+
+    The scores of each, float64 [N]."""
     scores = [np.array([score for score, _ in predict_each(one, images)]) for one in (eager, exported)]
     found = {"images": len(images), "score_difference": relative(*scores)}
     if len(images) > 2: found["rank_correlation"] = float(stats.spearmanr(*scores).statistic)
@@ -406,27 +436,44 @@ def compared(eager, exported, images):
     if before is not None: found["decisions_changed"] = int((before != after).sum())
     return found
 
-# %% ../../nbs/72_inspection.export.ipynb #512508f2
-def export_bundle(bundle, out, format="onnx", precision="fp32", data=None):
-    """Write the bundle folder `bundle`, exported, to the folder `out`; what `bundle.json` says of the export, in its field `exported`.
-
-    data: a `Dataset`, needed by int8: ranges come from its training images, threshold and differences from its calibration images."""
+# %% ../../nbs/72_inspection.export.ipynb #6b151399
+def _to_export(bundle, out, format, precision, data):
+    "(facts, detector) of the bundle that is to be exported so; a `UserError` where that is impossible."
     one_of(format, MODEL_FILES, "format"); one_of(precision, PRECISIONS, "precision")
     facts, eager = read_bundle(bundle)[0], load_bundle(bundle, "cpu")
     if "exported" in facts: raise UserError(f"{bundle} is exported already; export the bundle that it was made from")
-    if precision == "int8" and data is None: raise UserError("int8 takes the ranges of its layers from OK images; name them with --data")
+    if precision == "int8" and data is None:
+        raise UserError("int8 takes the ranges of its layers from OK images; name them with --data")
     check_place(out)
+    return facts, eager
+
+def _write_model(bundle, folder, format, precision, images):
+    "Trace the detector of a bundle and write it into `folder`; `images` are what int8 takes its ranges from."
+    with tempfile.TemporaryDirectory() as place:
+        write_onnx(Graph(load_bundle(bundle, "cpu")), Path(place) / "traced.onnx")
+        convert(Path(place) / "traced.onnx", folder, format, precision, images)
+
+# %% ../../nbs/72_inspection.export.ipynb #512508f2
+def export_bundle(bundle, out, format="onnx", precision="fp32", data=None):
+    """Write the bundle folder `bundle`, exported, to the folder `out`; what `bundle.json` says in its field `exported`.
+
+    data: a `Dataset`, needed by int8: ranges come from its training images, threshold and differences from its
+    calibration images."""
+    facts, eager = _to_export(bundle, out, format, precision, data)
     images = None if data is None else unseen(eager, data.calibration)[0]
     probes = _probes(eager, images)
     with atomic_folder(out) as part:
-        with tempfile.TemporaryDirectory() as place:
-            write_onnx(Graph(load_bundle(bundle, "cpu")), Path(place) / "traced.onnx")
-            convert(Path(place) / "traced.onnx", part, format, precision, _ranges(eager, data) if precision == "int8" else ())
+        _write_model(bundle, part, format, precision, _ranges(eager, data) if precision == "int8" else ())
         run, before = runner(part, format), predicted(eager, probes)
         score, heat = differences(before, [(*run(image), None)[:2] for image in probes])
-        if precision == "fp32" and max(score, heat or 0) > LIMIT: raise UserError(f"the exported {eager.method} differs from the original by {max(score, heat or 0):.1e}, more than {LIMIT:g}")
-        made = {"format": format, "precision": precision, "input": [1, 3, *eager.input_size], "from": sha256(Path(bundle) / "bundle.json"), "ignored": eager.reading.region is not None,
-                "difference": {"score": score, "map": heat, "images": len(probes), "largest_score": max(abs(float(one[0][0])) for one in before)}, "threshold": (facts["threshold"] or {}).get("value")}
+        if precision == "fp32" and max(score, heat or 0) > LIMIT:
+            raise UserError(f"the exported {eager.method} differs from the original by {max(score, heat or 0):.1e}, "
+                f"more than {LIMIT:g}")
+        made = {"format": format, "precision": precision, "input": [1, 3, *eager.input_size],
+            "from": sha256(Path(bundle) / "bundle.json"), "ignored": eager.reading.region is not None,
+            "difference": {"score": score, "map": heat, "images": len(probes),
+                "largest_score": max(abs(float(one[0][0])) for one in before)},
+            "threshold": (facts["threshold"] or {}).get("value")}
         facts, blob = _facts(eager, facts, made, format)
         facts = _decided(Exported(part, facts, blob), eager, facts, precision, images)
         write_bundle(part, facts, blob)
@@ -436,25 +483,32 @@ def export_bundle(bundle, out, format="onnx", precision="fp32", data=None):
 def _probes(detector, images, count=8):
     "Prepared images float32 [1, 3, H, W] by which an export is compared: of `images`, or noise."
     some = None if images is None or not len(images) else detector.prepare(images.evenly(count))
-    return _noise(4, detector.input_size) if some is None else [some[i][None].numpy() for i in range(min(count, len(some)))]
+    if some is None: return _noise(4, detector.input_size)
+    return [some[i][None].numpy() for i in range(min(count, len(some)))]
 
 def _ranges(detector, data, count=32):
     "Prepared OK training images float32 [1, 3, H, W]."
     prepared = detector.prepare(data.train.ok().evenly(count))
     return [prepared[i][None].numpy() for i in range(min(count, len(prepared)))]
 
+# %% ../../nbs/72_inspection.export.ipynb #4e2f5c04
 def _facts(eager, facts, made, format):
     "(facts, tensors) of an exported bundle before it is sealed."
     from safetensors.numpy import save
-    kept = {"trained_on": eager.trained_on} | ({} if eager.reading.region is None else {"ignored": eager.reading.region.mask})
+    kept = {"trained_on": eager.trained_on} | ({} if eager.reading.region is None
+        else {"ignored": eager.reading.region.mask})
     blob, used = save(kept), {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}[format]
     versions = facts["versions"] | {name: version(name) for name in used}
-    return {name: value for name, value in facts.items() if name != "sha256"} | {"exported": made, "tensors_sha256": sha256(blob), "versions": versions}, blob
+    return ({name: value for name, value in facts.items() if name != "sha256"} | {"exported": made,
+        "tensors_sha256": sha256(blob), "versions": versions}, blob)
 
 def _decided(exported, eager, facts, precision, images):
-    "The facts with the threshold of the export: set anew below 32 bits where there are images and a rule, else raised a little."
-    rule, few, difference = _rule(eager.threshold), images is None or (images.labels == 0).sum() < 3, facts["exported"]["difference"]
-    if precision == "fp32" or rule is None or few: exported.threshold = _raised(eager.threshold, difference["score"] * difference["largest_score"])
+    """The facts with the threshold of the export: set anew below 32 bits where there are images and a rule,
+    else raised a little."""
+    rule, few = _rule(eager.threshold), images is None or (images.labels == 0).sum() < 3
+    difference = facts["exported"]["difference"]
+    if precision == "fp32" or rule is None or few:
+        exported.threshold = _raised(eager.threshold, difference["score"] * difference["largest_score"])
     else: calibrate(exported, images, rule[0], **rule[1])
     cost = {} if few else {"cost": compared(eager, exported, images)}
     return facts | {"threshold": exported.threshold, "sigmoid": exported.sigmoid, "exported": facts["exported"] | cost}
@@ -465,19 +519,25 @@ def load_for(bundle, device="auto", runtime="auto"):
     facts, blob = read_bundle(bundle)
     own = facts["exported"]["format"] if "exported" in facts else "torch"
     if one_of(runtime, RUNTIMES, "runtime") in ("auto", own): return load_bundle(bundle, device)
-    if runtime == "torch": raise UserError(f"{bundle} was exported for {own} and has no form for PyTorch; use the bundle that it was made from")
+    if runtime == "torch":
+        raise UserError(f"{bundle} was exported for {own} and has no form for PyTorch; use the bundle that it "
+            "was made from")
     if "exported" in facts: return Exported(Path(bundle), facts, blob, device, runtime)
-    folder = cached("exported", content_key(facts["sha256"], runtime, sha256(Path(__file__))), lambda part: export_bundle(bundle, part / "bundle", runtime))
+    folder = cached("exported", content_key(facts["sha256"], runtime, sha256(Path(__file__))),
+        lambda part: export_bundle(bundle, part / "bundle", runtime))
     return load_bundle(folder / "bundle", device)
 
 # %% ../../nbs/72_inspection.export.ipynb #20563219
 def told(made):
     "Sentences on an export, from its facts."
     far, cost, whom = made["difference"], made.get("cost"), "calibration images" if "cost" in made else "images"
-    lines = [f"difference from PyTorch on {far['images']} {whom}, relative: score {far['score']:.1e}" + (f", map {far['map']:.1e}" if far["map"] is not None else "")]
+    lines = [f"difference from PyTorch on {far['images']} {whom}, relative: score {far['score']:.1e}"
+        + (f", map {far['map']:.1e}" if far["map"] is not None else "")]
     if not cost: return lines
     rank, auroc = cost.get("rank_correlation"), cost.get("image_auroc")
-    lines.append(f"on all {cost['images']} calibration images: score difference {cost['score_difference']:.1e}" + (f", rank correlation {rank:.4f}" if rank is not None else "")
-                 + (f", image AUROC {auroc[0]:.4f} before and {auroc[1]:.4f} after" if auroc else ""))
-    if "decisions_changed" in cost: lines.append(f"decisions that changed: {cost['decisions_changed']} of {cost['images']}")
+    lines.append(f"on all {cost['images']} calibration images: score difference {cost['score_difference']:.1e}"
+        + (f", rank correlation {rank:.4f}" if rank is not None else "")
+        + (f", image AUROC {auroc[0]:.4f} before and {auroc[1]:.4f} after" if auroc else ""))
+    if "decisions_changed" in cost:
+        lines.append(f"decisions that changed: {cost['decisions_changed']} of {cost['images']}")
     return lines

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
+from fastcore.basics import patch
 from tqdm import tqdm
 
 from ..files import atomic_write, sha256
@@ -32,6 +33,7 @@ class Key:
         "Hex HMAC-SHA256 of `text` as a `kind` of record; a signature of one kind is not valid for another."
         return hmac.digest(self.secret, f"{kind}\n{text}".encode(), "sha256").hex()
 
+# %% ../../nbs/71_inspection.ledger.ipynb #d100fbd2
 def make_key(secret, where="the secret"):
     "The `Key` of a secret (bytes); a `UserError` that names `where` it came from if it has less than 32 bytes."
     if len(secret) < 32: raise UserError(f"{where} has {len(secret)} bytes and a signing key needs at least 32")
@@ -54,6 +56,7 @@ def canonical(record):
     "The one JSON text of a dictionary: sorted keys, no spaces, ASCII; a `ValueError` for numbers that are not finite."
     return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
+# %% ../../nbs/71_inspection.ledger.ipynb #786381b2
 @dataclass(frozen=True)
 class Entry:
     "One signed decision. `hash` is the SHA-256 of `text()`, `signature` its HMAC."
@@ -76,9 +79,11 @@ class Entry:
         "The canonical JSON that is hashed and signed."
         return canonical({name: value for name, value in asdict(self).items() if name not in ("hash", "signature")})
 
-    def row(self):
-        "The columns of the database."
-        return self.sequence, self.part_id, self.text(), self.hash, self.signature
+# %% ../../nbs/71_inspection.ledger.ipynb #01644b3d
+@patch
+def row(self: Entry):
+    "The columns of the database."
+    return self.sequence, self.part_id, self.text(), self.hash, self.signature
 
 # %% ../../nbs/71_inspection.ledger.ipynb #e8139ecf
 def sign_entry(key, **record):
@@ -121,6 +126,7 @@ def write_head(path, key, sequence, hash, pending=""):
         try: os.fsync(folder)                           # the name, too, is to survive a power cut
         finally: os.close(folder)
 
+# %% ../../nbs/71_inspection.ledger.ipynb #c3851376
 def read_head(path, keys):
     "The head of the ledger `path` as a dictionary or None; a `UserError` unless one of `keys` signed it."
     file = head_file(path)
@@ -218,26 +224,29 @@ class Ledger(_Settler):
                 write_head(path, key, 0, START)
             self.last = self._settle()          # the newest `Entry` that this object knows, None in an empty ledger
 
-    def append(self, part_id, bundle, image, score, threshold, decision, status, operator=""):
-        "Sign and keep a decision; its `Entry`, once it is on disk and covered by the head. `bundle`, `image`: SHA-256."
-        record = {"part_id": _text(part_id), "bundle": _text(bundle), "image": _text(image), "status": _text(status),
-                  "score": _number(score, "score"), "threshold": _number(threshold, "threshold"),
-                  "decision": one_of(decision, DECISIONS, "decision"), "operator": _text(operator)}
-        with self._writing():
-            last = self._settle()
-            number, previous = (last.sequence, last.hash) if last else (0, START)
-            entry = sign_entry(self.key, sequence=number + 1, previous=previous, time=utc_now(), **record)
-            self._db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", entry.row())
-            write_head(self.path, self.key, number, previous, entry.hash)
-        with self._writing(): self.last = self._settle()
-        return entry
-
-    def close(self):
-        "Close the database file; the entries are on the disk already."
-        with self._lock: self._db.close()
-
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
+
+# %% ../../nbs/71_inspection.ledger.ipynb #64a16198
+@patch
+def append(self: Ledger, part_id, bundle, image, score, threshold, decision, status, operator=""):
+    "Sign and keep a decision; its `Entry`, once it is on disk and covered by the head. `bundle`, `image`: SHA-256."
+    record = {"part_id": _text(part_id), "bundle": _text(bundle), "image": _text(image), "status": _text(status),
+              "score": _number(score, "score"), "threshold": _number(threshold, "threshold"),
+              "decision": one_of(decision, DECISIONS, "decision"), "operator": _text(operator)}
+    with self._writing():
+        last = self._settle()
+        number, previous = (last.sequence, last.hash) if last else (0, START)
+        entry = sign_entry(self.key, sequence=number + 1, previous=previous, time=utc_now(), **record)
+        self._db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", entry.row())
+        write_head(self.path, self.key, number, previous, entry.hash)
+    with self._writing(): self.last = self._settle()
+    return entry
+
+@patch
+def close(self: Ledger):
+    "Close the database file; the entries are on the disk already."
+    with self._lock: self._db.close()
 
 # %% ../../nbs/71_inspection.ledger.ipynb #d73ebff2
 def _read(path):
@@ -317,6 +326,7 @@ def _verified(db, path, keys, progress):
         note = f"a writer was stopped while it wrote entry {head['sequence'] + 1}, which is {fate}"
     return Verification(good, last.hash if last else START, bad, reason, note)
 
+# %% ../../nbs/71_inspection.ledger.ipynb #ab3487ed
 def verify(path, keys, known=(), progress=None):
     "The `Verification` of a ledger by a `Key` or several; `known`: hashes that reports name. `progress` titles a bar."
     keys = [keys] if isinstance(keys, Key) else list(keys)

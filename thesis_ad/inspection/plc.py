@@ -10,6 +10,8 @@ __all__ = ['PASS', 'FAIL', 'BEAT', 'PORT', 'PAUSES', 'CONFIRMATIONS', 'MODES', '
 import contextlib, json, logging, socket, struct, threading, time
 from dataclasses import dataclass
 
+from fastcore.basics import patch
+
 from ..settings import UserError, one_of
 
 # %% ../../nbs/72_inspection.plc.ipynb #434f2d7d
@@ -31,6 +33,7 @@ class Delivery:
     reason: str = ""            # why it was not delivered
     seconds: float = 0.0        # how long `send` took
 
+# %% ../../nbs/72_inspection.plc.ipynb #2356a899
 class _Connected:
     "Keeps a connection open in a thread. Subclasses define `_open`, `_alive`, `_beat` and `_shut`."
     def __init__(self, bound, heartbeat):
@@ -77,13 +80,15 @@ class _Link(_Connected):
         with contextlib.suppress(Exception): self._shut(line)
         self._wake.set()
 
-    def close(self):
-        "End the connection and its thread. A controller takes a closed connection for a fail."
-        self._closed = True
-        self._wake.set()
-        self._thread.join()
-        with self._lock:
-            if self._line is not None: self._drop()
+# %% ../../nbs/72_inspection.plc.ipynb #78ea9ca5
+@patch
+def close(self: _Link):
+    "End the connection and its thread. A controller takes a closed connection for a fail."
+    self._closed = True
+    self._wake.set()
+    self._thread.join()
+    with self._lock:
+        if self._line is not None: self._drop()
 
 # %% ../../nbs/72_inspection.plc.ipynb #ac73a206
 class Link(_Link):
@@ -107,26 +112,30 @@ class Link(_Link):
     def stop(self, reason): self.stopped = str(reason) or "stopped"
     def resume(self): self.stopped = ""
 
-    @contextlib.contextmanager
-    def part(self):
-        "Yields an object whose `decision` is sent at the end of the block; a fail without one and on an error."
-        part = _Part()
-        try:
-            yield part
-            decision = part.decision
-        except BaseException:
-            part.delivery = self.send("unread")
-            raise
-        part.delivery = self.send(decision)
-
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
 
+# %% ../../nbs/72_inspection.plc.ipynb #3f3b8fc7
+@patch
+@contextlib.contextmanager
+def part(self: Link):
+    "Yields an object whose `decision` is sent at the end of the block; a fail without one and on an error."
+    part = _Part()
+    try:
+        yield part
+        decision = part.decision
+    except BaseException:
+        part.delivery = self.send("unread")
+        raise
+    part.delivery = self.send(decision)
+
+# %% ../../nbs/72_inspection.plc.ipynb #9210a836
 class _Part: decision, delivery = "unread", None        # what `Link.part` yields
 
 # %% ../../nbs/72_inspection.plc.ipynb #7f14a5a8
 CONFIRMATIONS = ("sent", "acknowledged", "answered")
 
+# %% ../../nbs/72_inspection.plc.ipynb #addbe71c
 class _Tcp(Link):
     "Frames on a TCP socket."
     def _open(self):
@@ -151,9 +160,11 @@ class _Tcp(Link):
         self._received()            # what has arrived since the last answer means nothing
         return ""
 
-    def _beat(self):
-        self._line.send(self._frame(BEAT))
-        return ""
+# %% ../../nbs/72_inspection.plc.ipynb #bfb48a75
+@patch
+def _beat(self: _Tcp):
+    self._line.send(self._frame(BEAT))
+    return ""
 
 # %% ../../nbs/72_inspection.plc.ipynb #a8242059
 def unacknowledged(line):
@@ -180,28 +191,32 @@ class Plc(_Tcp):
         if self.confirm == "answered": return self._answered(frame, deadline)
         return self._acknowledged(deadline) if self.confirm == "acknowledged" else ""
 
-    def _acknowledged(self, deadline):
-        "Empty once all bytes sent are acknowledged, else the reason."
-        while True:
-            waiting = unacknowledged(self._line)        # asked first: a reset sets it to 0, too, …
-            self._received()                            # … and is found here
-            if not waiting: return ""
-            if time.monotonic() > deadline: return "bytes are not acknowledged"
-            time.sleep(0.0005)
+# %% ../../nbs/72_inspection.plc.ipynb #e43e55a8
+@patch
+def _acknowledged(self: Plc, deadline):
+    "Empty once all bytes sent are acknowledged, else the reason."
+    while True:
+        waiting = unacknowledged(self._line)        # asked first: a reset sets it to 0, too, …
+        self._received()                            # … and is found here
+        if not waiting: return ""
+        if time.monotonic() > deadline: return "bytes are not acknowledged"
+        time.sleep(0.0005)
 
-    def _answered(self, frame, deadline):
-        "Empty once the controller has answered with the frame, else the reason."
-        answer = b""
-        while time.monotonic() < deadline:
-            answer += self._received()
-            if answer == frame: return ""
-            if not frame.startswith(answer): return f"the controller answered {answer.hex()} to {frame.hex()}"
-            time.sleep(0.0005)
-        return "no answer in time"
+@patch
+def _answered(self: Plc, frame, deadline):
+    "Empty once the controller has answered with the frame, else the reason."
+    answer = b""
+    while time.monotonic() < deadline:
+        answer += self._received()
+        if answer == frame: return ""
+        if not frame.startswith(answer): return f"the controller answered {answer.hex()} to {frame.hex()}"
+        time.sleep(0.0005)
+    return "no answer in time"
 
 # %% ../../nbs/72_inspection.plc.ipynb #62e627e7
 MODES = ("on time", "slow", "dead", "half-open", "resetting")
 
+# %% ../../nbs/72_inspection.plc.ipynb #b4fb8715
 class SimulatedController:
     "A controller on this machine, for trials without one; `received` holds its frames, `passing` its signal."
     def __init__(self, mode="on time", size=1, answers=False, delay=0.1, port=0):
@@ -248,10 +263,12 @@ SimulatedController._serve = _serve
 
 # %% ../../nbs/72_inspection.plc.ipynb #2b23c68d
 class Signals:
-    "Tells a `Link` the decision on each part of an inspection; `decide(score)` is 'OK', 'NOK' or anything else. A context manager."
+    """Tells a `Link` the decision on each part of an inspection; `decide(score)` is 'OK', 'NOK' or anything else.
+
+    A context manager."""
     def __init__(self, link, decide, filing=None, one_part=False):
         self.link, self.decide, self.filing, self.one_part = link, decide, filing, one_part
-        self.sent, self.lost, self._part = 0, [], []            # signals, deliveries that failed, decisions of the one part
+        self.sent, self.lost, self._part = 0, [], []  # signals, deliveries that failed, decisions of the one part
 
     def judged(self, images, i, score, heat):
         "Pass on image `i` with its score and map, then signal."
@@ -263,23 +280,27 @@ class Signals:
         if self.filing: self.filing.unread(path, reason)
         self._decided("unread")
 
-    def _decided(self, decision):
-        if self.one_part: self._part.append(decision)
-        else: self._send(decision)
-
-    def _send(self, decision):
-        delivery = self.link.send(decision)
-        self.sent += 1
-        if not delivery.delivered: self.lost.append(delivery)
-
     def __enter__(self): return self
     def __exit__(self, kind, *error):
         if kind or self.one_part: self._send("OK" if not kind and self._part and {*self._part} == {"OK"} else "unread")
+
+# %% ../../nbs/72_inspection.plc.ipynb #ed28a115
+@patch
+def _decided(self: Signals, decision):
+    if self.one_part: self._part.append(decision)
+    else: self._send(decision)
+
+@patch
+def _send(self: Signals, decision):
+    delivery = self.link.send(decision)
+    self.sent += 1
+    if not delivery.delivered: self.lost.append(delivery)
 
 # %% ../../nbs/72_inspection.plc.ipynb #e6cf5bcf
 RESULTS = {FAIL: 1, PASS: 2}        # register values; 0 is a register that nobody has written
 logging.getLogger("pymodbus").addHandler(logging.NullHandler())      # it need not print what a `Delivery` says
 
+# %% ../../nbs/72_inspection.plc.ipynb #a7deab76
 class ModbusPlc(Link):
     "A controller behind Modbus TCP: registers `address` (result), + 1 (number of the decision), + 2 (heartbeat)."
     def __init__(self, host, port=502, address=0, device=1, connect_timeout=0.05, bound=0.04, heartbeat=None):
@@ -304,11 +325,13 @@ class ModbusPlc(Link):
 
     def _transmit(self, code, deadline): return self._write(self.first, [RESULTS[code], self.sequence], deadline)
 
-    def _write(self, address, values, deadline):
-        if self._alive(): return self._alive()                      # pymodbus would connect here, and wait
-        self._line.comm_params.timeout_connect = max(0.001, 0.9 * (deadline - time.monotonic()))    # for the answer
-        answer = self._line.write_registers(address, values, device_id=self.device)
-        return str(answer) if answer.isError() else ""
+# %% ../../nbs/72_inspection.plc.ipynb #bd32a8bf
+@patch
+def _write(self: ModbusPlc, address, values, deadline):
+    if self._alive(): return self._alive()                      # pymodbus would connect here, and wait
+    self._line.comm_params.timeout_connect = max(0.001, 0.9 * (deadline - time.monotonic()))    # for the answer
+    answer = self._line.write_registers(address, values, device_id=self.device)
+    return str(answer) if answer.isError() else ""
 
 # %% ../../nbs/72_inspection.plc.ipynb #16d7bfae
 class MqttResults:
@@ -325,12 +348,6 @@ class MqttResults:
         self.client.connect_async(host, port)
         self.client.loop_start()
 
-    def publish(self, result):
-        "Hand over a JSON-able dictionary; False if it is dropped (a full queue). It raises nothing and never waits."
-        try: sent = self.client.publish(f"{self.topic}/results", json.dumps(result, sort_keys=True), qos=1)
-        except Exception: return False
-        return sent.rc in (0, 4)                        # sent, or kept until there is a connection
-
     def close(self):
         "Say that the station goes offline, and end."
         with contextlib.suppress(Exception):
@@ -341,3 +358,11 @@ class MqttResults:
 
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
+
+# %% ../../nbs/72_inspection.plc.ipynb #a3b7f0e8
+@patch
+def publish(self: MqttResults, result):
+    "Hand over a JSON-able dictionary; False if it is dropped (a full queue). It raises nothing and never waits."
+    try: sent = self.client.publish(f"{self.topic}/results", json.dumps(result, sort_keys=True), qos=1)
+    except Exception: return False
+    return sent.rc in (0, 4)                        # sent, or kept until there is a connection

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Annotated, Literal, Optional
 from uuid import uuid4
 
+from fastcore.basics import patch
+
 # %% ../../nbs/73_inspection.server.ipynb #aaef5fa0
 import cv2
 import numpy as np
@@ -35,6 +37,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import thesis_ad
+from ..data.datasets import keep_images
 from ..decision.drift import FEWEST, drift, drift_sentence
 from ..decision.threshold import OkPixels, mean_sigma, unseen
 from ..files import content_key, sha256, write_json
@@ -122,7 +125,8 @@ Worker.run, Worker._done, Worker.close = _run, _done, _close
 
 # %% ../../nbs/73_inspection.server.ipynb #be42396c
 class Watch:
-    "The last `count` scores of a station (0: none are watched) and what they say of drift; with `stops`, an alarm stays."
+    """The last `count` scores of a station (0: none are watched) and what they say of drift;
+    with `stops`, an alarm stays."""
     def __init__(self, count=50, stops=False):
         if count and count < FEWEST: raise UserError(f"drift is looked for in at least {FEWEST} scores, not in {count}")
         if stops and not count: raise UserError("drift cannot stop a station that watches no scores")
@@ -144,10 +148,12 @@ class Watch:
         "What is wrong, in words; empty if nothing is."
         return self.stopped or (drift_sentence(self.found) if self.found else "")
 
-    def facts(self):
-        "As a JSON-able dictionary."
-        return {"scores": len(self._rows), "count": self.count, "direction": self.found.direction if self.found else "",
-                "warning": self.sentence or None, "stops": self.stops, "stopped": bool(self.stopped)}
+# %% ../../nbs/73_inspection.server.ipynb #cf636452
+@patch
+def facts(self: Watch):
+    "As a JSON-able dictionary."
+    return {"scores": len(self._rows), "count": self.count, "direction": self.found.direction if self.found else "",
+            "warning": self.sentence or None, "stops": self.stops, "stopped": bool(self.stopped)}
 
 # %% ../../nbs/73_inspection.server.ipynb #dd503be1
 def load_model(bundle, device="cpu", runtime="auto"):
@@ -160,8 +166,10 @@ def load_model(bundle, device="cpu", runtime="auto"):
 
 def model_key(facts):
     "16 hex digits that name the fitted model of a bundle, whatever its threshold."
-    return content_key(facts["detector"], facts["settings"], facts["tensors_sha256"], *([facts["files"]] if "files" in facts else []))
+    return content_key(facts["detector"], facts["settings"], facts["tensors_sha256"],
+        *([facts["files"]] if "files" in facts else []))
 
+# %% ../../nbs/73_inspection.server.ipynb #773609b2
 def read_calibration(path, model):
     "The threshold's facts in `calibration.json`, or None if there is no such file or it belongs to another model."
     if not Path(path).exists(): return None
@@ -179,7 +187,8 @@ def find_threshold(detector, calibration, model):
         try: value = float(given)
         except ValueError: value = math.nan
         if not math.isfinite(value): raise UserError(f"the environment variable THRESHOLD is a number, not '{given}'")
-        kept = {name: fact for name, fact in (own or {}).items() if name in ("ok_scores", "parts")}     # drift is told by these
+        # drift is told by these
+        kept = {name: fact for name, fact in (own or {}).items() if name in ("ok_scores", "parts")}
         return {"value": value, "how": "environment", "pixel": (own or {}).get("pixel")} | kept, "environment"
     facts = read_calibration(calibration, model)
     return (facts, "calibration") if facts else (own, "bundle" if own else "none")
@@ -203,13 +212,16 @@ class Station:
         model = model_key(facts)
         detector.threshold, source = find_threshold(detector, self.calibration, model)
         score_image(detector, np.full((*detector.input_size, 3), 127, np.uint8))
-        self.facts, self.hash, self.model, self.source, self.runtime, self.detector = facts, hash, model, source, runtime, detector
+        self.facts, self.hash, self.model, self.source, self.runtime = facts, hash, model, source, runtime
+        self.detector = detector
         self.watch.clear()
 
-    def check_ready(self):
-        "A refusal (503) unless the station can decide."
-        if self.detector is None: raise refusal(503, f"there is no bundle {self.bundle.name} yet; teach one")
-        if self.detector.threshold is None: raise refusal(503, "no threshold is set; calibrate first")
+# %% ../../nbs/73_inspection.server.ipynb #ce1ce77e
+@patch
+def check_ready(self: Station):
+    "A refusal (503) unless the station can decide."
+    if self.detector is None: raise refusal(503, f"there is no bundle {self.bundle.name} yet; teach one")
+    if self.detector.threshold is None: raise refusal(503, "no threshold is set; calibrate first")
 
 # %% ../../nbs/73_inspection.server.ipynb #a6446932
 def score_image(detector, image):
@@ -248,7 +260,8 @@ def _decide(self, file, part_id, operator, maps, deadline):
     data, name = file.file.read(self.limits.bytes + 1), Path(file.filename or "").name
     check_image(data, self.limits)
     start = time.monotonic()
-    facts = {"part_id": part_id or uuid4().hex[:12], "operator": operator, "bundle": self.hash, "mm_per_pixel": self.mm_per_pixel}
+    facts = {"part_id": part_id or uuid4().hex[:12], "operator": operator, "bundle": self.hash,
+        "mm_per_pixel": self.mm_per_pixel}
     try: one = judge(self.detector, data, name, **facts)
     except Exception as error: raise refusal(422, f"the image cannot be judged ({type(error).__name__})") from error
     if one.decision == "unread": raise refusal(422, one.status)
@@ -281,7 +294,8 @@ Station.decide, Station.told = _decide, _told
 
 # %% ../../nbs/73_inspection.server.ipynb #7a1a064e
 def grey(heat, pixel=None):
-    "uint8 [H, W] of a map float32 [H, W]: 0 a typical OK pixel, 128 the pixel threshold; without one, median to maximum."
+    """uint8 [H, W] of a map float32 [H, W]: 0 a typical OK pixel, 128 the pixel threshold;
+    without one, median to maximum."""
     if pixel is None: low, high = float(np.median(heat)), float(heat.max())
     else: low, high = pixel["typical"], 2 * pixel["value"] - pixel["typical"]
     return np.round(np.clip((heat - low) / max(high - low, 1e-12), 0, 1) * 255).astype(np.uint8)
@@ -309,7 +323,8 @@ def _calibrate(self, files, k, deadline):
         seen.add(sha256(data)); scores.append(score)
         if heat is not None: pixels.add(heat)
     if len(scores) < 3:
-        raise refusal(422, f"3 different OK images that the bundle was not trained on are needed, these are {len(scores)}")
+        raise refusal(422,
+            f"3 different OK images that the bundle was not trained on are needed, these are {len(scores)}")
     return self.set_threshold(np.array(scores), pixels, k, {"left_out": left_out, "data": content_key(sorted(seen))})
 
 # %% ../../nbs/73_inspection.server.ipynb #4bce3584
@@ -321,8 +336,9 @@ def _set_threshold(self, scores, pixels, k, facts):
     write_json(self.calibration, kept | {"model": self.model, "time": utc_now()})
     self.detector.threshold, self.source = find_threshold(self.detector, self.calibration, self.model)
     self.watch.clear()
-    return {"new_threshold": threshold.value, "mean_score": float(scores.mean()), "std_score": float(scores.std(ddof=1)),
-            "n_images": n, "k": k, "left_out": facts["left_out"], "threshold": self.threshold(), "source": self.source}
+    return {"new_threshold": threshold.value, "mean_score": float(scores.mean()),
+        "std_score": float(scores.std(ddof=1)), "n_images": n, "k": k, "left_out": facts["left_out"],
+        "threshold": self.threshold(), "source": self.source}
 
 Station.calibrate, Station.set_threshold = _calibrate, _set_threshold
 
@@ -362,18 +378,20 @@ class Decision(BaseModel):
 class Prediction(Decision):
     "A decision with what it rests on."
     regions: list[RegionOut]
-    heat_map: Optional[str] = Field(examples=["iVBORw0KGgo="], description="grey PNG in base64: 0 is a typical OK pixel, "
-                                    "128 the pixel threshold; null if there is no map or maps=false")
-    overlay: Optional[str] = Field(examples=["iVBORw0KGgo="], description="the image with its map and regions as PNG in "
-                                   "base64; null if maps=false")
+    heat_map: Optional[str] = Field(examples=["iVBORw0KGgo="], description="grey PNG in base64: 0 is a typical OK "
+        "pixel, 128 the pixel threshold; null if there is no map or maps=false")
+    overlay: Optional[str] = Field(examples=["iVBORw0KGgo="],
+        description="the image with its map and regions as PNG in base64; null if maps=false")
     name: str = Field(examples=["zoom_3_20250303_081512.png"], description="file name")
     height: int = Field(examples=[1024])
     width: int = Field(examples=[1024])
     image: str = Field(examples=["9f86d081884c7d65"], description="SHA-256 of the image file")
     bundle: str = Field(examples=["60303ae22b998861"], description="SHA-256 of the bundle")
     milliseconds: float = Field(examples=[41.5], description="from decoded header to decision")
-    drift: Optional[str] = Field(None, description="a warning about the latest scores, null if they are as at the calibration")
+    drift: Optional[str] = Field(None,
+        description="a warning about the latest scores, null if they are as at the calibration")
 
+# %% ../../nbs/73_inspection.server.ipynb #ae73c068
 class Calibration(BaseModel):
     "A new threshold and the raw scores it rests on."
     new_threshold: float = Field(examples=[5.02], description="mean + k standard deviations")
@@ -418,6 +436,7 @@ class Live(BaseModel):
     drift: Optional[str] = Field(None, description="a warning about the latest scores")
     stopped: bool = Field(False, description="whether drift has stopped the station")
 
+# %% ../../nbs/73_inspection.server.ipynb #41de0f87
 class DriftState(BaseModel):
     "The watch for drift."
     scores: int = Field(examples=[50], description="scores that are looked at")
@@ -427,9 +446,9 @@ class DriftState(BaseModel):
     stops: bool = Field(examples=[False], description="whether drift stops the station")
     stopped: bool = Field(examples=[False], description="whether it has")
 
-REASONS = {400: "malformed request", 401: "token missing or wrong", 403: "no token is set on the server", 404: "not there",
-           408: "sent too slowly", 409: "stopped by drift", 413: "too large", 415: "format not accepted", 422: "not an image, or a wrong field",
-           503: "busy or not ready"}
+REASONS = {400: "malformed request", 401: "token missing or wrong", 403: "no token is set on the server",
+    404: "not there", 408: "sent too slowly", 409: "stopped by drift", 413: "too large", 415: "format not accepted",
+    422: "not an image, or a wrong field", 503: "busy or not ready"}
 
 def problems(*statuses): return {status: {"model": Problem, "description": REASONS[status]} for status in statuses}
 
@@ -447,19 +466,23 @@ class Metrics:
         value = Gauge("thesis_ad_threshold", "The threshold in force, NaN without one.", registry=self.registry)
         value.set_function(station.threshold)
         watch = station.watch
-        drift = Gauge("thesis_ad_drift", "1: the latest scores are higher than at the calibration, -1: lower.", registry=self.registry)
+        drift = Gauge("thesis_ad_drift", "1: the latest scores are higher than at the calibration, -1: lower.",
+            registry=self.registry)
         drift.set_function(lambda: {"higher": 1, "lower": -1}.get(watch.facts()["direction"], 0))
         stopped = Gauge("thesis_ad_stopped", "1 if drift has stopped the station.", registry=self.registry)
         stopped.set_function(lambda: bool(watch.stopped))
         for decision in ("OK", "NOK"): self.decisions.labels(decision)
         ProcessCollector(registry=self.registry)
 
-    def observe_decision(self, one, seconds):
-        "Count an `Inspection`."
-        self.decisions.labels(one.decision).inc()
-        self.seconds.observe(seconds)
-        self.score.set(one.score)
+# %% ../../nbs/73_inspection.server.ipynb #1a70543c
+@patch
+def observe_decision(self: Metrics, one, seconds):
+    "Count an `Inspection`."
+    self.decisions.labels(one.decision).inc()
+    self.seconds.observe(seconds)
+    self.score.set(one.score)
 
+# %% ../../nbs/73_inspection.server.ipynb #b8e3998c
 def _threshold(self):
     "The threshold in force, NaN without one."
     return math.nan if self.detector is None or self.detector.threshold is None else self.detector.threshold["value"]
@@ -478,6 +501,7 @@ ImageFiles = Annotated[list[UploadFile], File(description="PNG, JPEG, BMP or TIF
 Maps = Annotated[bool, Query(description="false leaves out heat maps and overlays")]
 FAULTS = problems(400, 408, 409, 413, 415, 422, 503)
 
+# %% ../../nbs/73_inspection.server.ipynb #9116f1cd
 @router.post("/predict", response_model=Prediction, responses=FAULTS, tags=["inspection"])
 async def predict(at: At, file: ImageFile, part_id: Text = "", operator: Text = "", maps: Maps = True):
     "Decide on one image. Without a `part_id` the server makes one up."
@@ -489,7 +513,8 @@ async def predict(at: At, file: ImageFile, part_id: Text = "", operator: Text = 
 async def predict_batch(at: At, files: ImageFiles, part_id: Text = "", operator: Text = "", maps: Maps = False):
     "Decide on several images, one after the other. A broken one is reported in its place and stops none of the others."
     limits = at.station.limits
-    if len(files) > limits.batch: raise refusal(413, f"{len(files)} images were sent and at most {limits.batch} are accepted")
+    if len(files) > limits.batch:
+        raise refusal(413, f"{len(files)} images were sent and at most {limits.batch} are accepted")
     seconds = limits.seconds * len(files)
     arguments = part_id, operator, maps, time.monotonic() + seconds
     return await at.worker.run(_each, at.station, files, *arguments, seconds=seconds)
@@ -518,9 +543,12 @@ guarded = {"tags": ["teaching"], "dependencies": [Depends(check_token)]}
 
 @router.post("/calibrate", response_model=Calibration, responses=FAULTS | problems(401, 403), **guarded)
 async def calibrate_route(at: At, files: ImageFiles, k: Deviations = 3.0):
-    "Set the threshold from at least 3 OK images: mean + k standard deviations of their raw scores. Kept over a restart."
+    """Set the threshold from at least 3 OK images: mean + k standard deviations of their raw scores.
+
+    Kept over a restart."""
     limits = at.station.limits
-    if len(files) > limits.images: raise refusal(413, f"{len(files)} images were sent and at most {limits.images} are accepted")
+    if len(files) > limits.images:
+        raise refusal(413, f"{len(files)} images were sent and at most {limits.images} are accepted")
     seconds = limits.seconds * len(files)
     return await at.worker.run(at.station.calibrate, files, k, time.monotonic() + seconds, seconds=seconds)
 
@@ -564,12 +592,15 @@ def _described(self):
     if self.detector is None: self.check_ready()
     names = ("detector", "settings", "facts", "backbone", "input_size", "sigmoid", "data", "versions")
     return {name: self.facts[name] for name in names} | {
-        "bundle": self.bundle.name, "bundle_sha256": self.hash, "threshold": self.detector.threshold, "source": self.source,
+        "bundle": self.bundle.name, "bundle_sha256": self.hash, "threshold": self.detector.threshold,
+        "source": self.source,
         "runtime": self.runtime, "started": self.started, "ledger": self.ledger.path.name if self.ledger else None,
-        "limits": asdict(self.limits), "drift": self.watch.facts() | {"watched": "ok_scores" in (self.detector.threshold or {})}}
+        "limits": asdict(self.limits),
+        "drift": self.watch.facts() | {"watched": "ok_scores" in (self.detector.threshold or {})}}
 
 Station.described = _described
 
+# %% ../../nbs/73_inspection.server.ipynb #bc9a0bd9
 @router.post("/reload", responses=problems(401, 403, 422, 503), **guarded)
 async def reload(at: At):
     "Load the bundle again from its folder, after it was taught anew. If it cannot be loaded the old one stays."
@@ -585,14 +616,14 @@ async def drift_clear(at: At):
     await at.worker.run(at.station.watch.clear, seconds=at.station.limits.seconds)
     return at.station.watch.facts()
 
-
 # %% ../../nbs/73_inspection.server.ipynb #ce747133
 @router.get("/recent", response_model=Live, responses=problems(422), tags=["dashboard"])
 async def recent(at: At, after: Annotated[int, Query(ge=0, le=2**53)] = 0):
     "The decisions after a number, at most the last 1,000."
     seen, value = at.station.recent, at.station.threshold()
     watch, threshold = at.station.watch, None if math.isnan(value) else value
-    return Live(items=seen.after(after), number=seen.number, threshold=threshold, drift=watch.sentence or None, stopped=bool(watch.stopped))
+    return Live(items=seen.after(after), number=seen.number, threshold=threshold, drift=watch.sentence or None,
+        stopped=bool(watch.stopped))
 
 @router.get("/recent/{number}.jpg", response_class=Response, tags=["dashboard"],
             responses={200: {"content": {"image/jpeg": {}}}, **problems(404, 422)})
@@ -633,7 +664,8 @@ class Gate:
             if message["type"] == "http.response.start" and metrics: metrics.answers.labels(message["status"]).inc()
             await send(message)
         if self.inside >= self.limits.requests:
-            return await _answer(refusal(503, f"busy: {self.inside} requests are in flight", 1), scope, receive, counted)
+            return await _answer(refusal(503, f"busy: {self.inside} requests are in flight", 1), scope,
+                receive, counted)
         self.inside += 1
         try: await self.app(scope, self.bounded(receive, limit), counted)
         finally: self.inside -= 1
@@ -678,8 +710,8 @@ def create_app(station, threads=1):
         yield
         worker.close()
         if station.ledger: station.ledger.close()
-    app = FastAPIOffline(title="thesis_ad inspection station", version=thesis_ad.__version__, lifespan=lifespan, redoc_url=None,
-                         description="What is not a decision has a status of 400 or more and one sentence in `detail`.")
+    app = FastAPIOffline(title="thesis_ad inspection station", version=thesis_ad.__version__, lifespan=lifespan,
+        redoc_url=None, description="What is not a decision has a status of 400 or more and one sentence in `detail`.")
     station.scores = Metrics(station, worker)
     app.state.station, app.state.worker, app.state.metrics = station, worker, station.scores
     app.state.verifying = threading.Lock()
@@ -688,17 +720,20 @@ def create_app(station, threads=1):
     app.add_exception_handler(HTTPException, _told_so)
     app.add_exception_handler(RequestValidationError, _wrong_field)
     app.add_exception_handler(UserError, lambda _, error: JSONResponse({"detail": str(error)}, 503))
-    app.add_exception_handler(Exception, lambda _, error: JSONResponse({"detail": f"internal error: {type(error).__name__}"}, 500))
+    app.add_exception_handler(Exception,
+        lambda _, error: JSONResponse({"detail": f"internal error: {type(error).__name__}"}, 500))
     return app
 
 # %% ../../nbs/73_inspection.server.ipynb #6ba69286
 def serve(station, host="127.0.0.1", port=8000, threads=1):
     "Serve a `Station` until the process is interrupted or terminated."
     import uvicorn
+    keep_images(0)                          # no image comes twice
     kind = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=kind, backlog=256) as listener:
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
         print(f"inspecting with {station.bundle} at {address} (API: /docs); stop with Ctrl-C", flush=True)
-        config = uvicorn.Config(create_app(station, threads), log_level="warning", access_log=False, timeout_graceful_shutdown=10)
+        config = uvicorn.Config(create_app(station, threads), log_level="warning", access_log=False,
+            timeout_graceful_shutdown=10)
         uvicorn.Server(config).run(sockets=[listener])

@@ -10,6 +10,7 @@ __all__ = ['ENOUGH', 'FEWEST', 'folds_of', 'resizing_matrix', 'resized', 'Shared
 import math, os
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import numpy as np
 import pandas as pd
 import torch
@@ -25,7 +26,9 @@ from ..settings import UserError, rng
 
 # %% ../../nbs/49_models.auto.ipynb #428bde8f
 def folds_of(groups, folds, seed=0):
-    "int64 [N]: the fold of each image; whole groups, about equally many images a fold. Single images are the units where there is one group."
+    """int64 [N]: the fold of each image; whole groups, about equally many images a fold.
+
+    Single images are the units where there is one group."""
     groups = np.asarray(groups)
     if len(np.unique(groups)) < 2: groups = np.arange(len(groups))
     names, number, counts = np.unique(groups, return_inverse=True, return_counts=True)
@@ -43,7 +46,8 @@ def resizing_matrix(n_in, n_out):
 
 def resized(images, size):
     "Images [B, 3, H, W] at `size` = (h, w), antialiased, each one by itself."
-    rows, columns = resizing_matrix(images.shape[-2], size[0]).to(images), resizing_matrix(images.shape[-1], size[1]).to(images)
+    rows = resizing_matrix(images.shape[-2], size[0]).to(images)
+    columns = resizing_matrix(images.shape[-1], size[1]).to(images)
     return torch.stack([rows @ image @ columns.T for image in images])
 
 # %% ../../nbs/49_models.auto.ipynb #7b66c96a
@@ -53,7 +57,8 @@ class SharedBackbone:
 
     def __call__(self, images, stages):
         "The maps of `stages` for images [B, 3, H, W]."
-        if images is not self.images: self.maps, self.images = dict(zip(self.stages, self.network(images, self.stages))), images
+        if images is not self.images:
+            self.maps, self.images = dict(zip(self.stages, self.network(images, self.stages))), images
         return [self.maps[i] for i in stages]
 
 class _WholeGaussian(Gaussian):
@@ -63,7 +68,8 @@ class _WholeGaussian(Gaussian):
 
 # %% ../../nbs/49_models.auto.ipynb #d623b0c9
 def bank_and_deep_stages(strides):
-    "(stages of the banks, stages of the Gaussians): the first of stride 8 and the first of stride 16; all of stride 16 and more."
+    """(stages of the banks, stages of the Gaussians): the first of stride 8 and the first of stride 16;
+    all of stride 16 and more."""
     wanted = [strides.index(s) for s in (8, 16) if s in strides]
     if len(wanted) < 2: raise UserError(f"auto needs a backbone with stages of stride 8 and 16; this one has {strides}")
     return wanted, [i for i, stride in enumerate(strides) if stride >= 16]
@@ -74,8 +80,8 @@ def new_members(d, size, coarse):
     banks, deep = bank_and_deep_stages(d.network.strides)
     banks = d.stages or banks
     bank = {"cap": d.cap, "candidates": d.candidates, "stages": tuple(banks)} | common
-    members = {"fine bank": (PatchCore(size=size, **bank), size), "coarse bank": (PatchCore(size=coarse, **bank), coarse),
-               "deep Gaussians": (_WholeGaussian(size=coarse, stages=tuple(deep), **common), coarse)}
+    members = {"fine bank": (PatchCore(size=size, **bank), size), "coarse bank": (PatchCore(size=coarse, **bank),
+        coarse), "deep Gaussians": (_WholeGaussian(size=coarse, stages=tuple(deep), **common), coarse)}
     wanted = {at: set() for _, at in members.values()}
     for member, at in members.values(): wanted[at].update(member.used_stages)
     shared = {at: SharedBackbone(d.network, stages) for at, stages in wanted.items()}
@@ -98,29 +104,43 @@ ENOUGH = 1500       # images beyond which one fold is scored, not all
 FEWEST = 3          # images
 
 def number_of_folds(images):
-    "Five, and up to fifteen for few images: members that learn from fewer images than the delivered ones give higher scores, and with few images every one counts."
+    """Five, and up to fifteen for few images: members that learn from fewer images than the delivered ones give higher
+    scores, and with few images every one counts."""
     return int(np.clip(round(300 / images), 5, 15))
 
 def _pixels(images):
     "The images of an `ImageSet` uint8 [H, W, 3] by path."
-    return {path: images.picture(i) if images.arrays is None else images.arrays[path] for i, path in enumerate(images.paths)}
+    return {path: images.picture(i) if images.arrays is None else images.arrays[path]
+        for i, path in enumerate(images.paths)}
 
 def joined(train, more):
     "The `ImageSet` of the images of `train` and the OK images of `more` (or None)."
     if more is None or not len(more.ok()): return train
     more, arrays = more.ok(), None
-    if train.arrays is None and more.arrays is None: paths = [os.path.relpath(more.root / path, train.root) for path in more.paths]
+    if train.arrays is None and more.arrays is None:
+        paths = [os.path.relpath(more.root / path, train.root) for path in more.paths]
     else:
         paths = [f"more/{path}" for path in more.paths]
         arrays = _pixels(train) | dict(zip(paths, _pixels(more).values()))
     table = more.table.assign(path=paths, mask="")
     return train.view(table=pd.concat([train.table, table], ignore_index=True), arrays=arrays)
 
+# %% ../../nbs/49_models.auto.ipynb #7bab3e01
+def _check(d):
+    "A `UserError` where a setting of `auto` is out of its range."
+    if d.folds == 1: raise UserError("auto: folds is 2 or more, or 0 for a number that fits the images, not 1")
+    d.within(0, math.inf, "folds")
+    d.within(1, math.inf, "cap", "candidates")
+    d.within(0, 1, "top", "coarse")
+    d.within(0, SIGMA_LIMIT, "sigma")
+
 # %% ../../nbs/49_models.auto.ipynb #058a54f0
-@register("auto", "memory banks at two resolutions and Gaussians of deep stages on one scale; its threshold comes from out-of-fold scores")
+@register("auto", "memory banks at two resolutions and Gaussians of deep stages on one scale; its threshold comes from "
+    "out-of-fold scores")
 @dataclass(kw_only=True)
 class Auto(FeatureDetector):
-    "Image score: mean of the members' standardised scores; map: mean of their levelled maps without the image's typical level."
+    """Image score: mean of the members' standardised scores;
+    map: mean of their levelled maps without the image's typical level."""
     size: tuple = (384, 384)        # of the finer resolution, (height, width)
     native_aspect: bool = True
     coarse: float = 2 / 3           # edge of the coarser resolution as a fraction of the finer one
@@ -132,21 +152,25 @@ class Auto(FeatureDetector):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.folds == 1: raise UserError("auto: folds is 2 or more, or 0 for a number that fits the images, not 1")
-        self.within(0, math.inf, "folds")
-        self.within(1, math.inf, "cap", "candidates")
-        self.within(0, 1, "top", "coarse")
-        self.within(0, SIGMA_LIMIT, "sigma")
+        _check(self)
 
     def fit(self, train, calibration=None):
         "Learn from the OK images of `train` and of `calibration`, both."
         return super().fit(joined(train, calibration))
-
-    def _fit(self, train, calibration): _fit(self, train)
     def predict(self, images): return _predict(self, images)
-    def member_scores(self, images): return _member_scores(self, images)
-    def tensors(self): return _tensors(self)
-    def restore(self, tensors): _restore(self, tensors)
+
+# %% ../../nbs/49_models.auto.ipynb #dfdfd178
+@patch
+def _fit(self: Auto, train, calibration): _fit(self, train)
+
+@patch
+def member_scores(self: Auto, images): return _member_scores(self, images)
+
+@patch
+def tensors(self: Auto): return _tensors(self)
+
+@patch
+def restore(self: Auto, tensors): _restore(self, tensors)
 
 # %% ../../nbs/49_models.auto.ipynb #de3ad201
 def _new_members(d):
@@ -155,10 +179,12 @@ def _new_members(d):
 
 def _cells(members, images):
     "Cell maps [B, h, w] by member of images [B, 3, H, W] at the finer resolution."
-    sizes = {at: images if at == tuple(images.shape[-2:]) else resized(images, at) for at in {at for _, at in members.values()}}
+    sizes = {at: images if at == tuple(images.shape[-2:]) else resized(images, at)
+        for at in {at for _, at in members.values()}}
     found = {name: member.cells(sizes[at]) for name, (member, at) in members.items()}
     return {name: cells[1] if isinstance(cells, tuple) else cells for name, cells in found.items()}
 
+# %% ../../nbs/49_models.auto.ipynb #97c53d3e
 class _AtSize:
     "The prepared `images` of the finer resolution, resized to the one that a member sees."
     def __init__(self, images, size): self.images, self.size = images, size
@@ -170,12 +196,14 @@ class _AtSize:
 def _fitted_members(d, images):
     "The members, fitted on prepared images."
     members = _new_members(d)
-    for name, (member, at) in members.items(): member._fit(images if at == tuple(d.input_size) else _AtSize(images, at), None)
+    for name, (member, at) in members.items():
+        member._fit(images if at == tuple(d.input_size) else _AtSize(images, at), None)
     return members
 
 # %% ../../nbs/49_models.auto.ipynb #60ee7bb1
 def _out_of_fold(d, train):
-    "(indices of scored images, their cell maps by member), each from members that have not learned from that image's part."
+    """(indices of scored images, their cell maps by member),
+    each from members that have not learned from that image's part."""
     count = d.folds or number_of_folds(len(train))
     fold, folds = folds_of(train.groups, count, d.seed), range(count if len(train) <= ENOUGH else 1)
     indices, maps = [], {}
@@ -189,21 +217,28 @@ def _out_of_fold(d, train):
     return np.concatenate(indices), {name: torch.cat(found) for name, found in maps.items()}
 
 def _own(train, indices, scores, heat):
-    "What is kept of each scored image: its number, group, image score, and the highest and the median value of its map; the largest of its tiles if there are any."
+    """What is kept of each scored image: its number, group, image score, and the highest and the median value of its
+    map; the largest of its tiles if there are any."""
     picture = train.table.picture.to_numpy() if "picture" in train.table else np.arange(len(train))
     groups = np.unique(train.groups, return_inverse=True)[1].reshape(-1)
-    rows = pd.DataFrame({"image": picture[indices], "group": groups[indices], "score": scores, "highest": [float(h.max()) for h in heat], "median": [float(np.median(h)) for h in heat]})
-    return {name: torch.from_numpy(column.to_numpy().copy()) for name, column in rows.groupby("image", as_index=False).max().items()}
+    rows = pd.DataFrame({"image": picture[indices], "group": groups[indices], "score": scores,
+        "highest": [float(h.max()) for h in heat], "median": [float(np.median(h)) for h in heat]})
+    return {name: torch.from_numpy(column.to_numpy().copy())
+        for name, column in rows.groupby("image", as_index=False).max().items()}
 
+# %% ../../nbs/49_models.auto.ipynb #4459882a
 def _fit(d, train):
     "Out-of-fold maps give levels, scale and scores; the members that are kept learn from all images."
-    if len(np.unique(train.paths)) < FEWEST: raise UserError(f"auto needs {FEWEST} OK images or more, because it scores each by a detector that has not learned from it; there are {len(np.unique(train.paths))}")
+    if len(np.unique(train.paths)) < FEWEST:
+        raise UserError(f"auto needs {FEWEST} OK images or more, because it scores each by a detector that has not "
+            f"learned from it; there are {len(np.unique(train.paths))}")
     indices, maps = _out_of_fold(d, train)
     d.levels = {name: border_level(found) for name, found in maps.items()}
     z = {name: without_typical_level(levelled(found, d.levels[name]))[0] for name, found in maps.items()}
     scores = {name: top_mean(found, d.top) for name, found in z.items()}
-    d.facts = {"centre": {name: float(s.mean()) for name, s in scores.items()}, "spread": {name: max(float(s.std()), 1e-9) for name, s in scores.items()},
-               "images": len(train), "parts": len(np.unique(train.groups)), "folds_by": "part" if len(np.unique(train.groups)) > 1 else "image"}
+    d.facts = {"centre": {name: float(s.mean()) for name, s in scores.items()},
+        "spread": {name: max(float(s.std()), 1e-9) for name, s in scores.items()}, "images": len(train),
+        "parts": len(np.unique(train.groups)), "folds_by": "part" if len(np.unique(train.groups)) > 1 else "image"}
     heat = [_heat(d, {name: found[i:i + 1] for name, found in z.items()})[0] for i in range(len(indices))]
     d.own = _own(train, indices, _combined(d, scores), heat)
     d.members = _fitted_members(d, train)
@@ -219,22 +254,26 @@ def _heat(d, z):
 
 def _levelled(d, images):
     "Levelled maps without the images' typical level, by member."
-    return {name: without_typical_level(levelled(cells, d.levels[name]))[0] for name, cells in _cells(d.members, images).items()}
+    return {name: without_typical_level(levelled(cells, d.levels[name]))[0]
+        for name, cells in _cells(d.members, images).items()}
 
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W]."
-    if tuple(images.shape[-2:]) != tuple(d.input_size): raise UserError(f"auto was fitted on images of {tuple(d.input_size)} pixels and got {tuple(images.shape[-2:])}")
+    if tuple(images.shape[-2:]) != tuple(d.input_size):
+        raise UserError(f"auto was fitted on images of {tuple(d.input_size)} pixels and got {tuple(images.shape[-2:])}")
     z = _levelled(d, images)
     return _combined(d, {name: top_mean(found, d.top) for name, found in z.items()}), _heat(d, z)
 
 def _member_scores(d, images):
     "The standardised score of each member, float64 [B] by name, whose mean is the image score."
-    return {name: (top_mean(z, d.top) - d.facts["centre"][name]) / d.facts["spread"][name] for name, z in _levelled(d, images).items()}
+    return {name: (top_mean(z, d.top) - d.facts["centre"][name]) / d.facts["spread"][name]
+        for name, z in _levelled(d, images).items()}
 
 # %% ../../nbs/49_models.auto.ipynb #5daa17b3
 def _tensors(d):
     found = {f"own.{name}": t for name, t in d.own.items()} | {f"level.{name}": t for name, t in d.levels.items()}
-    for name, (member, _) in d.members.items(): found |= {f"member.{name}.{key}": t for key, t in member.tensors().items()}
+    for name, (member, _) in d.members.items():
+        found |= {f"member.{name}.{key}": t for key, t in member.tensors().items()}
     d.facts["members"] = {name: member.facts for name, (member, _) in d.members.items()}
     return found
 

@@ -10,6 +10,7 @@ __all__ = ['window_matrix', 'ssim_map', 'reconstruction_loss', 'ChannelAttention
 import math
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,7 +29,8 @@ def window_matrix(n, sigma=1.5, taps=11):
 
 # %% ../../nbs/41_models.autoencoder.ipynb #b5ec8016
 def ssim_map(x, y):
-    "SSIM [B, C, H, W] in [-1, 1] of every pixel of x and y [B, C, H, W] in [0, 1], in float32; Wang et al. 2004, eq. 13."
+    """SSIM [B, C, H, W] in [-1, 1] of every pixel of x and y [B, C, H, W] in [0, 1], in float32;
+    Wang et al. 2004, eq. 13."""
     with torch.autocast(x.device.type, enabled=False):
         x, y = x.float().contiguous(), y.float().contiguous()
         rows, columns = (window_matrix(n).to(x.device) for n in x.shape[-2:])
@@ -40,7 +42,8 @@ def ssim_map(x, y):
 
 # %% ../../nbs/41_models.autoencoder.ipynb #e2b993fa
 def reconstruction_loss(x, y, mse_share=0.15):
-    "Scalar: mse_share · MSE + (1 − mse_share) · (1 − mean SSIM) of a reconstruction y of x, both [B, C, H, W] in [0, 1]."
+    """Scalar: mse_share · MSE + (1 − mse_share) · (1 − mean SSIM) of a reconstruction y of x,
+    both [B, C, H, W] in [0, 1]."""
     return mse_share * F.mse_loss(y, x) + (1 - mse_share) * (1 - ssim_map(x, y).mean())
 
 # %% ../../nbs/41_models.autoencoder.ipynb #cbe78b81
@@ -78,7 +81,8 @@ class CBAM(nn.Module):
 
 # %% ../../nbs/41_models.autoencoder.ipynb #4a17c840
 def _convolution(inputs, outputs, stride=1):
-    return [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True)]
 
 def _decoder_stage(inputs, outputs, attention):
     weigh = [CBAM(inputs)] if attention else []
@@ -97,9 +101,11 @@ class ConvAutoencoder(nn.Module):
         super().__init__()
         channels = [3, width, 2 * width, 4 * width, 8 * width]          # at strides 1, 2, 4, 8, 16
         self.skip = skip                                                # stride of the skip: 2, 4, 8, or 0 for none
-        self.encoder = nn.ModuleList(nn.Sequential(*_convolution(a, b, stride=2)) for a, b in zip(channels, channels[1:]))
+        self.encoder = nn.ModuleList(nn.Sequential(*_convolution(a, b, stride=2))
+            for a, b in zip(channels, channels[1:]))
         stages = zip((16, 8, 4, 2), channels[:0:-1], channels[3:0:-1] + [width])
-        self.decoder = nn.ModuleList(_decoder_stage(a * (2 if stride == skip else 1), b, attention) for stride, a, b in stages)
+        self.decoder = nn.ModuleList(_decoder_stage(a * (2 if stride == skip else 1), b, attention)
+            for stride, a, b in stages)
         self.last = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, x):
@@ -111,7 +117,8 @@ class ConvAutoencoder(nn.Module):
 
 # %% ../../nbs/41_models.autoencoder.ipynb #41aed348
 def mean_of_largest(maps, top):
-    "float64 [B]: mean of the `top` largest values of each map [B, H, W], `top` counted at 512 × 512 and scaled by area; at least 1."
+    """float64 [B]: mean of the `top` largest values of each map [B, H, W],
+    `top` counted at 512 × 512 and scaled by area; at least 1."""
     values = maps.flatten(1)
     count = min(max(1, round(top * values.shape[1] / 512 ** 2)), values.shape[1])
     return values.topk(count).values.double().mean(1)
@@ -121,10 +128,12 @@ def _check(d):
     "Refuse settings that no training could use."
     d.within(1, math.inf, "width", "top")
     d.within(0, 1, "mse_share")
-    if d.skip not in (0, 2, 4, 8): raise UserError(f"{d.method}: skip must be 0 (none) or a stride of the encoder (2, 4, 8), not {d.skip}")
+    if d.skip not in (0, 2, 4, 8):
+        raise UserError(f"{d.method}: skip must be 0 (none) or a stride of the encoder (2, 4, 8), not {d.skip}")
 
 # %% ../../nbs/41_models.autoencoder.ipynb #b2144f8e
-@register("autoencoder", "convolutional autoencoder with attention (CBAM) in the decoder, MSE + SSIM: the thesis's baseline")
+@register("autoencoder",
+    "convolutional autoencoder with attention (CBAM) in the decoder, MSE + SSIM: the thesis's baseline")
 @dataclass(kw_only=True)
 class Autoencoder(Trained, Detector):
     "Convolutional autoencoder; anomaly map: squared error of each pixel, image score: mean of the largest of them."
@@ -146,13 +155,22 @@ class Autoencoder(Trained, Detector):
 
     def new_network(self): return ConvAutoencoder(self.width, self.attention, self.skip)
     def loss(self, x, y): return reconstruction_loss(x, y, self.mse_share)
-    def errors(self, x, y): return ((y - x) ** 2).mean(1)
-    def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images): return _predict(self, images)
-    def tensors(self): return self.network.state_dict()
-    def restore(self, tensors):
-        self.network = _build(self)
-        self.network.load_state_dict(tensors)
+
+# %% ../../nbs/41_models.autoencoder.ipynb #da7a1128
+@patch
+def errors(self: Autoencoder, x, y): return ((y - x) ** 2).mean(1)
+
+@patch
+def _fit(self: Autoencoder, train, calibration): _fit(self, train, calibration)
+
+@patch
+def tensors(self: Autoencoder): return self.network.state_dict()
+
+@patch
+def restore(self: Autoencoder, tensors):
+    self.network = _build(self)
+    self.network.load_state_dict(tensors)
 
 # %% ../../nbs/41_models.autoencoder.ipynb #6ea57a4a
 @register("autoencoder_plain", "the same autoencoder without attention")
@@ -184,8 +202,10 @@ def _fit(d, train_set, calibration):
     "Train detector `d` and keep its losses in `facts`."
     d.network, d.facts = _build(d), {"precision": d.precision()}
     learn, held = d.split(train_set)
-    watch = {name: (lambda images=images: _mean_loss(d, images)) for name, images in looks(d, held, calibration).items()}
-    curve = train_network(d.network, lambda batch, step: _loss(d, batch[1]), image_batches(learn, d.batch, d.seed), d, d.budget(learn), watch, d.batch)
+    watch = {name: (lambda images=images: _mean_loss(d, images))
+        for name, images in looks(d, held, calibration).items()}
+    curve = train_network(d.network, lambda batch, step: _loss(d, batch[1]), image_batches(learn, d.batch, d.seed), d,
+        d.budget(learn), watch, d.batch)
     d.facts |= {"loss_ok": [], "loss_nok": []} | curve
 
 # %% ../../nbs/41_models.autoencoder.ipynb #77a94954

@@ -10,11 +10,13 @@ import torch
 
 # %% ../../nbs/38_models.border.ipynb #d5c05e7e
 def border(cells, crop="auto"):
-    "Rows and columns of cells cropped at each side of a map of `cells` = (h, w): 20 of 170, rounded, or `crop` itself; at most so many that one is left."
+    """Rows and columns of cells cropped at each side of a map of `cells` = (h, w): 20 of 170, rounded, or `crop`
+    itself; at most so many that one is left."""
     return tuple(min(round(20 * n / 170) if crop == "auto" else crop, (n - 1) // 2) for n in cells)
 
 def image_scores(heat, crop=(0, 0), top=20):
-    "float64 [B]: mean of the `top` largest values of heat maps [B, h, w] inside the border `crop`; NaN where a map holds no numbers."
+    """float64 [B]: mean of the `top` largest values of heat maps [B, h, w] inside the border `crop`;
+    NaN where a map holds no numbers."""
     (rows, columns), (h, w) = crop, heat.shape[-2:]
     inner = heat[:, rows:h - rows, columns:w - columns].flatten(1)
     scores = inner.topk(min(top, inner.shape[1])).values.double().mean(1)
@@ -22,19 +24,23 @@ def image_scores(heat, crop=(0, 0), top=20):
 
 # %% ../../nbs/38_models.border.ipynb #9eb4a123
 def zones(h, w):
-    "int64 [h, w]: a number for each zone of a map, 0 for the cells inside the thesis's crop, else the same for cells as far from both sides."
-    rows, columns = (k - torch.minimum(torch.arange(n), torch.arange(n).flip(0)).clamp(max=k) for n, k in zip((h, w), border((h, w))))
+    """int64 [h, w]: a number for each zone of a map, 0 for the cells inside the thesis's crop,
+    else the same for cells as far from both sides."""
+    rows, columns = (k - torch.minimum(torch.arange(n), torch.arange(n).flip(0)).clamp(max=k)
+        for n, k in zip((h, w), border((h, w))))
     return rows[:, None] * (columns.max() + 1) + columns
 
 def border_level(heat):
-    """float32 [2, h, w] from heat maps [n, h, w] of OK pictures: for each cell their mean and standard deviation over all cells of its
-    zone, neither below that of the cells inside the thesis's crop."""
+    """float32 [2, h, w] from heat maps [n, h, w] of OK pictures: for each cell their mean and standard deviation over
+    all cells of its zone, neither below that of the cells inside the thesis's crop."""
     zone = zones(*heat.shape[-2:])
     over_zones = lambda cells: torch.bincount(zone.flatten(), weights=cells.flatten()) / torch.bincount(zone.flatten())
     mean = over_zones(heat.double().mean(0))
-    spread = over_zones((heat.double() - mean[zone]).square().mean(0)).sqrt().clamp(min=max(1e-3 * float(mean[0]), 1e-12))    # constant pictures have none
+    spread = over_zones((heat.double() - mean[zone]).square().mean(0)).sqrt().clamp(
+        min=max(1e-3 * float(mean[0]), 1e-12))  # constant pictures have none
     return torch.stack([values.clamp(min=values[0])[zone] for values in (mean, spread)]).float()
 
 def levelled(heat, level):
-    "Heat maps [..., h, w] in standard deviations above what is usual in the cell's zone; `level` [2, h, w] from `border_level`."
+    """Heat maps [..., h, w] in standard deviations above what is usual in the cell's zone;
+    `level` [2, h, w] from `border_level`."""
     return (heat - level[0]) / level[1]

@@ -21,11 +21,13 @@ from ..settings import UserError
 
 # %% ../../nbs/47_models.convolutional.ipynb #1a132467
 def huber(x, y, beta=0.02):
-    "Smoothed absolute error of every value of x and y (same shape), in units of x; Huber 1964 in the scaling of Girshick 2015, eq. 3."
+    """Smoothed absolute error of every value of x and y (same shape), in units of x;
+    Huber 1964 in the scaling of Girshick 2015, eq. 3."""
     return F.smooth_l1_loss(y, x, beta=beta, reduction="none")
 
 # %% ../../nbs/47_models.convolutional.ipynb #d6a11871
-@register("cae_l1", "convolutional autoencoder on smoothed absolute pixel errors: the plain idea, kept to show how it fails")
+@register("cae_l1",
+    "convolutional autoencoder on smoothed absolute pixel errors: the plain idea, kept to show how it fails")
 @dataclass(kw_only=True)
 class L1Autoencoder(Autoencoder):
     "Anomaly map: Huber's error of each pixel, mean over colours. Image score: mean of the largest of them."
@@ -43,12 +45,14 @@ class L1Autoencoder(Autoencoder):
 
 # %% ../../nbs/47_models.convolutional.ipynb #e66ce775
 def kl_divergence(mean, log_variance):
-    "[B]: divergence of N(mean, exp(log_variance)) from N(0, 1), summed over all latent numbers [B, ...]; Kingma and Welling 2014, eq. 10."
+    """[B]: divergence of N(mean, exp(log_variance)) from N(0, 1), summed over all latent numbers [B, ...];
+    Kingma and Welling 2014, eq. 10."""
     return 0.5 * (mean ** 2 + log_variance.exp() - 1 - log_variance).flatten(1).sum(1)
 
 # %% ../../nbs/47_models.convolutional.ipynb #6176051b
 class VariationalNetwork(ConvAutoencoder):
-    "Pictures [B, 3, H, W] → (reconstructions [B, 3, H, W] in [0, 1], mean and log variance [B, latent, h, w] at stride 16)."
+    """Pictures [B, 3, H, W] → (reconstructions [B, 3, H, W] in [0, 1], mean and log variance [B, latent, h, w] at
+    stride 16)."""
     def __init__(self, width=16, latent=16):
         super().__init__(width, attention=False, skip=0)
         self.to_latent, self.from_latent = nn.Conv2d(8 * width, 2 * latent, 1), nn.Conv2d(latent, 8 * width, 1)
@@ -73,7 +77,9 @@ class VariationalNetwork(ConvAutoencoder):
 @register("vae", "variational autoencoder: a charge for what the latent map says, smoothed pixel error")
 @dataclass(kw_only=True)
 class VariationalAutoencoder(Autoencoder):
-    "Anomaly map: squared error of the reconstruction from the latent mean, smoothed. Image score: mean of its largest values."
+    """Anomaly map: squared error of the reconstruction from the latent mean, smoothed.
+
+    Image score: mean of its largest values."""
     latent: int = 16                # channels of the latent map at stride 16
     kl_weight: float = 0.01         # 2 s², s the noise expected of a reconstruction
     blur: float = 2.0               # σ in pixels of the map's smoothing; 0 for none
@@ -88,5 +94,6 @@ class VariationalAutoencoder(Autoencoder):
         self.within(0, SIGMA_LIMIT, "blur")
 
     def new_network(self): return VariationalNetwork(self.width, self.latent)
-    def loss(self, x, drawn): return F.mse_loss(drawn[0], x) + self.kl_weight * kl_divergence(*drawn[1:]).mean() / x[0].numel()
+    def loss(self, x, drawn):
+        return F.mse_loss(drawn[0], x) + self.kl_weight * kl_divergence(*drawn[1:]).mean() / x[0].numel()
     def errors(self, x, drawn): return smooth_map(((drawn[0] - x) ** 2).mean(1), x.shape[-2:], self.blur)

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
+from fastcore.basics import patch
 import numpy as np
 from tqdm import tqdm
 
@@ -31,74 +32,96 @@ def check_fitted(detector):
     if not detector.data_key: raise UserError(f"{detector.method} has not been fitted yet; fit it or load a bundle")
 
 def checked(predict):
-    "A detector's `predict` behind a look at it and its pictures: floating-point [B, 3, H, W], B ≥ 1, of finite values, or a `UserError`."
+    """A detector's `predict` behind a look at it and its pictures: floating-point [B, 3, H, W], B ≥ 1, of finite
+    values, or a `UserError`."""
     @functools.wraps(predict)
     def look_first(self, images):
         import torch
         from thesis_ad.features.patches import check_pixels
         check_fitted(self)
-        images = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)     # a flipped array has negative strides
-        if not images.is_floating_point(): raise UserError(f"pixels are floating-point numbers in 0 … 1, not {str(images.dtype).removeprefix('torch.')}")
+        # a flipped array has negative strides
+        images = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images)
+        if not images.is_floating_point():
+            raise UserError("pixels are floating-point numbers in 0 … 1, not "
+                f"{str(images.dtype).removeprefix('torch.')}")
         return predict(self, check_pixels(images.float()))
     return look_first
 
 # %% ../../nbs/39_models.detector.ipynb #344286de
 LONGEST = 100_000       # pixels a side; more is a slip of the finger
 
+# %% ../../nbs/39_models.detector.ipynb #cbeafcf9
 @dataclass(kw_only=True)
 class Preparation:
     "The settings that all detectors share: how a picture is prepared, and from which seed and where a detector runs."
     size: tuple = (256, 256)        # input (height, width)
     native_aspect: bool = False     # keep the area of `size` and take the shape of the training pictures
-    canvas: tuple = ()              # (height, width) that is cut into tiles of `size`; (0, 0): the file's own; (): no tiles
+    canvas: tuple = ()  # (height, width) that is cut into tiles of `size`; (0, 0): the file's own; (): no tiles
     overlap: float = 0.25           # share of a tile that the next one covers again, at least
     enhance: bool = False           # CLAHE, gamma, unsharp mask, of all images but for …
     enhance_share: float = 1.0      # … training images, of which this fraction is enhanced (thesis: 0.15)
     augment: bool = False           # vary training images, before they are enhanced
-    white: float = 0.0              # the value that is white in files of more than 8 bits; 0: as the training files suggest
+    white: float = 0.0  # the value that is white in files of more than 8 bits; 0: as the training files suggest
     page: int = 1                   # which image of a file that holds several
     max_pixels: int = 200_000_000   # files with more are refused
     seed: int = 0
     device: str = field(default="auto", metadata={"setting": False})    # where it runs, not what it is
 
     def __post_init__(self):
-        if len(self.size) != 2 or not 1 <= min(self.size) <= max(self.size) <= LONGEST:
-            raise UserError(f"size is (height, width) in pixels of 1 to {LONGEST:,} each, not {self.size}")
-        if len(self.canvas) == 1: self.canvas = tuple(self.canvas) * 2
-        if self.canvas and (len(self.canvas) != 2 or not 0 <= min(self.canvas) <= max(self.canvas) <= LONGEST or (0 in self.canvas and any(self.canvas))):
-            raise UserError(f"canvas is (height, width) in pixels, or 0 for the file's own size, not {self.canvas}")
-        if not 0 <= self.enhance_share <= 1: raise UserError(f"enhance_share is a fraction of the training images in 0 … 1, not {self.enhance_share}")
-        if not 0 <= self.overlap < 1: raise UserError(f"overlap is at least 0 and below 1, not {self.overlap}")
+        _check_preparation(self)
         self.input_size = tuple(self.size)          # what `predict` is given; `fit` may change its shape
-        self.reading = Reading(self.white, self.page, self.max_pixels)      # how files are read; `fit` adds what is white
+        self.reading = Reading(self.white, self.page, self.max_pixels)  # how files are read; `fit` adds what is white
 
-    def transform(self, training=False):
-        "What happens to an image once it is resized, or None: augmentation in training, then enhancement."
-        steps = [Augment()] if training and self.augment else []
-        if self.enhance: steps.append(Enhance(share=self.enhance_share if training else 1.0))
-        return Compose(*steps) if steps else None
+# %% ../../nbs/39_models.detector.ipynb #d0b93112
+def _check_preparation(d):
+    "A `UserError` where a setting of a `Preparation` cannot be met; one number for `canvas` is its height and width."
+    if len(d.size) != 2 or not 1 <= min(d.size) <= max(d.size) <= LONGEST:
+        raise UserError(f"size is (height, width) in pixels of 1 to {LONGEST:,} each, not {d.size}")
+    if len(d.canvas) == 1: d.canvas = tuple(d.canvas) * 2
+    if (d.canvas and (len(d.canvas) != 2 or not 0 <= min(d.canvas) <= max(d.canvas) <= LONGEST
+            or (0 in d.canvas and any(d.canvas)))):
+        raise UserError(f"canvas is (height, width) in pixels, or 0 for the file's own size, not {d.canvas}")
+    if not 0 <= d.enhance_share <= 1:
+        raise UserError(f"enhance_share is a fraction of the training images in 0 … 1, not {d.enhance_share}")
+    if not 0 <= d.overlap < 1: raise UserError(f"overlap is at least 0 and below 1, not {d.overlap}")
 
-    def read(self, images):
-        "The image set, its files read as those that this detector has learned from."
-        if not self.reading.white and images.white:
-            first = images.paths[(images.table.white > 0).to_numpy()][0]
-            raise UserError(f"{first} has more than 8 bits and the training images have not, so it is unknown which value is white; fit with a white (--set white=65535)")
-        return images.view(reading=self.reading)
+# %% ../../nbs/39_models.detector.ipynb #a44bd271
+@patch
+def transform(self: Preparation, training=False):
+    "What happens to an image once it is resized, or None: augmentation in training, then enhancement."
+    steps = [Augment()] if training and self.augment else []
+    if self.enhance: steps.append(Enhance(share=self.enhance_share if training else 1.0))
+    return Compose(*steps) if steps else None
 
-    def ignore(self, mask):
-        "Leave the region bool [H, W] unjudged, in all images that are learned from and judged; said before `fit`, and kept in the bundle."
-        self.reading = dataclasses.replace(self.reading, region=Region(mask))
+@patch
+def read(self: Preparation, images):
+    "The image set, its files read as those that this detector has learned from."
+    if not self.reading.white and images.white:
+        first = images.paths[(images.table.white > 0).to_numpy()][0]
+        raise UserError(f"{first} has more than 8 bits and the training images have not, so it is unknown which "
+            "value is white; fit with a white (--set white=65535)")
+    return images.view(reading=self.reading)
 
-    def prepare(self, images, training=False):
-        "The image set as this detector wants to see it: read, resized, enhanced, augmented in training, cut into tiles."
-        images = self.read(images)
-        size = (tuple(self.canvas) if any(self.canvas) else None) if self.canvas else self.input_size
-        prepared = images.view(size=size, transform=self.transform(training), seed=self.seed)
-        return tiled(prepared, self.input_size, self.overlap) if self.canvas else prepared
+@patch
+def ignore(self: Preparation, mask):
+    """Leave the region bool [H, W] unjudged, in all images that are learned from and judged;
+    said before `fit`, and kept in the bundle."""
+    self.reading = dataclasses.replace(self.reading, region=Region(mask))
 
-    def as_judged(self, train):
-        "The prepared training pictures that `_fit` is given, prepared as pictures are that will be judged."
-        return train.view(transform=self.transform())
+# %% ../../nbs/39_models.detector.ipynb #aef20c68
+@patch
+def prepare(self: Preparation, images, training=False):
+    """The image set as this detector wants to see it: read, resized, enhanced, augmented in training,
+    cut into tiles."""
+    images = self.read(images)
+    size = (tuple(self.canvas) if any(self.canvas) else None) if self.canvas else self.input_size
+    prepared = images.view(size=size, transform=self.transform(training), seed=self.seed)
+    return tiled(prepared, self.input_size, self.overlap) if self.canvas else prepared
+
+@patch
+def as_judged(self: Preparation, train):
+    "The prepared training pictures that `_fit` is given, prepared as pictures are that will be judged."
+    return train.view(transform=self.transform())
 
 # %% ../../nbs/39_models.detector.ipynb #7f89d5cd
 @dataclass(kw_only=True)
@@ -120,53 +143,73 @@ class Detector(Preparation):
         self.sigmoid = None         # {"a": …, "b": …} once fitted: score -> probability of NOK (chapter 50)
 
     def predict(self, images):
-        "Image scores float64 [B] and anomaly maps float32 [B, H, W] (or None) of pictures float32 [B, 3, H, W] in [0, 1]."
+        """Image scores float64 [B] and anomaly maps float32 [B, H, W] (or None) of pictures float32 [B, 3, H, W] in [0,
+        1]."""
         raise NotImplementedError
 
-    def fit(self, train, calibration=None):
-        "Learn from the OK pictures of an `ImageSet`. On `calibration` a loss may be watched and logged; nothing is learned from it."
-        from thesis_ad.features.backbones import kept_features
-        if not len(train): raise UserError("there is no training picture to fit on")
-        if (train.labels == 1).any(): raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK pictures only")
-        self.reading = dataclasses.replace(self.reading, white=self.white or train.white)
-        train = self.read(train)
-        self.data_key, self.trained_on, self.checkpoint = train.key, picture_numbers(train), checkpoint_place(self, train, calibration)
-        if self.native_aspect: self.input_size = native_size(self.size, [train.shape(i) for i in range(len(train))])
-        try:
-            with kept_features():
-                self._fit(self.prepare(train, training=True), None if calibration is None or not len(calibration) else self.prepare(calibration))
-                some = self.prepare(train).evenly(8)
-                scores, maps = self.predict(next(some.batches(8))[1])
-            if not np.isfinite(scores).all():
-                raise UserError(f"{self.method} has diverged: it gives no finite score for {some.paths[~np.isfinite(scores)][0]}, which it has learned from; try a smaller learning_rate")
-            if self.reading.white: self.facts["white"] = self.reading.white
-            if maps is not None: self.facts["scale"] = map_scale(maps)
-        except BaseException:
-            self.data_key = ""          # it has not learned
-            raise
-        return self
+# %% ../../nbs/39_models.detector.ipynb #29d6a76b
+@patch
+def fit(self: Detector, train, calibration=None):
+    """Learn from the OK pictures of an `ImageSet`.
 
-    def within(self, low, high, *names):
-        "A `UserError` unless each of the settings `names` lies in `low` … `high`."
-        for name in names:
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise UserError(f"{self.method}: {name} {f'is at least {low}' if high == math.inf else f'lies in {low} … {high}'}, not {value}")
+    On `calibration` a loss may be watched and logged; nothing is learned from it."""
+    if not len(train): raise UserError("there is no training picture to fit on")
+    if (train.labels == 1).any():
+        raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK pictures only")
+    self.reading = dataclasses.replace(self.reading, white=self.white or train.white)
+    train = self.read(train)
+    self.data_key, self.trained_on, self.checkpoint = (train.key, picture_numbers(train),
+        checkpoint_place(self, train, calibration))
+    if self.native_aspect: self.input_size = native_size(self.size, [train.shape(i) for i in range(len(train))])
+    try: _learn(self, train, calibration)
+    except BaseException:
+        self.data_key = ""          # it has not learned
+        raise
+    return self
 
-    def pretrained(self):
-        "Hash of the pretrained weights that a fit starts from; empty where there are none."
-        return getattr(self, "weight_hash", "")
+# %% ../../nbs/39_models.detector.ipynb #6ec037eb
+def _learn(d, train, calibration):
+    "Call `_fit` on the prepared images, and note what the first predictions say; a `UserError` if they are not finite."
+    from thesis_ad.features.backbones import kept_features
+    with kept_features():
+        d._fit(d.prepare(train, training=True),
+            None if calibration is None or not len(calibration) else d.prepare(calibration))
+        some = d.prepare(train).evenly(8)
+        scores, maps = d.predict(next(some.batches(8))[1])
+    if not np.isfinite(scores).all():
+        raise UserError(f"{d.method} has diverged: it gives no finite score for "
+            f"{some.paths[~np.isfinite(scores)][0]}, which it has learned from; try a smaller learning_rate")
+    if d.reading.white: d.facts["white"] = d.reading.white
+    if maps is not None: d.facts["scale"] = map_scale(maps)
 
-    def tensors(self):
-        "Learned state as named tensors."
-        return {}
+# %% ../../nbs/39_models.detector.ipynb #a53d8ae0
+@patch
+def within(self: Detector, low, high, *names):
+    "A `UserError` unless each of the settings `names` lies in `low` … `high`."
+    for name in names:
+        value = getattr(self, name)
+        if not low <= value <= high:
+            raise UserError(f"{self.method}: {name} "
+                f"{f'is at least {low}' if high == math.inf else f'lies in {low} … {high}'}, not {value}")
 
-    def restore(self, tensors):
-        "Take back what `tensors` gave; `self.facts` is already there."
+@patch
+def pretrained(self: Detector):
+    "Hash of the pretrained weights that a fit starts from; empty where there are none."
+    return getattr(self, "weight_hash", "")
+
+@patch
+def tensors(self: Detector):
+    "Learned state as named tensors."
+    return {}
+
+@patch
+def restore(self: Detector, tensors):
+    "Take back what `tensors` gave; `self.facts` is already there."
 
 # %% ../../nbs/39_models.detector.ipynb #2ce65e9c
 def map_scale(maps):
-    "`typical` (median over the maps of their medians) and `highest` value of OK maps [B, H, W], as a fact of a detector."
+    """`typical` (median over the maps of their medians) and `highest` value of OK maps [B, H, W],
+    as a fact of a detector."""
     return {"typical": float(np.median([np.median(heat) for heat in maps])), "highest": float(np.max(maps))}
 
 # %% ../../nbs/39_models.detector.ipynb #5c92ebdb
@@ -174,12 +217,16 @@ def map_scale(maps):
 def _code():
     "Hash of the library's source files."
     root = Path(thesis_ad.__file__).parent
-    return content_key([sha256(path) for folder in ("data", "images", "features", "models") for path in sorted((root / folder).glob("*.py"))])
+    return content_key([sha256(path) for folder in ("data", "images", "features", "models")
+        for path in sorted((root / folder).glob("*.py"))])
 
 def checkpoint_place(detector, train, calibration=None):
-    "Path without suffix for the checkpoints of a fit of `detector` on `train` that watches its loss on `calibration`, or None where there is no cache folder."
+    """Path without suffix for the checkpoints of a fit of `detector` on `train` that watches its loss on `calibration`,
+    or None where there is no cache folder."""
     keys = [images.key for images in (train, calibration) if images is not None]
-    try: return cache_dir() / "checkpoints" / content_key(detector.method, settings_of(detector), detector.pretrained(), keys, _code())
+    try:
+        return cache_dir() / "checkpoints" / content_key(detector.method, settings_of(detector),
+            detector.pretrained(), keys, _code())
     except UserError: return None
 
 # %% ../../nbs/39_models.detector.ipynb #efa1d57b
@@ -196,12 +243,14 @@ def picture_numbers(images):
 
 # %% ../../nbs/39_models.detector.ipynb #7b2e4889
 def watched(calibration, count=6):
-    "At most `count` OK and `count` NOK pictures of a calibration split (or None) to watch a loss on, as `ImageSet`s by name; empty ones are left out."
+    """At most `count` OK and `count` NOK pictures of a calibration split (or None) to watch a loss on, as `ImageSet`s
+    by name; empty ones are left out."""
     sets = {} if calibration is None else {"loss_ok": calibration.ok(), "loss_nok": calibration.nok()}
     return {name: images.evenly(count) for name, images in sets.items() if len(images)}
 
 def looks(detector, held, calibration, count=12):
-    "What a training watches, as `ImageSet`s by name: at most `count` held-out images (or None), prepared as test images are, and those of `watched`."
+    """What a training watches, as `ImageSet`s by name: at most `count` held-out images (or None), prepared as test
+    images are, and those of `watched`."""
     from thesis_ad.models.training import DECIDES
     return ({} if held is None else {DECIDES: detector.as_judged(held).evenly(count)}) | watched(calibration)
 
@@ -225,26 +274,32 @@ def methods():
     "All registered detectors by name, those of every module in `thesis_ad.models` among them."
     import thesis_ad.models
     own = dict(METHODS)
-    for module in pkgutil.iter_modules(thesis_ad.models.__path__): importlib.import_module(f"thesis_ad.models.{module.name}")
+    for module in pkgutil.iter_modules(thesis_ad.models.__path__):
+        importlib.import_module(f"thesis_ad.models.{module.name}")
     METHODS.update(own)             # a class that is being written in a notebook goes before the one that was exported
     return METHODS
 
 # %% ../../nbs/39_models.detector.ipynb #10e36eb0
 def _convert(name, value, default):
-    "A setting given as text or JSON as the type of its default; the items of a tuple as that of its first item, whole numbers where it is empty."
+    """A setting given as text or JSON as the type of its default;
+    the items of a tuple as that of its first item, whole numbers where it is empty."""
     try:
         if isinstance(value, str): value = value.strip()
         if isinstance(value, str) and isinstance(default, float):
             if not math.isfinite(value := float(value)): raise ValueError
         elif isinstance(value, str) and not isinstance(default, str):
-            value = json.loads(f"[{value}]" if isinstance(default, tuple) and not value.startswith("[") else value.lower())
+            value = json.loads(f"[{value}]" if isinstance(default, tuple) and not value.startswith("[")
+                else value.lower())
         if isinstance(default, tuple):
-            value = tuple(_convert(name, item, default[0] if default else 0) for item in (value if isinstance(value, (list, tuple)) else (value,)))
-            return value * len(default) if len(value) == 1 < len(default) and isinstance(default[0], (int, float)) else value
+            value = tuple(_convert(name, item, default[0] if default else 0)
+                for item in (value if isinstance(value, (list, tuple)) else (value,)))
+            if len(value) == 1 < len(default) and isinstance(default[0], (int, float)): return value * len(default)
+            return value
         if isinstance(default, (int, float)) and isinstance(value, bool) != isinstance(default, bool): raise ValueError
         if isinstance(default, int) and value != int(value): raise ValueError
         return value if default is None or isinstance(value, str) else type(default)(value)
-    except (ValueError, TypeError, OverflowError): raise UserError(f"setting '{name}' wants {type(default).__name__} such as {default!r}, not {value!r}") from None
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(f"setting '{name}' wants {type(default).__name__} such as {default!r}, not {value!r}") from None
 
 # %% ../../nbs/39_models.detector.ipynb #bf44cce0
 def create(name, **settings):
@@ -258,16 +313,21 @@ def create(name, **settings):
 
 # %% ../../nbs/39_models.detector.ipynb #7789c821
 def _judge(detector, images, names, batch_size):
-    "Yield (indices, scores, maps or None) of prepared images, `batch_size` at a time; `names`: what an error calls them."
+    """Yield (indices, scores, maps or None) of prepared images, `batch_size` at a time;
+    `names`: what an error calls them."""
     if detector.arrays:
-        for indices, stack in images.stacks(batch_size): yield indices, *detector.predict(stack.transpose(0, 3, 1, 2) / np.float32(255))
+        for indices, stack in images.stacks(batch_size):
+            yield indices, *detector.predict(stack.transpose(0, 3, 1, 2) / np.float32(255))
         return
     from thesis_ad.features.patches import check_pixels
-    for indices, batch in images.batches(batch_size): yield indices, *detector.predict(check_pixels(batch, names[indices]))
+    for indices, batch in images.batches(batch_size):
+        yield indices, *detector.predict(check_pixels(batch, names[indices]))
 
+# %% ../../nbs/39_models.detector.ipynb #91284efc
 def _predict_tiles(detector, tiles, batch_size):
     "(largest score of a tile, blended map or None) of the picture that `tiles` are cut from."
-    blend, scores, heat, (height, width) = Blend(canvas_size(tiles, 0, tiles.tile)), [], None, tiles.size or tiles.shape(0)
+    blend, scores, heat = Blend(canvas_size(tiles, 0, tiles.tile)), [], None
+    (height, width) = tiles.size or tiles.shape(0)
     for indices, found, maps in _judge(detector, tiles, tiles.paths, batch_size):
         scores.extend(found)
         if maps is None: continue
@@ -283,14 +343,18 @@ def _predict_batches(detector, images, prepared, batch_size):
     for _, scores, maps in _judge(detector, prepared, images.paths, batch_size):
         yield from zip(scores, [None] * len(scores) if maps is None else maps)
 
+# %% ../../nbs/39_models.detector.ipynb #9bb742e9
 def predict_each(detector, images, batch_size=8, progress=None):
     "Yield (score, map float32 at the file's own resolution or None) for each picture of a raw `ImageSet`, in order."
     found = _predict_batches(detector, images, detector.prepare(images), batch_size)
-    for i, (score, heat) in enumerate(tqdm(found, total=len(images), desc=progress, leave=False, disable=None if progress else True)):
+    for i, (score, heat) in enumerate(tqdm(found, total=len(images), desc=progress, leave=False,
+            disable=None if progress else True)):
         if not np.isfinite(score):
-            raise UserError(f"{detector.method} gave no finite score for {images.paths[i]}; the fit has diverged or the picture holds no numbers")
+            raise UserError(f"{detector.method} gave no finite score for {images.paths[i]}; the fit has diverged or "
+                "the picture holds no numbers")
         heat = None if heat is None else resize(np.ascontiguousarray(heat, np.float32), images.shape(i))
-        yield float(score), heat if heat is None or detector.reading.region is None else _unjudged(heat, detector.reading.region.mask)
+        yield (float(score), heat if heat is None or detector.reading.region is None
+            else _unjudged(heat, detector.reading.region.mask))
 
 def _unjudged(heat, mask):
     "A map [H, W] with its lowest judged value wherever `mask` is True."
@@ -316,23 +380,30 @@ def bundle_facts(detector, blob):
     backbone = getattr(detector, "backbone", None)
     return {"format": FORMAT, "detector": detector.method, "settings": settings_of(detector), "facts": detector.facts,
             "backbone": None if backbone is None else {"name": backbone, "weight_hash": detector.weight_hash},
-            "input_size": list(detector.input_size), "threshold": detector.threshold, "sigmoid": detector.sigmoid, "data": detector.data_key, "tensors_sha256": sha256(blob),
-            "versions": {"thesis_ad": thesis_ad.__version__} | {name: version(name) for name in ("torch", "timm", "numpy", "opencv-python")}}
+            "input_size": list(detector.input_size), "threshold": detector.threshold, "sigmoid": detector.sigmoid,
+            "data": detector.data_key, "tensors_sha256": sha256(blob),
+            "versions": {"thesis_ad": thesis_ad.__version__}
+                | {name: version(name) for name in ("torch", "timm", "numpy", "opencv-python")}}
 
 # %% ../../nbs/39_models.detector.ipynb #6945c401
 FILES = ("bundle.json", "tensors.safetensors")
-MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}      # what an exported bundle holds besides
+MODEL_FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}  # what an exported bundle holds besides
 
 def check_place(path):
-    "A `UserError` unless a bundle can be written at `path`: nothing, an empty folder, or a bundle that holds nothing else."
+    """A `UserError` unless a bundle can be written at `path`: nothing, an empty folder,
+    or a bundle that holds nothing else."""
     path = Path(path)
     known = {*FILES, *sum(MODEL_FILES.values(), ())}
-    there = [] if not path.exists() else [path] if path.is_file() else sorted(path.iterdir(), key=lambda file: file.name in known)
-    if there and not set(FILES) <= {file.name for file in there} <= known: raise UserError(f"{path} exists and is not a bundle alone (there is {there[0]}); choose another place")
+    there = ([] if not path.exists() else [path] if path.is_file()
+        else sorted(path.iterdir(), key=lambda file: file.name in known))
+    if there and not set(FILES) <= {file.name for file in there} <= known:
+        raise UserError(f"{path} exists and is not a bundle alone (there is {there[0]}); choose another place")
     check_writable(path.resolve().parent)
 
+# %% ../../nbs/39_models.detector.ipynb #b3badc99
 def save_bundle(detector, path):
-    "Write a fitted detector as a bundle folder, whole or not at all; what is there is replaced only if it is a bundle and nothing else."
+    """Write a fitted detector as a bundle folder, whole or not at all;
+    what is there is replaced only if it is a bundle and nothing else."""
     path = Path(path)
     check_fitted(detector)
     check_place(path)
@@ -345,10 +416,24 @@ def save_bundle(detector, path):
     return path
 
 def write_bundle(folder, facts, blob):
-    "Write tensors and sealed facts into an empty folder, or one that holds the files of a model; these are sealed in `files`."
-    facts = facts | ({"files": {file.name: sha256(file) for file in sorted(folder.iterdir())}} if any(folder.iterdir()) else {})
+    """Write tensors and sealed facts into an empty folder, or one that holds the files of a model;
+    these are sealed in `files`."""
+    facts = facts | ({"files": {file.name: sha256(file) for file in sorted(folder.iterdir())}}
+        if any(folder.iterdir()) else {})
     (folder / FILES[1]).write_bytes(blob)
     (folder / FILES[0]).write_bytes(_canonical(_sealed(json.loads(json.dumps(facts)))))
+
+# %% ../../nbs/39_models.detector.ipynb #ab5c8c00
+_CHANGED = "was changed after it was written; fit the detector again"
+
+def _check_files(path, files):
+    "A `UserError` unless the `files` (name: SHA-256) that an exported bundle names lie in it as they were written."
+    if not isinstance(files, dict) or any(Path(name).name != name for name in files):
+        raise UserError(f"{path / FILES[0]} {_CHANGED}")
+    for name, digest in files.items():
+        if not (path / name).is_file(): raise UserError(f"{path} is not a bundle (it lacks {name})")
+        if sha256(path / name) != digest:
+            raise UserError(f"{path / name} was changed after it was written; export the bundle again")
 
 # %% ../../nbs/39_models.detector.ipynb #cfd0cc8d
 def read_bundle(path):
@@ -357,43 +442,50 @@ def read_bundle(path):
     if not (path / FILES[0]).is_file(): raise UserError(f"{path} is not a bundle (it lacks {FILES[0]})")
     links = [name for name in FILES if (path / name).is_symlink()]
     if links: raise UserError(f"{path / links[0]} is a link; a bundle holds its files itself")
-    text, changed = (path / FILES[0]).read_bytes(), "was changed after it was written; fit the detector again"
+    text = (path / FILES[0]).read_bytes()
     try: facts = json.loads(text)
     except (ValueError, RecursionError): facts = None
-    if isinstance(facts, dict) and facts.get("format", FORMAT) != FORMAT:         # first, as all else may be different then
-        raise UserError(f"{path} has bundle format {facts['format']} and this version reads format {FORMAT}; fit the detector again")
-    if not isinstance(facts, dict) or _canonical(_sealed(facts)) != text: raise UserError(f"{path / FILES[0]} {changed}")
+    if isinstance(facts, dict) and facts.get("format", FORMAT) != FORMAT:  # first, as all else may be different then
+        raise UserError(f"{path} has bundle format {facts['format']} and this version reads format {FORMAT}; fit the "
+            "detector again")
+    if not isinstance(facts, dict) or _canonical(_sealed(facts)) != text:
+        raise UserError(f"{path / FILES[0]} {_CHANGED}")
     if not (path / FILES[1]).is_file(): raise UserError(f"{path} is not a bundle (it lacks {FILES[1]})")
     blob = (path / FILES[1]).read_bytes()
-    if facts.get("tensors_sha256") != sha256(blob): raise UserError(f"{path / FILES[1]} {changed}")
-    files = facts.get("files", {})
-    if not isinstance(files, dict) or any(Path(name).name != name for name in files): raise UserError(f"{path / FILES[0]} {changed}")
-    for name, digest in files.items():
-        if not (path / name).is_file(): raise UserError(f"{path} is not a bundle (it lacks {name})")
-        if sha256(path / name) != digest: raise UserError(f"{path / name} was changed after it was written; export the bundle again")
+    if facts.get("tensors_sha256") != sha256(blob): raise UserError(f"{path / FILES[1]} {_CHANGED}")
+    _check_files(path, facts.get("files", {}))
     return facts, blob
 
 # %% ../../nbs/39_models.detector.ipynb #c219ac38
 def update_bundle(path, **changes):
-    "Change fields of `bundle.json` (`threshold`, `sigmoid`) of an intact bundle in one step; the tensors stay as they are."
+    """Change fields of `bundle.json` (`threshold`, `sigmoid`) of an intact bundle in one step;
+    the tensors stay as they are."""
     facts, _ = read_bundle(path)
-    changed = _canonical(_sealed(facts | {one_of(name, ("threshold", "sigmoid"), "field that may change"): value for name, value in changes.items()}))
+    changed = _canonical(_sealed(facts | {one_of(name, ("threshold", "sigmoid"), "field that may change"): value
+        for name, value in changes.items()}))
     with atomic_write(Path(path) / "bundle.json") as part: part.write_bytes(changed)
 
 # %% ../../nbs/39_models.detector.ipynb #08db0cd0
 def load_bundle(path, device="auto"):
-    "The fitted detector of a bundle. Its backbone must have the same weights as at fit time. An exported bundle runs without PyTorch."
+    """The fitted detector of a bundle. Its backbone must have the same weights as at fit time.
+
+    An exported bundle runs without PyTorch."""
     facts, blob = read_bundle(path)
     try: return _loaded(path, device, facts, blob)
     except (UserError, OSError, MemoryError): raise
-    except Exception as error: raise UserError(f"{path} does not hold together ({type(error).__name__}: {' '.join(str(error).split())[:150]}); fit the detector again") from None
+    except Exception as error:
+        raise UserError(f"{path} does not hold together ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:150]}); fit the detector again") from None
 
+# %% ../../nbs/39_models.detector.ipynb #0c86e2fd
 def _loaded(path, device, facts, blob):
     "See `load_bundle`; `facts` and `blob` are intact, which does not mean that they fit one another."
-    if "exported" in facts: return importlib.import_module("thesis_ad.models.exported").Exported(Path(path), facts, blob, device)
+    if "exported" in facts:
+        return importlib.import_module("thesis_ad.models.exported").Exported(Path(path), facts, blob, device)
     from safetensors.torch import load
     detector = create(facts["detector"], **facts["settings"], device=device)
-    detector.facts, detector.data_key, detector.threshold, detector.sigmoid = (facts[name] for name in ("facts", "data", "threshold", "sigmoid"))
+    detector.facts, detector.data_key, detector.threshold, detector.sigmoid = (facts[name]
+        for name in ("facts", "data", "threshold", "sigmoid"))
     tensors = load(blob)
     detector.trained_on, detector.input_size = tensors.pop("trained_on").numpy(), tuple(facts["input_size"])
     detector.reading = dataclasses.replace(detector.reading, white=detector.facts.get("white", detector.white))
@@ -401,7 +493,8 @@ def _loaded(path, device, facts, blob):
     detector.restore(tensors)
     backbone = facts["backbone"]
     if backbone and detector.weight_hash != backbone["weight_hash"]:
-        raise UserError(f"{path} was fitted on other weights of {backbone['name']} than the ones found here; fit it again or restore those weights")
+        raise UserError(f"{path} was fitted on other weights of {backbone['name']} than the ones found here; fit it "
+            "again or restore those weights")
     return detector
 
 Detector.save = save_bundle

@@ -11,6 +11,7 @@ __all__ = ['collect_rows', 'rows_pca', 'standardisation', 'standardised', 'width
 import copy, math
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,12 +29,15 @@ from ..settings import UserError, one_of, resolve_device, rng, torch_seed
 
 # %% ../../nbs/42_models.dfr.ipynb #24fe6eec
 def collect_rows(features, images, limit, passes=1, seed=0):
-    """Cells drawn at random from an `ImageSet`: float16 [n, C], equally many of each image, at most `limit` (at least one an image).
+    """Cells drawn at random from an `ImageSet`: float16 [n, C], equally many of each image,
+    at most `limit` (at least one an image).
 
-    features: function from images [B, 3, H, W] to cells [B, h, w, C];  passes: epochs of the set's augmentation to draw from."""
+    features: function from images [B, 3, H, W] to cells [B, h, w, C];
+         passes: epochs of the set's augmentation to draw from."""
     rows, filled = None, 0
     for epoch in range(passes):
-        for indices, batch in images.batches(4, epoch=epoch, progress="features" if passes == 1 else f"features, pass {epoch + 1} of {passes}"):
+        for indices, batch in images.batches(4, epoch=epoch,
+                progress="features" if passes == 1 else f"features, pass {epoch + 1} of {passes}"):
             for i, cells in zip(indices, features(batch).flatten(1, 2).cpu()):
                 each = max(1, min(len(cells), limit // (len(images) * passes)))
                 if rows is None: rows = torch.empty(each * len(images) * passes, cells.shape[1], dtype=torch.float16)
@@ -66,7 +70,9 @@ def widths(channels, latent):
 
 # %% ../../nbs/42_models.dfr.ipynb #f794fe9f
 class Convolution(nn.Conv2d):
-    "A convolution of cells [..., C]. With a kernel of 1 it is a matrix product and the cells may come from anywhere; else [B, h, w, C]."
+    """A convolution of cells [..., C].
+
+    With a kernel of 1 it is a matrix product and the cells may come from anywhere; else [B, h, w, C]."""
     def __init__(self, inputs, outputs, kernel=1):
         super().__init__(inputs, outputs, kernel, padding=kernel // 2)
 
@@ -78,16 +84,21 @@ class Normalisation(nn.BatchNorm1d):
     "Batch normalisation of cells [..., C] over all cells of the batch."
     def forward(self, x): return super().forward(x.flatten(0, -2)).view_as(x)
 
-def _layer(inputs, outputs, kernel): return nn.Sequential(Convolution(inputs, outputs, kernel), Normalisation(outputs), nn.ReLU())
+def _layer(inputs, outputs, kernel):
+    return nn.Sequential(Convolution(inputs, outputs, kernel), Normalisation(outputs), nn.ReLU())
 
 # %% ../../nbs/42_models.dfr.ipynb #29fef5e3
 class FeatureAutoencoder(nn.Module):
-    "Standardised feature vectors [..., C] → their reconstruction [..., C] through `latent` numbers. Yang et al. 2020, with the thesis's widths."
+    """Standardised feature vectors [..., C] → their reconstruction [..., C] through `latent` numbers.
+
+    Yang et al. 2020, with the thesis's widths."""
     def __init__(self, channels, latent, kernel=1, attention=False, skips=False):
         super().__init__()
         w, self.skips = widths(channels, latent), skips
-        self.encoder = nn.Sequential(_layer(w[0], w[1], kernel), _layer(w[1], w[2], kernel), Convolution(w[2], w[3], kernel))
-        self.decoder = nn.Sequential(_layer(w[3], w[4], kernel), _layer(w[4], w[5], kernel), Convolution(w[5], w[6], kernel))
+        self.encoder = nn.Sequential(_layer(w[0], w[1], kernel), _layer(w[1], w[2], kernel),
+            Convolution(w[2], w[3], kernel))
+        self.decoder = nn.Sequential(_layer(w[3], w[4], kernel), _layer(w[4], w[5], kernel),
+            Convolution(w[5], w[6], kernel))
         self.attention = CBAM(w[4]) if attention else None
         self.register_buffer("mean", torch.zeros(channels))      # of the training features, with `scale`
         self.register_buffer("scale", torch.ones(channels))
@@ -102,7 +113,8 @@ class FeatureAutoencoder(nn.Module):
 
 # %% ../../nbs/42_models.dfr.ipynb #e2e202fd
 def _as_identity(layer, W, bias, mean, variance, rest):
-    "Let the first len(W) channels of `layer` compute W x + bias, unchanged by batch normalisation; `rest`: inputs [n, C] for the others' statistics."
+    """Let the first len(W) channels of `layer` compute W x + bias, unchanged by batch normalisation;
+    `rest`: inputs [n, C] for the others' statistics."""
     convolution, norm, n = layer[0], layer[1], len(W)
     convolution.weight[:n] = 0
     convolution.weight[:n, :W.shape[1], 0, 0], convolution.bias[:n] = W, bias
@@ -112,9 +124,11 @@ def _as_identity(layer, W, bias, mean, variance, rest):
         norm.running_mean[n:], norm.running_var[n:] = other.mean(0), other.var(0)
     norm.weight[:n], norm.bias[:n] = (variance + norm.eps).sqrt(), mean
 
+# %% ../../nbs/42_models.dfr.ipynb #e94dedcc
 @torch.no_grad()
 def start_as_pca(network, axes, x):
-    "Set the weights of a `FeatureAutoencoder` (kernel 1, no attention, no skips, 2c ≤ C) to PCA with `axes` V [C, c]; x: standardised rows [n, C]."
+    """Set the weights of a `FeatureAutoencoder` (kernel 1, no attention, no skips, 2c ≤ C) to PCA with `axes` V [C, c];
+    x: standardised rows [n, C]."""
     c, both = axes.shape[1], torch.cat([axes, -axes], 1).T                                       # (V, −V)ᵀ [2c, C]
     pairs, difference = torch.eye(2 * c).to(x), torch.cat([torch.eye(c), -torch.eye(c)], 1).to(x)
     signed, zero = x @ both.T, torch.zeros(2 * c).to(x)
@@ -160,6 +174,7 @@ def new_network(d, channels, latent, **kind):
         torch.manual_seed(torch_seed(d.method, "weights", d.seed))
         return FeatureAutoencoder(channels, latent, **kind).to(resolve_device(d.device)).eval()
 
+# %% ../../nbs/42_models.dfr.ipynb #507af3de
 def prepared_network(d, pca, latent, rows, **kind):
     "A `new_network` that standardises like `pca` and, if `d.start` is 'pca' and its widths allow it, starts as PCA."
     network = new_network(d, rows.shape[1], latent, **kind)
@@ -175,8 +190,9 @@ def prepared_network(d, pca, latent, rows, **kind):
 def train_on_rows(d, network, rows, looks, cells_per_image):
     "Train on rows [n, C], `rows_per_step` of them an update; facts of the training."
     bf16 = d.precision() == "bfloat16"
-    return train_network(network, lambda batch, step: mean_residual(network, batch, bf16), row_batches(rows, d.rows_per_step, d.seed), d,
-                         d.steps, {name: mean_loss(network, held) for name, held in looks.items()}, d.rows_per_step / cells_per_image, keep_start=d.facts["start"] == "pca")
+    return train_network(network, lambda batch, step: mean_residual(network, batch, bf16), row_batches(rows,
+        d.rows_per_step, d.seed), d, d.steps, {name: mean_loss(network, held) for name, held in looks.items()},
+        d.rows_per_step / cells_per_image, keep_start=d.facts["start"] == "pca")
 
 # %% ../../nbs/42_models.dfr.ipynb #8da4d24d
 def _whole(d, name, auto=False, least=1):
@@ -186,15 +202,21 @@ def _whole(d, name, auto=False, least=1):
     try:
         if int(value) == float(value) >= least: return int(value)
     except (TypeError, ValueError): pass
-    raise UserError(f"{d.method}: {name} must be {'auto or ' if auto else ''}a whole number from {least} on, not {value!r}")
+    raise UserError(f"{d.method}: {name} must be {'auto or ' if auto else ''}a whole number from {least} on, "
+        f"not {value!r}")
 
+# %% ../../nbs/42_models.dfr.ipynb #17c3ea4c
 def _check(d):
     "Refuse settings that no reconstruction of features could use; numbers given as text become numbers."
     d.latent, d.crop = _whole(d, "latent", auto=True), _whole(d, "crop", auto=True, least=0)
-    for name, n in {"top": 1, "row_limit": 1, "passes": 1, "margin": 0}.items(): setattr(d, name, _whole(d, name, least=n))
-    if len(d.cells) != 2 or min(d.cells) < 2: raise UserError(f"{d.method}: cells must be (rows, columns) of 2 or more each, not {d.cells}")
-    if d.crop_map and d.level and d.crop == "auto": raise UserError(f"{d.method}: crop_map wants a border that is cut off; give a crop, or level=False")
-    if d.crop != "auto" and any(2 * d.crop >= n for n in d.cells): raise UserError(f"{d.method}: a crop of {d.crop} leaves nothing of {d.cells} cells")
+    for name, n in {"top": 1, "row_limit": 1, "passes": 1, "margin": 0}.items():
+        setattr(d, name, _whole(d, name, least=n))
+    if len(d.cells) != 2 or min(d.cells) < 2:
+        raise UserError(f"{d.method}: cells must be (rows, columns) of 2 or more each, not {d.cells}")
+    if d.crop_map and d.level and d.crop == "auto":
+        raise UserError(f"{d.method}: crop_map wants a border that is cut off; give a crop, or level=False")
+    if d.crop != "auto" and any(2 * d.crop >= n for n in d.cells):
+        raise UserError(f"{d.method}: a crop of {d.crop} leaves nothing of {d.cells} cells")
     if not 0 < d.variance <= 1: raise UserError(f"{d.method}: variance must lie in (0, 1], not {d.variance}")
 
 def _grid(d):
@@ -208,7 +230,7 @@ def _edge(d):
 # %% ../../nbs/42_models.dfr.ipynb #83e799dd
 @dataclass(kw_only=True)
 class FeatureReconstruction(Detector):
-    "What `pca` and `dfr` share: cells of a frozen backbone, their residuals as a heat map, its largest values as the image score."
+    "What `pca` and `dfr` share: cells of a frozen backbone, their residuals as a heat map, its top as the image score."
     backbone: str = "tf_efficientnet_lite0"
     stages: tuple = ()              # indices of the backbone's stages; empty: all that it keeps, the first six
     cells: tuple = (64, 64)         # rows and columns of the map
@@ -218,25 +240,37 @@ class FeatureReconstruction(Detector):
     augment: bool = True            # vary training images
     passes: int = 2                 # augmented passes over the images, if `augment` …
     row_limit: int = 200_000        # … and rows that are kept of them
-    margin: int = 0                 # pixels mirrored around the image, from which features are brought to the grid as well
-    level: bool = True              # measure cells of the border by OK ones as far from the sides; False: the thesis's crop
-    crop: str = "auto"              # cells cut from each side before the image score; auto: none if levelled, else 20 of 170
-    crop_map: bool = False          # also set the cropped border of the anomaly map to zero, or to its lowest value if that is below
+    margin: int = 0  # pixels mirrored around the image, from which features are brought to the grid as well
+    level: bool = True  # measure cells of the border by OK ones as far from the sides; False: the thesis's crop
+    crop: str = "auto"  # cells cut from each side before the image score; auto: none if levelled, else 20 of 170
+    # also set the cropped border of the anomaly map to zero, or to its lowest value if that is below
+    crop_map: bool = False
     top: int = 20                   # cells averaged into the image score
 
     def __post_init__(self):
         super().__post_init__()
         _check(self)
 
-    weight_hash = property(lambda self: _backbone(self).weight_hash)
-    def features(self, images): return _features(self, images)
-    def residuals(self, images): return _residuals(self, images)
-    def heat(self, images): return _heat(self, images)
     def predict(self, images): return _predict(self, images)
+
+# %% ../../nbs/42_models.dfr.ipynb #e4fa096a
+@patch(as_prop=True)
+def weight_hash(self: FeatureReconstruction): return _backbone(self).weight_hash
+
+# %% ../../nbs/42_models.dfr.ipynb #a67e41ad
+@patch
+def features(self: FeatureReconstruction, images): return _features(self, images)
+
+@patch
+def residuals(self: FeatureReconstruction, images): return _residuals(self, images)
+
+@patch
+def heat(self: FeatureReconstruction, images): return _heat(self, images)
 
 # %% ../../nbs/42_models.dfr.ipynb #f3b142a2
 def _backbone(d):
-    "The detector's backbone, loaded once; it keeps the surroundings of its maps, so that the upsampling sees them as well."
+    """The detector's backbone, loaded once; it keeps the surroundings of its maps,
+    so that the upsampling sees them as well."""
     if not hasattr(d, "frozen"): d.frozen = load_backbone(d.backbone, d.device, margin=d.margin, keep_margin=True)
     return d.frozen
 
@@ -250,13 +284,14 @@ def _rows(d, images):
     rows = collect_rows(d.features, images, d.row_limit, d.passes if d.augment else 1, d.seed)
     pca = rows_pca(rows, d.standardise)
     latent = min(pca.latent_size(d.variance) if d.latent == "auto" else d.latent, rows.shape[1])
-    d.facts |= {"channels": rows.shape[1], "latent": latent, "explained": float(pca.explained[latent - 1]), "rows": len(rows),
-                "latent_at": {f"{v:.2f}": pca.latent_size(v) for v in (0.80, 0.90, 0.95, 0.99)}}
+    d.facts |= {"channels": rows.shape[1], "latent": latent, "explained": float(pca.explained[latent - 1]),
+        "rows": len(rows), "latent_at": {f"{v:.2f}": pca.latent_size(v) for v in (0.80, 0.90, 0.95, 0.99)}}
     return rows, pca, latent
 
 def _level(d, images):
     "Let `d` measure its border by up to 40 of the training images, prepared as test images are."
-    d.border_level = border_level(torch.cat([d.residuals(batch) for _, batch in d.as_judged(images.evenly(40)).batches(8, progress="border")])) if d.level else None
+    d.border_level = (border_level(torch.cat([d.residuals(batch)
+        for _, batch in d.as_judged(images.evenly(40)).batches(8, progress="border")])) if d.level else None)
 
 # %% ../../nbs/42_models.dfr.ipynb #a1bbeb80
 def _residuals(d, images):
@@ -265,7 +300,8 @@ def _residuals(d, images):
     def one(x):
         cells = d.features(x.to(device))
         if getattr(d, "kernel", 1) > 1 or getattr(d, "attention", False): return d.cell_residual(cells)
-        return torch.cat([d.cell_residual(part) for part in cells.flatten(0, 2).split(1024)]).view(1, *_grid(d))   # 1,024 cells stay in the processor's cache
+        # 1,024 cells stay in the processor's cache
+        return torch.cat([d.cell_residual(part) for part in cells.flatten(0, 2).split(1024)]).view(1, *_grid(d))
     with torch.inference_mode(): return torch.cat([one(x).cpu() for x in images.float().split(1)])
 
 def _heat(d, images):
@@ -284,16 +320,19 @@ def _predict(d, images):
     return scores, upsample(heat, images.shape[-2:]).numpy()
 
 # %% ../../nbs/42_models.dfr.ipynb #a6168c26
-@register("pca", "linear reconstruction of backbone features by their principal axes, in closed form: what DFR's network has to beat")
+@register("pca", "linear reconstruction of backbone features by their principal axes, in closed form: what DFR's "
+    "network has to beat")
 @dataclass(kw_only=True)
 class PCA(FeatureReconstruction):
-    "Heat map: squared distance of each cell's standardised features from the plane of the first `latent` principal axes, mean over channels."
+    """Heat map: squared distance of each cell's standardised features from the plane of the first `latent` principal
+    axes, mean over channels."""
     shares = ("dfr",)               # takes the profile's settings of DFR where it has none of its own
 
     def _fit(self, train, calibration):
         self.facts = {}
         rows, pca, latent = _rows(self, train)
-        self.restore(dict(zip(("mean", "scale", "axes"), (*standardisation(pca), torch.from_numpy(pca.components(latent)[1]).float()))))
+        self.restore(dict(zip(("mean", "scale", "axes"),
+            (*standardisation(pca), torch.from_numpy(pca.components(latent)[1]).float()))))
         _level(self, train)
 
     def cell_residual(self, cells):
@@ -301,16 +340,37 @@ class PCA(FeatureReconstruction):
         x = standardised(cells, self.mean, self.scale)
         return (x.square().sum(-1) - (x @ self.axes).square().sum(-1)).clamp(min=0) / x.shape[-1]
 
-    def tensors(self): return {"mean": self.mean, "scale": self.scale, "axes": self.axes} | ({"border_level": self.border_level} if self.level else {})
-    def restore(self, tensors):
-        self.border_level = tensors.get("border_level")
-        self.mean, self.scale, self.axes = (tensors[name].to(resolve_device(self.device)) for name in ("mean", "scale", "axes"))
+    def tensors(self):
+        return {"mean": self.mean, "scale": self.scale,
+            "axes": self.axes} | ({"border_level": self.border_level} if self.level else {})
+
+# %% ../../nbs/42_models.dfr.ipynb #dea0e8fd
+@patch
+def restore(self: PCA, tensors):
+    self.border_level = tensors.get("border_level")
+    self.mean, self.scale, self.axes = (tensors[name].to(resolve_device(self.device))
+        for name in ("mean", "scale", "axes"))
+
+# %% ../../nbs/42_models.dfr.ipynb #3bb2f47b
+def _check_training(d):
+    "A `UserError` where the settings of `dfr`'s training cannot be met."
+    one_of(d.training, ("rows", "maps"), "training of dfr")
+    one_of(d.start, ("pca", "random"), "start of dfr")
+    d.within(1, 99, "kernel")
+    d.within(2, 1_000_000, "rows_per_step")              # batch normalisation wants two
+    if d.kernel % 2 == 0: raise UserError(f"{d.method}: kernel must be odd, not {d.kernel}")
+    if d.training == "rows" and d.epochs:
+        raise UserError(f"{d.method}: training on rows has a budget of steps; epochs is for training='maps'")
+    if d.training == "rows" and (d.kernel > 1 or d.attention):
+        raise UserError(f"{d.method}: a kernel above 1 and attention see neighbours, so they need "
+            "training='maps'")
 
 # %% ../../nbs/42_models.dfr.ipynb #49575c5c
 @register("dfr", "deep feature reconstruction: how badly a narrow network reconstructs backbone features")
 @dataclass(kw_only=True)
 class DFR(Trained, FeatureReconstruction):
-    "Deep feature reconstruction (Yang, Shi and Qi 2020) with the thesis's network and score; its crop by `level=False`."
+    """Deep feature reconstruction (Yang, Shi and Qi 2020) with the thesis's network and score;
+    its crop by `level=False`."""
     training: str = "rows"          # "rows" from a cache, or "maps": whole images, as the thesis trains
     start: str = "pca"              # or "random"; with a larger kernel, attention or skips always random
     rows_per_step: int = 1024       # rows: cells an update
@@ -320,28 +380,26 @@ class DFR(Trained, FeatureReconstruction):
 
     def __post_init__(self):
         super().__post_init__()
-        one_of(self.training, ("rows", "maps"), "training of dfr")
-        one_of(self.start, ("pca", "random"), "start of dfr")
-        self.within(1, 99, "kernel")
-        self.within(2, 1_000_000, "rows_per_step")              # batch normalisation wants two
-        if self.kernel % 2 == 0: raise UserError(f"{self.method}: kernel must be odd, not {self.kernel}")
-        if self.training == "rows" and self.epochs: raise UserError(f"{self.method}: training on rows has a budget of steps; epochs is for training='maps'")
-        if self.training == "rows" and (self.kernel > 1 or self.attention):
-            raise UserError(f"{self.method}: a kernel above 1 and attention see neighbours, so they need training='maps'")
-
-    @property
-    def kind(self): return {"kernel": self.kernel, "attention": self.attention, "skips": self.skips}
-    def _fit(self, train, calibration): _fit(self, train, calibration)
-    def cell_residual(self, cells):
-        "Residual float32 [...] of raw features `cells` [..., C]."
-        if self.folded is None: self.folded = folded(self.network)
-        return residual(self.folded, cells)
+        _check_training(self)
 
     def tensors(self): return self.network.state_dict() | ({"border_level": self.border_level} if self.level else {})
     def restore(self, tensors):
         self.network, self.folded = new_network(self, self.facts["channels"], self.facts["latent"], **self.kind), None
         self.border_level = tensors.pop("border_level", None)
         self.network.load_state_dict(tensors)
+
+# %% ../../nbs/42_models.dfr.ipynb #2f58c3a9
+@patch(as_prop=True)
+def kind(self: DFR): return {"kernel": self.kernel, "attention": self.attention, "skips": self.skips}
+
+@patch
+def _fit(self: DFR, train, calibration): _fit(self, train, calibration)
+
+@patch
+def cell_residual(self: DFR, cells):
+    "Residual float32 [...] of raw features `cells` [..., C]."
+    if self.folded is None: self.folded = folded(self.network)
+    return residual(self.folded, cells)
 
 # %% ../../nbs/42_models.dfr.ipynb #ef622fd5
 def _seen(d, images):
@@ -357,17 +415,20 @@ def _fit(d, train, calibration):
     d.network, d.folded = prepared_network(d, pca, latent, rows, **d.kind), None
     looks = {} if held is None else {DECIDES: _seen(d, d.as_judged(held))}
     looks |= {name: _seen(d, images) for name, images in watched(calibration).items()}
-    d.facts |= {"loss_ok": [], "loss_nok": []} | (_train_on_maps(d, learn, looks) if d.training == "maps" else train_on_rows(d, d.network, rows, looks, math.prod(_grid(d))))
+    d.facts |= {"loss_ok": [], "loss_nok": []} | (_train_on_maps(d, learn, looks) if d.training == "maps"
+        else train_on_rows(d, d.network, rows, looks, math.prod(_grid(d))))
     _level(d, train)
 
 def _train_on_maps(d, learn, looks):
     "Train on whole maps, `batch` images an update, features computed on the way; facts of the training."
     batches, bf16 = image_batches(learn, d.batch, d.seed), d.precision() == "bfloat16"
     loss = lambda batch, step: mean_residual(d.network, d.features(batch[1]), bf16)
-    return train_network(d.network, loss, batches, d, d.budget(learn), {name: mean_loss(d.network, held) for name, held in looks.items()}, d.batch)
+    return train_network(d.network, loss, batches, d, d.budget(learn),
+        {name: mean_loss(d.network, held) for name, held in looks.items()}, d.batch)
 
 # %% ../../nbs/42_models.dfr.ipynb #6be75bbe
-@register("dfr_attention", "DFR with 3 × 3 kernels, attention (CBAM) and skips, on whole maps: tried by the thesis and rejected")
+@register("dfr_attention",
+    "DFR with 3 × 3 kernels, attention (CBAM) and skips, on whole maps: tried by the thesis and rejected")
 @dataclass(kw_only=True)
 class AttentionDFR(DFR):
     "The thesis's larger network on a grid that a processor can train."

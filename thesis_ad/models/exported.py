@@ -39,9 +39,11 @@ RUNNERS = {"onnx": onnx_runner, "openvino": openvino_runner}
 RUNTIMES = ("auto", "torch", *RUNNERS)
 
 def runner(folder, runtime):
-    "The runner of an exported bundle's folder; a `UserError` where the runtime is not installed or cannot read its files."
+    """The runner of an exported bundle's folder; a `UserError` where the runtime is not installed or cannot read its
+    files."""
     if runtime == "onnx" and not (Path(folder) / "model.onnx").is_file():
-        raise UserError(f"{folder} was exported for OpenVINO, and ONNX Runtime cannot read it; export it with --format onnx")
+        raise UserError(f"{folder} was exported for OpenVINO, and ONNX Runtime cannot read it; export it with "
+            "--format onnx")
     try: return RUNNERS[one_of(runtime, RUNNERS, "runtime")](folder)
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; run: pip install 'thesis_ad[serve]'") from None
@@ -52,12 +54,15 @@ class Exported(Detector):
     arrays = True
 
     def __init__(self, path, facts, blob, device="auto", runtime="auto"):
-        if str(device) not in ("auto", "cpu"): raise UserError(f"an exported bundle runs on the processor (--device cpu), not on '{device}'")
+        if str(device) not in ("auto", "cpu"):
+            raise UserError(f"an exported bundle runs on the processor (--device cpu), not on '{device}'")
         names = {one.name for one in dataclasses.fields(Preparation)} - {"device"}
-        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["settings"].items()}
+        settings = {name: tuple(value) if isinstance(value, list) else value
+            for name, value in facts["settings"].items()}
         super().__init__(**{name: value for name, value in settings.items() if name in names})
         self.method, self.backbone = facts["detector"], (facts["backbone"] or {}).get("name")
-        self.facts, self.data_key, self.threshold, self.sigmoid = (facts[name] for name in ("facts", "data", "threshold", "sigmoid"))
+        self.facts, self.data_key, self.threshold, self.sigmoid = (facts[name]
+            for name in ("facts", "data", "threshold", "sigmoid"))
         self.input_size, tensors = tuple(facts["input_size"]), load(blob)
         self.trained_on = tensors["trained_on"]
         self.reading = dataclasses.replace(self.reading, white=self.facts.get("white", self.white))
@@ -65,17 +70,21 @@ class Exported(Detector):
         self.runtime = facts["exported"]["format"] if runtime == "auto" else runtime
         self.run = runner(path, self.runtime)
 
-    def fit(self, train, calibration=None): raise UserError(f"this {self.method} was exported; fit the original and export it again")
+    def fit(self, train, calibration=None):
+        raise UserError(f"this {self.method} was exported; fit the original and export it again")
     def save(self, path): raise UserError(f"this {self.method} was exported; copy its folder, or save the original")
 
 # %% ../../nbs/49_models.exported.ipynb #ea5d410a
 def _predict(self, images):
-    "Image scores float64 [B] and anomaly maps float32 [B, H, W] (or None) of float [B, 3, H, W] in [0, 1], array or tensor."
+    """Image scores float64 [B] and anomaly maps float32 [B, H, W] (or None) of float [B, 3, H, W] in [0, 1],
+    array or tensor."""
     pixels = np.asarray(images)
     if pixels.dtype.kind != "f": raise UserError(f"pixels are floating-point numbers in 0 … 1, not {pixels.dtype}")
     if pixels.ndim != 4 or pixels.shape[1:] != (3, *self.input_size) or not len(pixels):
-        raise UserError(f"this {self.method} was exported for images [B, 3, {', '.join(map(str, self.input_size))}], and these are {list(pixels.shape)}")
-    if not np.abs(pixels).max() <= 1e6: raise UserError("an image has pixels that are NaN, infinite or far beyond 0 … 1")      # true for NaN, too
+        raise UserError(f"this {self.method} was exported for images [B, 3, {', '.join(map(str, self.input_size))}], "
+            f"and these are {list(pixels.shape)}")
+    if not np.abs(pixels).max() <= 1e6:
+        raise UserError("an image has pixels that are NaN, infinite or far beyond 0 … 1")  # true for NaN, too
     found = [self.run(np.ascontiguousarray(pixels[i:i + 1], np.float32)) for i in range(len(pixels))]
     scores = np.array([one[0].ravel()[0] for one in found], np.float64)
     return scores, np.concatenate([one[1] for one in found]) if len(found[0]) > 1 else None

@@ -9,6 +9,7 @@ __all__ = ['neighbourhoods', 'three_sigma', 'FeatCAE']
 import math
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,14 +25,16 @@ from ..settings import UserError, one_of
 
 # %% ../../nbs/48_models.featcae.ipynb #9c40418a
 def neighbourhoods(maps, window=3):
-    "[B, sum C_i, h, w]: maps [B, C_i, h_i, w_i], each averaged over `window`² cells without padding, brought to the first one's (h, w)."
+    """[B, sum C_i, h, w]: maps [B, C_i, h_i, w_i], each averaged over `window`² cells without padding,
+    brought to the first one's (h, w)."""
     size = maps[0].shape[-2:]
     averaged = [F.avg_pool2d(m, [min(window, n) for n in m.shape[-2:]], stride=1) for m in maps]
     return torch.cat([F.adaptive_avg_pool2d(m, size) for m in averaged], dim=1)
 
 # %% ../../nbs/48_models.featcae.ipynb #6ac384fd
 def three_sigma(errors, k=3.0):
-    "Mean, standard deviation and mean + k σ of the image scores of the training pictures as they are judged; they are in-sample."
+    """Mean, standard deviation and mean + k σ of the image scores of the training pictures as they are judged;
+    they are in-sample."""
     mean, deviation = float(np.mean(errors)), float(np.std(errors))
     return {"error_mean": mean, "error_std": deviation, "error_line": mean + k * deviation}
 
@@ -48,7 +51,7 @@ class FeatCAE(Trained, FeatureDetector):
     rows_per_step: int = 1024       # cells an update
     row_limit: int = 200_000        # rows in the cache
     passes: int = 2                 # augmented passes over the images, if `augment`
-    crop: bool = False              # leave 20 of 170 cells at each side out of the image score, as the thesis's DFR does
+    crop: bool = False  # leave 20 of 170 cells at each side out of the image score, as the thesis's DFR does
     top: int = 20                   # cells averaged into the image score
 
     def __post_init__(self):
@@ -59,13 +62,22 @@ class FeatCAE(Trained, FeatureDetector):
         if self.epochs: raise UserError("featcae trains on rows, whose budget is steps; epochs does not apply")
 
     def features(self, images): return neighbourhoods(self.network(check_pixels(images), self.used_stages), self.window)
-    def cells(self, images): return self.features(images).permute(0, 2, 3, 1)
-    def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images): return _predict(self, images)
-    def tensors(self): return self.autoencoder.state_dict()
-    def restore(self, tensors):
-        self.autoencoder, self.folded = new_network(self, len(tensors["mean"]), self.latent), None
-        self.autoencoder.load_state_dict(tensors)
+
+# %% ../../nbs/48_models.featcae.ipynb #5cae3dda
+@patch
+def cells(self: FeatCAE, images): return self.features(images).permute(0, 2, 3, 1)
+
+@patch
+def _fit(self: FeatCAE, train, calibration): _fit(self, train, calibration)
+
+@patch
+def tensors(self: FeatCAE): return self.autoencoder.state_dict()
+
+@patch
+def restore(self: FeatCAE, tensors):
+    self.autoencoder, self.folded = new_network(self, len(tensors["mean"]), self.latent), None
+    self.autoencoder.load_state_dict(tensors)
 
 # %% ../../nbs/48_models.featcae.ipynb #abf870fc
 def _fit(d, train, calibration):
@@ -73,15 +85,18 @@ def _fit(d, train, calibration):
     learn, held = d.split(train)
     rows = collect_rows(d.cells, learn, d.row_limit, d.passes if d.augment else 1, d.seed)
     pca = rows_pca(rows, d.standardise)
-    d.facts = {"channels": rows.shape[1], "explained": float(pca.explained[min(d.latent, rows.shape[1]) - 1]), "rows": len(rows),
-               "stages": d.used_stages, "precision": d.precision(), "loss_ok": [], "loss_nok": []}
+    d.facts = {"channels": rows.shape[1], "explained": float(pca.explained[min(d.latent, rows.shape[1]) - 1]),
+        "rows": len(rows), "stages": d.used_stages, "precision": d.precision(), "loss_ok": [], "loss_nok": []}
     d.autoencoder, d.folded = prepared_network(d, pca, d.latent, rows), None
-    watch = {name: collect_rows(d.cells, images, 8192 if name == DECIDES else 2048, seed=d.seed) for name, images in looks(d, held, calibration, 200).items()}
+    watch = {name: collect_rows(d.cells, images, 8192 if name == DECIDES else 2048, seed=d.seed)
+        for name, images in looks(d, held, calibration, 200).items()}
     d.facts |= train_on_rows(d, d.autoencoder, rows, watch, math.prod(d.cells(train[0][None]).shape[1:3]))
-    d.facts |= three_sigma(np.concatenate([d.predict(batch)[0] for _, batch in d.as_judged(train).batches(8, progress="training images")]))
+    d.facts |= three_sigma(
+        np.concatenate([d.predict(batch)[0] for _, batch in d.as_judged(train).batches(8, progress="training images")]))
 
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W] of images [B, 3, H, W], one image at a time."
     if d.folded is None: d.folded = folded(d.autoencoder)
     with torch.inference_mode(): heat = torch.cat([residual(d.folded, d.cells(x)).cpu() for x in images.split(1)])
-    return image_scores(heat, border(heat.shape[-2:]) if d.crop else (0, 0), d.top), upsample(heat, images.shape[-2:]).numpy()
+    return (image_scores(heat, border(heat.shape[-2:]) if d.crop else (0, 0), d.top),
+        upsample(heat, images.shape[-2:]).numpy())

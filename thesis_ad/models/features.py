@@ -39,7 +39,7 @@ class FeatureDetector(Detector):
 class PatchDetector(FeatureDetector):
     "A detector that compares patches."
     window: int = 3                 # cells a side of the local average, odd
-    lengths: str = "soft"           # of a stage's vector in a cell: raw (as it comes), unit (1), or soft (see features.patches)
+    lengths: str = "soft"  # of a stage's vector in a cell: raw (as it comes), unit (1), or soft (see features.patches)
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,10 +47,12 @@ class PatchDetector(FeatureDetector):
 
     def measure(self, train):
         "Note the typical length of each stage's vectors, from up to 40 training images, in `facts`."
-        if self.lengths == "soft": self.facts = {"typical": typical_lengths(self.network, train.evenly(40), self.used_stages, self.window)}
+        if self.lengths == "soft":
+            self.facts = {"typical": typical_lengths(self.network, train.evenly(40), self.used_stages, self.window)}
 
     @property
-    def typical(self): return {"raw": None, "unit": [0.0] * len(self.used_stages)}.get(self.lengths, self.facts.get("typical"))
+    def typical(self):
+        return {"raw": None, "unit": [0.0] * len(self.used_stages)}.get(self.lengths, self.facts.get("typical"))
 
     def features(self, images):
         "Patch features float32 [B, C, h, w] of images [B, 3, H, W]."

@@ -9,6 +9,7 @@ __all__ = ['GlobalKNN']
 import math
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import torch
 
 from ..features.patches import check_pixels
@@ -36,16 +37,23 @@ class GlobalKNN(FeatureDetector):
         "float32 [B, sum C_i]: the mean of each channel of the stages in use."
         return torch.cat([m.mean((2, 3)) for m in self.network(check_pixels(images), self.used_stages)], dim=1)
 
-    def _fit(self, train, calibration):
-        self._remember(torch.cat([self.pooled(batch).cpu() for _, batch in train.batches(8, progress="features")]))
-        self.facts = {"bank": len(self.bank), "channels": self.bank.shape[1], "stages": self.used_stages}
-
-    def _remember(self, bank): self.bank, self._search = bank, NearestNeighbours(bank.to(resolve_device(self.device)), self.search)
-
     def predict(self, images):
         "(image scores float64 [B], None): this method does not localise."
         distance, _ = self._search(self.pooled(images), min(self.neighbours, len(self.bank)))
         return distance.cpu().double().mean(1).numpy(), None
 
-    def tensors(self): return {"bank": self.bank}
-    def restore(self, tensors): self._remember(tensors["bank"])
+# %% ../../nbs/45_models.global_knn.ipynb #bbd97fdd
+@patch
+def _fit(self: GlobalKNN, train, calibration):
+    self._remember(torch.cat([self.pooled(batch).cpu() for _, batch in train.batches(8, progress="features")]))
+    self.facts = {"bank": len(self.bank), "channels": self.bank.shape[1], "stages": self.used_stages}
+
+@patch
+def _remember(self: GlobalKNN, bank):
+    self.bank, self._search = bank, NearestNeighbours(bank.to(resolve_device(self.device)), self.search)
+
+@patch
+def tensors(self: GlobalKNN): return {"bank": self.bank}
+
+@patch
+def restore(self: GlobalKNN, tensors): self._remember(tensors["bank"])

@@ -10,6 +10,7 @@ __all__ = ['whitening', 'PositionGaussians', 'draw_channels', 'pack_triangles', 
 import math
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,13 @@ from ..settings import UserError, resolve_device, rng
 
 # %% ../../nbs/44_models.padim.ipynb #04401856
 def whitening(covariance, eps=0.01):
-    "W = L⁻¹ float32 [..., d, d], lower triangular, with L Lᵀ = covariance [..., d, d] + eps · identity, computed in float64."
+    """W = L⁻¹ float32 [..., d, d], lower triangular, with L Lᵀ = covariance [..., d, d] + eps · identity,
+    computed in float64."""
     identity = torch.eye(covariance.shape[-1], dtype=torch.float64)
     L, failed = torch.linalg.cholesky_ex(covariance.double() + eps * identity)
     if failed.any(): raise UserError(f"a covariance has no inverse with eps = {eps:.3g} on its diagonal; raise eps")
     W = torch.linalg.solve_triangular(L, identity.expand_as(L), upper=False)
-    return W.float().contiguous()            # laid out like one from a bundle, so that products are taken in the same order
+    return W.float().contiguous()  # laid out like one from a bundle, so that products are taken in the same order
 
 # %% ../../nbs/44_models.padim.ipynb #749da6de
 class PositionGaussians:
@@ -40,7 +42,8 @@ class PositionGaussians:
         x = x.double()
         if self.origin is None:
             self.origin = x.mean(0)
-            self.sum, self.products = torch.zeros_like(self.origin), self.origin.new_zeros(*self.origin.shape, x.shape[2])
+            self.sum = torch.zeros_like(self.origin)
+            self.products = self.origin.new_zeros(*self.origin.shape, x.shape[2])
         x = (x - self.origin).transpose(0, 1)                       # [P, B, d]
         self.count += x.shape[1]
         self.sum += x.sum(1)
@@ -76,6 +79,20 @@ def unpack_triangles(packed, d):
     W[:, *torch.tril_indices(d, d)] = packed
     return W
 
+# %% ../../nbs/44_models.padim.ipynb #7ff82d82
+def _mahalanobis(d, images):
+    "Image scores and anomaly maps of `images` by a fitted `PaDiM`."
+    maps = d.features(images)
+    if list(maps.shape[-2:]) != d.facts["grid"]:
+        raise UserError(f"padim was fitted on maps of {d.facts['grid']} cells and got {list(maps.shape[-2:])}; "
+            f"give images of {d.input_size} pixels")
+    x = maps[:, d.facts["channels"]].flatten(2).transpose(1, 2) - d.mean  # [B, P, d]
+    # each picture by itd
+    distance = torch.stack([torch.bmm(d.W, one[:, :, None]).norm(dim=(1, 2)) for one in x])
+    distance = distance.view(-1, *maps.shape[-2:])
+    heat = smooth_map(distance, images.shape[-2:], d.sigma).cpu().numpy()
+    return heat.max(axis=(1, 2)).astype(np.float64), heat
+
 # %% ../../nbs/44_models.padim.ipynb #9cf1adef
 @register("padim", "a Gaussian at each position, Mahalanobis distance (Defard et al., 2021)")
 @dataclass(kw_only=True)
@@ -94,47 +111,52 @@ class PaDiM(PatchDetector):
         self.within(0, math.inf, "channels")
         self.within(0, SIGMA_LIMIT, "sigma")
 
-    def _fit(self, train, calibration, batch_size=8):
-        self.measure(train)
-        gaussians = PositionGaussians()
-        for _, batch in train.batches(batch_size, progress="features"):
-            maps = self.features(batch).cpu()
-            if not gaussians.count: chosen = draw_channels(maps.shape[1], self.channels, self.named_channels, self.seed)
-            gaussians.partial_fit(maps[:, chosen].flatten(2).transpose(1, 2))
-        self.facts |= {"grid": list(maps.shape[-2:]), "channels": chosen.tolist(), "images": gaussians.count, "stages": self.used_stages}
-        W = torch.cat([whitening(gaussians.covariance(slice(p, p + 64)), self.eps) for p in range(0, len(gaussians.origin), 64)])
-        self._keep(gaussians.mean.float(), W)
-
-    def _keep(self, *mean_and_W): self.mean, self.W = (m.to(resolve_device(self.device)) for m in mean_and_W)
-
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."
-        maps = self.features(images)
-        if list(maps.shape[-2:]) != self.facts["grid"]:
-            raise UserError(f"padim was fitted on maps of {self.facts['grid']} cells and got {list(maps.shape[-2:])}; give images of {self.input_size} pixels")
-        x = maps[:, self.facts["channels"]].flatten(2).transpose(1, 2) - self.mean                                # [B, P, d]
-        distance = torch.stack([torch.bmm(self.W, one[:, :, None]).norm(dim=(1, 2)) for one in x])              # each picture by itself
-        distance = distance.view(-1, *maps.shape[-2:])
-        heat = smooth_map(distance, images.shape[-2:], self.sigma).cpu().numpy()
-        return heat.max(axis=(1, 2)).astype(np.float64), heat
+        return _mahalanobis(self, images)
 
-    def tensors(self): return {"mean": self.mean, "W": pack_triangles(self.W)}
-    def restore(self, tensors): self._keep(tensors["mean"], unpack_triangles(tensors["W"], tensors["mean"].shape[1]))
+# %% ../../nbs/44_models.padim.ipynb #22bab0a9
+@patch
+def _fit(self: PaDiM, train, calibration, batch_size=8):
+    self.measure(train)
+    gaussians = PositionGaussians()
+    for _, batch in train.batches(batch_size, progress="features"):
+        maps = self.features(batch).cpu()
+        if not gaussians.count: chosen = draw_channels(maps.shape[1], self.channels, self.named_channels, self.seed)
+        gaussians.partial_fit(maps[:, chosen].flatten(2).transpose(1, 2))
+    self.facts |= {"grid": list(maps.shape[-2:]), "channels": chosen.tolist(), "images": gaussians.count,
+        "stages": self.used_stages}
+    W = torch.cat([whitening(gaussians.covariance(slice(p, p + 64)), self.eps)
+        for p in range(0, len(gaussians.origin), 64)])
+    self._keep(gaussians.mean.float(), W)
+
+@patch
+def _keep(self: PaDiM, *mean_and_W): self.mean, self.W = (m.to(resolve_device(self.device)) for m in mean_and_W)
+
+@patch
+def tensors(self: PaDiM): return {"mean": self.mean, "W": pack_triangles(self.W)}
+
+@patch
+def restore(self: PaDiM, tensors): self._keep(tensors["mean"], unpack_triangles(tensors["W"], tensors["mean"].shape[1]))
 
 # %% ../../nbs/44_models.padim.ipynb #8da34307
 def stage_gaussian(gaussian, eps):
     "(mean [C], W [C, C]), float32, of a `StreamingCovariance`; `eps` is relative to the mean variance of a channel."
     covariance = torch.from_numpy(gaussian.covariance if gaussian.rows > 1 else np.zeros((len(gaussian.mean),) * 2))
-    return torch.from_numpy(gaussian.mean).float(), whitening(covariance, (eps + 1e-6) * float(covariance.diagonal().mean()) + 1e-9)
+    return (torch.from_numpy(gaussian.mean).float(),
+        whitening(covariance, (eps + 1e-6) * float(covariance.diagonal().mean()) + 1e-9))
 
 def centre_and_spread(batches):
-    "Mean and standard deviation of each stage's distances, lists of floats; `batches` yields lists of one tensor a stage."
-    sums = sum(np.array([(d.numel(), float(d.double().sum()), float(d.double().square().sum())) for d in map(torch.Tensor.cpu, batch)]) for batch in batches)   # [stages, 3]
+    """Mean and standard deviation of each stage's distances, lists of floats;
+    `batches` yields lists of one tensor a stage."""
+    sums = sum(np.array([(d.numel(), float(d.double().sum()), float(d.double().square().sum()))
+        for d in map(torch.Tensor.cpu, batch)]) for batch in batches)  # [stages, 3]
     centre = sums[:, 1] / sums[:, 0]
     return centre.tolist(), np.sqrt(np.maximum(sums[:, 2] / sums[:, 0] - centre ** 2, 1e-6)).tolist()
 
 # %% ../../nbs/44_models.padim.ipynb #a144f67a
-@register("gaussian", "one Gaussian for all positions, stage by stage, Mahalanobis distance: for parts that are not aligned, fits in seconds")
+@register("gaussian", "one Gaussian for all positions, stage by stage, Mahalanobis distance: for parts that are not "
+    "aligned, fits in seconds")
 @dataclass(kw_only=True)
 class Gaussian(PatchDetector):
     "Image score: maximum of the map; map: mean over stages of scaled Mahalanobis distances, upsampled and smoothed."
@@ -146,40 +168,56 @@ class Gaussian(PatchDetector):
         self.within(0, math.inf, "eps")
         self.within(0, SIGMA_LIMIT, "sigma")
 
-    def _maps(self, images): return stage_maps(self.network, images, self.used_stages, self.window, self.typical)
-
-    def _distances(self, images):
-        "Mahalanobis distances, one tensor [B, h_i, w_i] a stage."
-        return [((m.permute(0, 2, 3, 1) - mean) @ W.T).norm(dim=3) for m, (mean, W) in zip(self._maps(images), self.stage_models)]
-
-    def parts(self, train):
-        "(images to learn from, held-out images that scale the stages)."
-        return hold_out(train, self.seed)
-
-    def _fit(self, train, calibration):
-        fit, held = self.parts(train)
-        held = self.as_judged(held)
-        self.measure(fit)
-        gaussians = [StreamingCovariance() for _ in self.used_stages]
-        for _, batch in fit.batches(8, progress="features"):
-            for gaussian, m in zip(gaussians, self._maps(batch)): gaussian.partial_fit(m.permute(0, 2, 3, 1).flatten(0, 2))
-        self._keep(stage_gaussian(gaussian, self.eps) for gaussian in gaussians)
-        centre, spread = centre_and_spread(self._distances(batch) for _, batch in held.batches(8, progress="scale"))
-        self.facts |= {"stages": self.used_stages, "images": len(fit), "held_out": len(train) - len(fit), "centre": centre, "spread": spread}
-
-    def _keep(self, models): self.stage_models = [[m.to(resolve_device(self.device)) for m in model] for model in models]
-
-    def cells(self, images):
-        "Mean over stages of scaled distances [B, h, w] on the finest grid, before upsampling, of images [B, 3, H, W]."
-        scaled = [((d - c) / s)[:, None] for d, c, s in zip(self._distances(images), self.facts["centre"], self.facts["spread"])]
-        grid = max((d.shape[-2:] for d in scaled), key=lambda shape: shape[0] * shape[1])
-        return torch.stack([F.interpolate(d, grid, mode="bilinear")[:, 0] for d in scaled]).mean(0).cpu()
-
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."
-        scaled = [smooth_map((d - c) / s, images.shape[-2:], self.sigma) for d, c, s in zip(self._distances(images), self.facts["centre"], self.facts["spread"])]
+        scaled = [smooth_map((d - c) / s, images.shape[-2:], self.sigma)
+            for d, c, s in zip(self._distances(images), self.facts["centre"], self.facts["spread"])]
         heat = torch.stack(scaled).mean(0).cpu().numpy()
         return heat.max(axis=(1, 2)).astype(np.float64), heat
 
-    def tensors(self): return {f"{name}.{i}": t for i, model in enumerate(self.stage_models) for name, t in zip(("mean", "W"), model)}
+    def tensors(self):
+        return {f"{name}.{i}": t for i, model in enumerate(self.stage_models) for name, t in zip(("mean", "W"), model)}
     def restore(self, tensors): self._keep((tensors[f"mean.{i}"], tensors[f"W.{i}"]) for i in range(len(tensors) // 2))
+
+# %% ../../nbs/44_models.padim.ipynb #f9041ceb
+@patch
+def _maps(self: Gaussian, images): return stage_maps(self.network, images, self.used_stages, self.window, self.typical)
+
+@patch
+def _distances(self: Gaussian, images):
+    "Mahalanobis distances, one tensor [B, h_i, w_i] a stage."
+    return [((m.permute(0, 2, 3, 1) - mean) @ W.T).norm(dim=3)
+        for m, (mean, W) in zip(self._maps(images), self.stage_models)]
+
+@patch
+def parts(self: Gaussian, train):
+    "(images to learn from, held-out images that scale the stages)."
+    return hold_out(train, self.seed)
+
+# %% ../../nbs/44_models.padim.ipynb #4971f254
+@patch
+def _fit(self: Gaussian, train, calibration):
+    fit, held = self.parts(train)
+    held = self.as_judged(held)
+    self.measure(fit)
+    gaussians = [StreamingCovariance() for _ in self.used_stages]
+    for _, batch in fit.batches(8, progress="features"):
+        for gaussian, m in zip(gaussians, self._maps(batch)):
+            gaussian.partial_fit(m.permute(0, 2, 3, 1).flatten(0, 2))
+    self._keep(stage_gaussian(gaussian, self.eps) for gaussian in gaussians)
+    centre, spread = centre_and_spread(self._distances(batch) for _, batch in held.batches(8, progress="scale"))
+    self.facts |= {"stages": self.used_stages, "images": len(fit), "held_out": len(train) - len(fit),
+        "centre": centre, "spread": spread}
+
+@patch
+def _keep(self: Gaussian, models):
+    self.stage_models = [[m.to(resolve_device(self.device)) for m in model] for model in models]
+
+# %% ../../nbs/44_models.padim.ipynb #a94213af
+@patch
+def cells(self: Gaussian, images):
+    "Mean over stages of scaled distances [B, h, w] on the finest grid, before upsampling, of images [B, 3, H, W]."
+    scaled = [((d - c) / s)[:, None] for d, c, s in zip(self._distances(images), self.facts["centre"],
+        self.facts["spread"])]
+    grid = max((d.shape[-2:] for d in scaled), key=lambda shape: shape[0] * shape[1])
+    return torch.stack([F.interpolate(d, grid, mode="bilinear")[:, 0] for d in scaled]).mean(0).cpu()

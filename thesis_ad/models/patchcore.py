@@ -9,6 +9,7 @@ __all__ = ['reweight', 'MemoryBank', 'PatchCore']
 import math
 from dataclasses import dataclass
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 
@@ -23,7 +24,8 @@ from ..settings import one_of, resolve_device
 def reweight(query, nearest, bank, search, b=9):
     """Weights float64 [n] in [1 - 1/b, 1] of queries [n, C] whose nearest bank vectors have the indices `nearest` [n].
 
-    b: neighbours of the nearest vector in the bank, itself included; cut to the size of the bank; 1 gives weights of 1."""
+    b: neighbours of the nearest vector in the bank, itself included; cut to the size of the bank;
+        1 gives weights of 1."""
     b = min(b, len(bank))
     if b < 2: return np.ones(len(query))
     _, around = search(bank[nearest], b)                                              # [n, b]
@@ -48,21 +50,26 @@ class MemoryBank(PatchDetector):
         self.within(1, math.inf, "candidates")
         self.within(0, 1, "ratio")
 
-    def _fit(self, train, calibration):
-        self.measure(train)
-        rows, total = sample_patches(self.features, train, self.candidates, self.seed)
-        count = coreset_size(len(rows), self.cap, self.ratio)
-        if count < len(rows):
-            seen = random_projection(rows, self.projection, self.seed) if self.projection else rows
-            rows = rows[torch.from_numpy(greedy_coreset(seen, count, seed=self.seed))]
-        self.restore({"bank": rows})
-        self.facts |= {"patches": total, "candidates": min(total, self.candidates), "bank": count, "channels": rows.shape[1], "stages": self.used_stages}
+# %% ../../nbs/43_models.patchcore.ipynb #04c95129
+@patch
+def _fit(self: MemoryBank, train, calibration):
+    self.measure(train)
+    rows, total = sample_patches(self.features, train, self.candidates, self.seed)
+    count = coreset_size(len(rows), self.cap, self.ratio)
+    if count < len(rows):
+        seen = random_projection(rows, self.projection, self.seed) if self.projection else rows
+        rows = rows[torch.from_numpy(greedy_coreset(seen, count, seed=self.seed))]
+    self.restore({"bank": rows})
+    self.facts |= {"patches": total, "candidates": min(total, self.candidates), "bank": count,
+        "channels": rows.shape[1], "stages": self.used_stages}
 
-    def tensors(self): return {"bank": self.bank}
+@patch
+def tensors(self: MemoryBank): return {"bank": self.bank}
 
-    def restore(self, tensors):
-        self.bank = tensors["bank"]
-        self.nearest = NearestNeighbours(self.bank.to(resolve_device(self.device)), self.search)
+@patch
+def restore(self: MemoryBank, tensors):
+    self.bank = tensors["bank"]
+    self.nearest = NearestNeighbours(self.bank.to(resolve_device(self.device)), self.search)
 
 # %% ../../nbs/43_models.patchcore.ipynb #8d4c08fb
 @register("patchcore", "memory bank of OK patches: greedy coreset, nearest neighbour, re-weighted (Roth et al., 2022)")
@@ -79,19 +86,21 @@ class PatchCore(MemoryBank):
         self.within(1, math.inf, "neighbours")
         self.within(0, SIGMA_LIMIT, "sigma")
 
-    def cells(self, images):
-        "(image scores float64 [B], patch scores [B, h, w] before upsampling) of images [B, 3, H, W]."
-        features = self.features(images)
-        (B, _, h, w), rows = features.shape, features.permute(0, 2, 3, 1).flatten(0, 2)              # [B·h·w, C]
-        distance, index = self.nearest(rows, min(self.neighbours, len(self.bank)) if self.score == "mean_knn" else 1)
-        patches = (distance.square() if self.score == "mean_knn" else distance).mean(1).reshape(B, h * w).cpu()
-        scores = patches.amax(1).double().numpy()
-        if self.score == "paper":
-            worst = torch.from_numpy(patches.numpy().argmax(axis=1) + np.arange(B) * h * w).to(rows.device)
-            scores = scores * reweight(rows[worst], index[worst, 0], self.nearest.bank, self.nearest, self.neighbours)
-        return scores, patches.reshape(B, h, w)
-
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W]."
         scores, cells = self.cells(images)
         return scores, smooth_map(cells, images.shape[-2:], self.sigma).numpy()
+
+# %% ../../nbs/43_models.patchcore.ipynb #2d905db2
+@patch
+def cells(self: PatchCore, images):
+    "(image scores float64 [B], patch scores [B, h, w] before upsampling) of images [B, 3, H, W]."
+    features = self.features(images)
+    (B, _, h, w), rows = features.shape, features.permute(0, 2, 3, 1).flatten(0, 2)              # [B·h·w, C]
+    distance, index = self.nearest(rows, min(self.neighbours, len(self.bank)) if self.score == "mean_knn" else 1)
+    patches = (distance.square() if self.score == "mean_knn" else distance).mean(1).reshape(B, h * w).cpu()
+    scores = patches.amax(1).double().numpy()
+    if self.score == "paper":
+        worst = torch.from_numpy(patches.numpy().argmax(axis=1) + np.arange(B) * h * w).to(rows.device)
+        scores = scores * reweight(rows[worst], index[worst, 0], self.nearest.bank, self.nearest, self.neighbours)
+    return scores, patches.reshape(B, h, w)

@@ -43,7 +43,9 @@ def merge_positions(parts):
     "`PositionGaussians` of all images that the `parts`, which share an origin, have seen."
     whole = PositionGaussians()
     for part in parts:
-        if not whole.count: whole.origin, whole.sum, whole.products = part.origin, torch.zeros_like(part.sum), torch.zeros_like(part.products)
+        if not whole.count:
+            whole.origin, whole.sum = part.origin, torch.zeros_like(part.sum)
+            whole.products = torch.zeros_like(part.products)
         if not torch.equal(whole.origin, part.origin): raise UserError("sums around different origins do not add up")
         whole.count += part.count
         whole.sum += part.sum
@@ -53,26 +55,31 @@ def merge_positions(parts):
 def positions_around(origin):
     "Empty `PositionGaussians` around `origin` [P, d]."
     one = PositionGaussians()
-    one.origin, one.sum, one.products = origin.double(), torch.zeros_like(origin.double()), origin.new_zeros(*origin.shape, origin.shape[1], dtype=torch.float64)
+    one.origin, one.sum = origin.double(), torch.zeros_like(origin.double())
+    one.products = origin.new_zeros(*origin.shape, origin.shape[1], dtype=torch.float64)
     return one
 
 # %% ../../nbs/49_models.shards.ipynb #f94f88c1
 def sampled_patches(extract, images, first, total, limit, seed, batch_size=8):
-    """What `sample_patches` on `total` images keeps of the `images` from number `first` on: (float32 [n, C] in reading order, patches an image)."""
+    """What `sample_patches` on `total` images keeps of the `images` from number `first` on: (float32 [n, C] in reading
+    order, patches an image)."""
     kept, per_image = [], 0
     for indices, batch in images.batches(batch_size):
         rows = extract(batch).flatten(2).transpose(1, 2).flatten(0, 1).cpu()
         if not per_image:
             per_image = len(rows) // len(batch)
             every = per_image * total
-            chosen = np.arange(every) if every <= limit else np.sort(rng("patches", seed).choice(every, limit, replace=False, shuffle=False))
+            chosen = (np.arange(every) if every <= limit
+                else np.sort(rng("patches", seed).choice(every, limit, replace=False, shuffle=False)))
         start = (first + int(indices[0])) * per_image
         low, high = np.searchsorted(chosen, (start, start + len(rows)))
         kept.append(rows[torch.from_numpy(chosen[low:high] - start)])
     return torch.cat(kept), per_image
 
+# %% ../../nbs/49_models.shards.ipynb #850fc4f9
 def sampled_rows(features, images, first, total, limit, passes, seed):
-    "What `collect_rows` on `total` images keeps of the `images` from number `first` on: a list with float16 [n, C] a pass."
+    """What `collect_rows` on `total` images keeps of the `images` from number `first` on:
+    a list with float16 [n, C] a pass."""
     found = []
     for epoch in range(passes):
         rows = []
@@ -88,10 +95,12 @@ def sampled_rows(features, images, first, total, limit, passes, seed):
 def covering_radius(X, centres, rows=4096):
     "The largest distance of a vector of `X` [N, d] to its nearest of `centres` [k, d], float64."
     X, centres = (torch.as_tensor(one).double() for one in (X, centres))
-    return float(max(torch.cdist(part, centres, compute_mode="donot_use_mm_for_euclid_dist").amin(1).max() for part in X.split(rows)))
+    return float(max(torch.cdist(part, centres, compute_mode="donot_use_mm_for_euclid_dist").amin(1).max()
+        for part in X.split(rows)))
 
 def merged_coreset(parts, count, projection=0, seed=0):
-    "Float32 [min(count, all), d] chosen greedily from the union of coresets `parts`, [n_i, d] each; `projection` as in PatchCore."
+    """Float32 [min(count, all), d] chosen greedily from the union of coresets `parts`, [n_i, d] each;
+    `projection` as in PatchCore."""
     union = torch.cat([torch.as_tensor(part) for part in parts])
     if count >= len(union): return union
     seen = random_projection(union, projection, seed) if projection else union
@@ -108,15 +117,18 @@ def _shard(job):
     "The states of a shard's blocks: `take(detector, images, first, total, **given)` of each."
     take, detector, images, ranges, given = job
     start = ranges[0].start
-    return [take(detector, images.take(np.arange(part.start - start, part.stop - start)), part.start, given["total"], **given["more"]) for part in ranges]
+    return [take(detector, images.take(np.arange(part.start - start, part.stop - start)), part.start, given["total"],
+        **given["more"]) for part in ranges]
 
 def over_shards(take, detector, images, shards, workers=1, **more):
     "States of all blocks of an `ImageSet`, in order, computed by `shards` calls."
-    images = images.view(reading=images.reading if not images.white else type(images.reading)(**{**vars(images.reading), "white": images.white}))
+    images = images.view(reading=images.reading if not images.white
+        else type(images.reading)(**{**vars(images.reading), "white": images.white}))
     ranges = blocks(len(images))
     if not 1 <= shards <= BLOCKS: raise UserError(f"a fit is divided among 1 to {BLOCKS} shards, not {shards}")
     shares = [list(share) for share in np.array_split(np.array(ranges, dtype=object), min(shards, len(ranges)))]
-    jobs = [(take, _fresh(detector), images.take(np.arange(share[0].start, share[-1].stop)), share, {"total": len(images), "more": more}) for share in shares]
+    jobs = [(take, _fresh(detector), images.take(np.arange(share[0].start, share[-1].stop)), share,
+        {"total": len(images), "more": more}) for share in shares]
     found = dict(each(_shard, jobs, workers))
     return [state for i in range(len(jobs)) for state in found[i]]
 
@@ -129,7 +141,8 @@ def _take_gaussian(d, images, first, total):
 
 def _take_scale(d, images, first, total, models):
     d._keep(models)
-    return sum(np.array([(m.numel(), float(m.double().sum()), float(m.double().square().sum())) for m in map(torch.Tensor.cpu, d._distances(batch))]) for _, batch in images.batches(8))
+    return sum(np.array([(m.numel(), float(m.double().sum()), float(m.double().square().sum()))
+        for m in map(torch.Tensor.cpu, d._distances(batch))]) for _, batch in images.batches(8))
 
 def _fit_gaussian(d, shards, workers, train, calibration):
     "`gaussian`: sums of each stage over the learned images, then sums of distances over the held-out ones."
@@ -141,7 +154,8 @@ def _fit_gaussian(d, shards, workers, train, calibration):
     sums = sum(over_shards(_take_scale, d, d.as_judged(held), shards, workers, models=models))
     centre = sums[:, 1] / sums[:, 0]
     spread = np.sqrt(np.maximum(sums[:, 2] / sums[:, 0] - centre ** 2, 1e-6))
-    d.facts |= {"stages": d.used_stages, "images": len(fit), "held_out": len(train) - len(fit), "centre": centre.tolist(), "spread": spread.tolist()}
+    d.facts |= {"stages": d.used_stages, "images": len(fit), "held_out": len(train) - len(fit),
+        "centre": centre.tolist(), "spread": spread.tolist()}
 
 # %% ../../nbs/49_models.shards.ipynb #b9509fa9
 def _cells(d, batch, chosen): return d.features(batch).cpu()[:, chosen].flatten(2).transpose(1, 2)
@@ -157,8 +171,10 @@ def _fit_padim(d, shards, workers, train, calibration):
     _, batch = next(train.batches(8))
     maps = d.features(batch)
     chosen = draw_channels(maps.shape[1], d.channels, d.named_channels, d.seed)
-    sums = merge_positions(over_shards(_take_padim, d, train, shards, workers, origin=_cells(d, batch, chosen).double().mean(0), chosen=chosen))
-    d.facts |= {"grid": list(maps.shape[-2:]), "channels": chosen.tolist(), "images": sums.count, "stages": d.used_stages}
+    sums = merge_positions(over_shards(_take_padim, d, train, shards, workers,
+        origin=_cells(d, batch, chosen).double().mean(0), chosen=chosen))
+    d.facts |= {"grid": list(maps.shape[-2:]), "channels": chosen.tolist(), "images": sums.count,
+        "stages": d.used_stages}
     W = torch.cat([whitening(sums.covariance(slice(p, p + 64)), d.eps) for p in range(0, len(sums.origin), 64)])
     d._keep(sums.mean.float(), W)
 
@@ -172,15 +188,18 @@ def _take_coreset(d, images, first, total):
     return merged_coreset([rows], count, d.projection, d.seed), per_image
 
 def _fit_bank(d, shards, workers, train, calibration, coresets=False):
-    "A memory bank: the sample of one machine and its coreset, or (`coresets`) a coreset of all patches of each block, merged."
+    """A memory bank: the sample of one machine and its coreset, or (`coresets`) a coreset of all patches of each block,
+    merged."""
     d.measure(train)
     parts, per_image = zip(*over_shards(_take_coreset if coresets else _take_patches, d, train, shards, workers))
     total = per_image[0] * len(train)
     count = coreset_size(total if coresets else sum(map(len, parts)), d.cap, d.ratio)
     d.restore({"bank": merged_coreset(parts, count, d.projection, d.seed)})
-    d.facts |= {"patches": total, "candidates": total if coresets else min(total, d.candidates), "bank": len(d.bank), "channels": d.bank.shape[1], "stages": d.used_stages}
+    d.facts |= {"patches": total, "candidates": total if coresets else min(total, d.candidates), "bank": len(d.bank),
+        "channels": d.bank.shape[1], "stages": d.used_stages}
 
-def _take_rows(d, images, first, total): return sampled_rows(d.features, images, first, total, d.row_limit, d.passes if d.augment else 1, d.seed)
+def _take_rows(d, images, first, total):
+    return sampled_rows(d.features, images, first, total, d.row_limit, d.passes if d.augment else 1, d.seed)
 
 # %% ../../nbs/49_models.shards.ipynb #c9b63a80
 def _fit_pca(d, shards, workers, train, calibration):
@@ -189,18 +208,23 @@ def _fit_pca(d, shards, workers, train, calibration):
     rows = torch.cat([block[epoch] for epoch in range(len(states[0])) for block in states])
     pca = rows_pca(rows, d.standardise)
     latent = min(pca.latent_size(d.variance) if d.latent == "auto" else d.latent, rows.shape[1])
-    d.facts = {"channels": rows.shape[1], "latent": latent, "explained": float(pca.explained[latent - 1]), "rows": len(rows),
-               "latent_at": {f"{v:.2f}": pca.latent_size(v) for v in (0.80, 0.90, 0.95, 0.99)}}
-    d.restore(dict(zip(("mean", "scale", "axes"), (*standardisation(pca), torch.from_numpy(pca.components(latent)[1]).float()))))
+    d.facts = {"channels": rows.shape[1], "latent": latent, "explained": float(pca.explained[latent - 1]),
+        "rows": len(rows), "latent_at": {f"{v:.2f}": pca.latent_size(v) for v in (0.80, 0.90, 0.95, 0.99)}}
+    d.restore(dict(zip(("mean", "scale", "axes"),
+        (*standardisation(pca), torch.from_numpy(pca.components(latent)[1]).float()))))
     _level(d, train)
 
 SHARDED = {"gaussian": _fit_gaussian, "padim": _fit_padim, "pca": _fit_pca, "patchcore": _fit_bank}
 
+# %% ../../nbs/49_models.shards.ipynb #eb8990ea
 def fit_by_shards(detector, train, calibration=None, shards=2, workers=1, coresets=False):
-    """`detector.fit(train, calibration)` with the pass over the images divided among `shards` calls, `workers` at a time; the detector.
+    """`detector.fit(train, calibration)` with the pass over the images divided among `shards` calls,
+    `workers` at a time; the detector.
 
-    coresets: patchcore only, merge coresets of all patches in place of one coreset of a sample of them. `pca` and `patchcore` (without
-    `coresets`) are those of one machine to the last bit, `gaussian` and `padim` to rounding, and equal to the last bit for any number of shards."""
+    coresets: patchcore only, merge coresets of all patches in place of one coreset of a sample of them.
+        `pca` and `patchcore` (without
+    `coresets`) are those of one machine to the last bit, `gaussian` and `padim` to rounding, and equal to the last bit
+    for any number of shards."""
     fit = SHARDED[one_of(detector.method, SHARDED, "detector that is fitted by shards")]
     if detector.canvas: raise UserError(f"{detector.method} on tiles (canvas) is not fitted by shards")
     detector._fit = functools.partial(fit, detector, shards, workers, **({"coresets": True} if coresets else {}))

@@ -35,7 +35,8 @@ def squared_distance(t, s):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #16ad8278
 class Pyramid(nn.Module):
-    "A network of timm's architecture `name` with random weights from `seed`, cut at `stages`; nothing behind the deepest is kept."
+    """A network of timm's architecture `name` with random weights from `seed`, cut at `stages`;
+    nothing behind the deepest is kept."""
     def __init__(self, name, stages, seed=0):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
@@ -65,10 +66,12 @@ def _mean_loss(loss, images):
 # %% ../../nbs/46_models.student_teacher.ipynb #dca2b135
 def product_map(distances, size):
     "Product over stages of distances [B, h_i, w_i], each upsampled bilinearly to `size` = (H, W): float32 [B, H, W]."
-    return torch.stack([F.interpolate(d[:, None], size=size, mode="bilinear", align_corners=False)[:, 0] for d in distances]).prod(0)
+    return torch.stack([F.interpolate(d[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        for d in distances]).prod(0)
 
 # %% ../../nbs/46_models.student_teacher.ipynb #44ca8afd
-@register("stfpm", "a student learns the feature pyramid of a frozen teacher, cosine distance, product of stages (Wang et al., 2021)")
+@register("stfpm",
+    "a student learns the feature pyramid of a frozen teacher, cosine distance, product of stages (Wang et al., 2021)")
 @dataclass(kw_only=True)
 class STFPM(StudentDetector):
     "Image score: maximum of the map; map: product over stages of the distance between teacher and student."
@@ -76,7 +79,8 @@ class STFPM(StudentDetector):
     def _fit(self, train, calibration): _fit_pyramid(self, train, calibration)
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W], each picture judged alone."
-        with torch.inference_mode(): heat = torch.cat([product_map(self.distances(x), x.shape[-2:]).cpu() for x in images.split(1)])
+        with torch.inference_mode():
+            heat = torch.cat([product_map(self.distances(x), x.shape[-2:]).cpu() for x in images.split(1)])
         return heat.flatten(1).amax(1).double().numpy(), heat.numpy()
 
     def tensors(self): return self.student.state_dict()
@@ -99,7 +103,8 @@ def _distances(d, images, taught=None):
 MAP_LIMIT = 2**30       # bytes of teacher maps kept during a fit
 
 def _keep(d, train, teacher):
-    "Lists of the maps, float16 [N, C_i, h_i, w_i], that `teacher(images)` gives of the training pictures; None if they change or are too many."
+    """Lists of the maps, float16 [N, C_i, h_i, w_i], that `teacher(images)` gives of the training pictures;
+    None if they change or are too many."""
     first = teacher(check_pixels(train[0][None]))
     if d.augment or len(train) * sum(m.numel() for m in first) * 2 > MAP_LIMIT: return None
     kept = [torch.empty(len(train), *m.shape[1:], dtype=torch.float16) for m in first]
@@ -112,7 +117,9 @@ def _fit_pyramid(d, train_set, calibration):
     "Train the student of `d` on the sum over stages of the mean distance."
     device, (learn, held) = resolve_device(d.device), d.split(train_set)
     fewest = min(m[0, 0].numel() for m in d.network(check_pixels(learn[0][None]), d.used_stages))
-    if fewest * d.batch < 2 and not d.margin: raise UserError(f"stfpm: images of {d.input_size} pixels leave one cell at the deepest stage, so batch is at least 2, not {d.batch}")
+    if fewest * d.batch < 2 and not d.margin:
+        raise UserError(f"stfpm: images of {d.input_size} pixels leave one cell at the deepest stage, so batch is at "
+            f"least 2, not {d.batch}")
     d.student = Pyramid(d.backbone, d.used_stages, d.seed).to(device)
     kept = _keep(d, learn, lambda images: d.network(images, d.used_stages))
     def loss(batch, step=None):
@@ -124,15 +131,18 @@ def _fit_pyramid(d, train_set, calibration):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #8c3d1082
 class PDN(nn.Sequential):
-    "Patch description network: pictures [B, 3, 4h, 4w] in [0, 1] → [B, outputs, h, w]. Batzner et al. 2023, PDN-S for width 128."
+    """Patch description network: pictures [B, 3, 4h, 4w] in [0, 1] → [B, outputs, h, w].
+
+    Batzner et al. 2023, PDN-S for width 128."""
     def __init__(self, outputs=384, width=128):
-        super().__init__(nn.Conv2d(3, width, 4), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(width, 2 * width, 4), nn.ReLU(), nn.AvgPool2d(2),
-                         nn.Conv2d(2 * width, 2 * width, 3), nn.ReLU(), nn.Conv2d(2 * width, outputs, 4))
+        super().__init__(nn.Conv2d(3, width, 4), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(width, 2 * width, 4), nn.ReLU(),
+            nn.AvgPool2d(2), nn.Conv2d(2 * width, 2 * width, 3), nn.ReLU(), nn.Conv2d(2 * width, outputs, 4))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x):
         x = (x - x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / x.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-        return super().forward(F.pad(x, (15, 17, 15, 17), mode="replicate").contiguous(memory_format=torch.channels_last))
+        return super().forward(F.pad(x, (15, 17, 15, 17),
+            mode="replicate").contiguous(memory_format=torch.channels_last))
 
 # %% ../../nbs/46_models.student_teacher.ipynb #4ff5fdcf
 def published_pdn():
@@ -145,7 +155,8 @@ def find_pdn(name):
     "The file of PDN weights called `name`: `published`, or the file itself."
     file = published_pdn() if name == "published" else Path(name)
     if file and file.is_file(): return file
-    raise UserError(f"efficientad: no teacher weights '{name}': teacher is auto, backbone, distilled, a file, or published (pdn_small.pth in the folder THESIS_AD_WEIGHTS)")
+    raise UserError(f"efficientad: no teacher weights '{name}': teacher is auto, backbone, distilled, a file, or "
+        "published (pdn_small.pth in the folder THESIS_AD_WEIGHTS)")
 
 def read_pdn(file):
     "A frozen `PDN` with the published weights in `file`; refused unless number and shapes of the tensors agree."
@@ -160,7 +171,8 @@ def hard_loss(squared, p=0.999):
     "Mean of the elements of `squared` at or above their p-quantile, 0 ≤ p < 1; 0 is the plain mean."
     values = squared.flatten()
     if p == 0: return values.mean()
-    kept = len(values) - math.ceil((len(values) - 1) * p)          # elements at or above the (interpolated) quantile, but for ties
+    # elements at or above the (interpolated) quantile, but for ties
+    kept = len(values) - math.ceil((len(values) - 1) * p)
     return values[values >= values.detach().topk(kept).values[-1]].mean()
 
 # %% ../../nbs/46_models.student_teacher.ipynb #6a2181a5
@@ -168,7 +180,8 @@ class GlobalAutoencoder(nn.Module):
     "Pictures [B, 3, H, W] in [0, 1] → maps [B, channels, h, w] of `grid` = (h, w), through `latent` numbers."
     def __init__(self, channels, grid, latent=64):
         super().__init__()
-        down = [layer for a, b in ((3, 32), (32, 32), (32, 64), (64, 64)) for layer in (nn.Conv2d(a, b, 4, 2, 1), nn.ReLU())]
+        down = [layer for a, b in ((3, 32), (32, 32), (32, 64), (64, 64))
+            for layer in (nn.Conv2d(a, b, 4, 2, 1), nn.ReLU())]
         self.encoder = nn.Sequential(*down, nn.Conv2d(64, latent, 8))
         self.grids = [tuple(math.ceil(n / k) for n in grid) for k in (8, 4, 2, 1)]
         self.decoder = nn.ModuleList(nn.Conv2d(latent if k == 0 else 64, 64, 3, padding=1) for k in range(4))
@@ -176,9 +189,11 @@ class GlobalAutoencoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x):
-        small = F.interpolate(x, (128, 128), mode="bilinear", align_corners=False).contiguous(memory_format=torch.channels_last)
+        small = F.interpolate(x, (128, 128), mode="bilinear",
+            align_corners=False).contiguous(memory_format=torch.channels_last)
         z = self.encoder(2 * small - 1)
-        for grid, convolution in zip(self.grids, self.decoder): z = convolution(F.interpolate(z, grid, mode="bilinear", align_corners=False)).relu()
+        for grid, convolution in zip(self.grids, self.decoder):
+            z = convolution(F.interpolate(z, grid, mode="bilinear", align_corners=False)).relu()
         return self.last(z)
 
 # %% ../../nbs/46_models.student_teacher.ipynb #5d8581bf
@@ -199,7 +214,8 @@ def _at(images, grid):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #71f44e71
 def map_statistics(maps):
-    "Mean float32 [1, C, 1, 1], covariance float64 [C, C] over all cells, and mean map float32 [1, C, h, w] of batches of maps [B, C, h, w]."
+    """Mean float32 [1, C, 1, 1], covariance float64 [C, C] over all cells,
+    and mean map float32 [1, C, h, w] of batches of maps [B, C, h, w]."""
     cells, count, total = StreamingCovariance(), 0, 0
     for m in maps:
         m = m.float().cpu()
@@ -209,12 +225,14 @@ def map_statistics(maps):
     return torch.from_numpy(cells.mean).float().view(1, -1, 1, 1), torch.from_numpy(covariance), (total / count).float()
 
 def deviations(variance):
-    "Standard deviations float64 [C] of channels with `variance` [C]; one that hardly varies counts as a thousandth of the mean."
+    """Standard deviations float64 [C] of channels with `variance` [C];
+    one that hardly varies counts as a thousandth of the mean."""
     std = variance.sqrt()
     return std.clamp(min=max(1e-3 * float(std.mean()), 1e-3))
 
 def scaling(covariance, whiten=True):
-    "float32 [C, C], to be multiplied with map minus mean: W D⁻¹ with D the standard deviations and W whitening the correlations, or D⁻¹ alone."
+    """float32 [C, C], to be multiplied with map minus mean: W D⁻¹ with D the standard deviations and W whitening the
+    correlations, or D⁻¹ alone."""
     std = deviations(covariance.diagonal())
     return whitening(covariance / std[:, None] / std, 0.01) / std.float() if whiten else torch.diag(1 / std).float()
 
@@ -228,16 +246,30 @@ def _check(d):
     if d.window < 1 or d.window % 2 == 0: raise UserError(f"efficientad: window is odd and at least 1, not {d.window}")
     if not 0 <= d.rim < 0.5: raise UserError(f"efficientad: rim lies in 0 … 0.5, below 0.5, not {d.rim}")
 
+# %% ../../nbs/46_models.student_teacher.ipynb #fe230617
+def _name_teacher(d):
+    "Settle what `auto` is; a teacher with weights of its own takes the place of the backbone and has no stages."
+    if d.teacher == "auto": d.teacher = "published" if published_pdn() and not d.stages else "backbone"
+    if d.teacher in ("backbone", "distilled"): return
+    if d.stages:
+        raise UserError(f"efficientad: stages are those of a backbone, and with teacher={d.teacher} "
+            "there is none")
+    d.backbone = "pdn_small"             # what tables and bundles call it
+
 # %% ../../nbs/46_models.student_teacher.ipynb #eabf30aa
 @dataclass(kw_only=True)
 class EfficientADSettings(StudentDetector):
-    "What EfficientAD can be asked to do. With reference='mean' there is no student, and what concerns its training has no effect."
+    """What EfficientAD can be asked to do.
+
+    With reference='mean' there is no student, and what concerns its training has no effect."""
     learning_rate: float = 1e-3
     held_out: float = 0.2           # of the training images; levels and quantiles come from them, too
-    teacher: str = "auto"           # auto, backbone, distilled, published, or a file of PDN-S weights; the last two take no backbone
+    # auto, backbone, distilled, published, or a file of PDN-S weights; the last two take no backbone
+    teacher: str = "auto"
     teacher_steps: int = 150        # distilled: training steps of the teacher
     width: int = 32                 # channels of the student's first convolution (paper: 128)
-    whiten: bool = True             # backbone: decorrelate the channels of its map; False, as with every other teacher: scale each one (paper)
+    # backbone: decorrelate the channels of its map; False, as with every other teacher: scale each one (paper)
+    whiten: bool = True
     hard: float = 0.999             # quantile of the squared differences above which they teach; 0 = all
     warm: float = 0.75              # share of the steps, at the beginning, in which all of them teach
     rim: float = 0.0625             # share of each side whose cells are not judged
@@ -247,39 +279,46 @@ class EfficientADSettings(StudentDetector):
     def __post_init__(self):
         super().__post_init__()
         _check(self)
-        if self.teacher == "auto": self.teacher = "published" if published_pdn() and not self.stages else "backbone"
-        if self.teacher in ("backbone", "distilled"): return
-        if self.stages: raise UserError(f"efficientad: stages are those of a backbone, and with teacher={self.teacher} there is none")
-        self.backbone = "pdn_small"             # what tables and bundles call it
+        _name_teacher(self)
 
 # %% ../../nbs/46_models.student_teacher.ipynb #de82eee5
-@register("efficientad", "a small student and an autoencoder learn a frozen teacher's map; quantile-normalised differences (Batzner et al., 2023)")
+@register("efficientad", "a small student and an autoencoder learn a frozen teacher's map; quantile-normalised "
+    "differences (Batzner et al., 2023)")
 @dataclass(kw_only=True)
 class EfficientAD(EfficientADSettings):
     "Image score: maximum of the map; map: half local (teacher − student), half global (autoencoder − student)."
     @property
-    def weight_hash(self): return self.network.weight_hash if self.teacher == "backbone" else weight_hash(self.models["teacher"])
-    def pretrained(self): return self.network.weight_hash if self.teacher in ("backbone", "distilled") else sha256(find_pdn(self.teacher))
+    def weight_hash(self):
+        return self.network.weight_hash if self.teacher == "backbone" else weight_hash(self.models["teacher"])
+    def pretrained(self):
+        return self.network.weight_hash if self.teacher in ("backbone", "distilled") else sha256(find_pdn(self.teacher))
     def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images):
         "Image scores float64 [B] and anomaly maps float32 [B, H, W], each picture judged alone."
         return _predict(self, images)
 
-    def tensors(self): return self.models.state_dict() | {name: getattr(self, name) for name in ("mean", "scaling", "mean_map", "level")}
+    def tensors(self):
+        return self.models.state_dict() | {name: getattr(self, name)
+            for name in ("mean", "scaling", "mean_map", "level")}
     def restore(self, tensors):
         self.level = tensors.pop("level")
-        for name in ("mean", "scaling", "mean_map"): setattr(self, name, tensors.pop(name).to(resolve_device(self.device)))
+        for name in ("mean", "scaling", "mean_map"):
+            setattr(self, name, tensors.pop(name).to(resolve_device(self.device)))
         _build_models(self)
         self.models.load_state_dict(tensors)
 
 # %% ../../nbs/46_models.student_teacher.ipynb #c3cd885d
 def _build_models(d):
-    "Untrained networks of `d`, in `d.models`; their weights depend on the seed alone. Student and autoencoder only where they are asked."
+    """Untrained networks of `d`, in `d.models`; their weights depend on the seed alone.
+
+    Student and autoencoder only where they are asked."""
     channels, (teacher_channels, teacher_width) = d.facts["channels"], d.facts["teacher"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed("efficientad", d.seed))
         models = {"teacher": PDN(teacher_channels, teacher_width)} if d.teacher != "backbone" else {}
-        if d.reference == "student": models |= {"student": PDN(2 * channels, d.width), "autoencoder": GlobalAutoencoder(channels, d.facts["grid"])}
+        if d.reference == "student":
+            models |= {"student": PDN(2 * channels, d.width),
+                "autoencoder": GlobalAutoencoder(channels, d.facts["grid"])}
     d.models = nn.ModuleDict(models).to(resolve_device(d.device)).eval()
 
 # %% ../../nbs/46_models.student_teacher.ipynb #6af1a850
@@ -287,9 +326,12 @@ def _seen(d, images):
     "What the teacher sees of pictures, before standardising: [B, C, h, w]."
     images = images.to(resolve_device(d.device))
     if d.teacher == "backbone": m = patch_features(d.network, images, d.used_stages, 1)
-    else: m = d.models["teacher"](_at(images, d.facts["grid"] if d.teacher == "distilled" else [math.ceil(n / 4) for n in images.shape[-2:]]))
+    else:
+        m = d.models["teacher"](_at(images, d.facts["grid"] if d.teacher == "distilled"
+            else [math.ceil(n / 4) for n in images.shape[-2:]]))
     if list(m.shape[-2:]) != d.facts["grid"]:
-        raise UserError(f"efficientad was fitted on maps of {d.facts['grid']} cells and got {list(m.shape[-2:])}; give pictures of {tuple(d.input_size)} pixels")
+        raise UserError(f"efficientad was fitted on maps of {d.facts['grid']} cells and got {list(m.shape[-2:])}; give "
+            f"pictures of {tuple(d.input_size)} pixels")
     return m
 
 def _scaled(d, m):
@@ -304,14 +346,16 @@ def _teacher(d, images):
 def _differences(d, images, T=None):
     "(T, S, A, S') float32, each [B, C, h, w], of pictures; `T`: the teacher's map, if it is known already."
     T, images = _teacher(d, images) if T is None else T, images.to(resolve_device(d.device))
-    with torch.autocast(T.device.type, torch.bfloat16, enabled=d.models.training and d.facts["precision"] == "bfloat16"):
+    with torch.autocast(T.device.type, torch.bfloat16,
+            enabled=d.models.training and d.facts["precision"] == "bfloat16"):
         both, A = d.models["student"](_at(images, d.facts["grid"])), d.models["autoencoder"](images)
     S, S_ = both.float().split(T.shape[1], dim=1)
     return T, S, A.float(), S_
 
 # %% ../../nbs/46_models.student_teacher.ipynb #5702efae
 def _loss(d, images, T=None, p=0.0):
-    "L_hard at the quantile p + mean (T − A)² + mean (A − S')²: Batzner et al. 2023, without the penalty on ImageNet photos."
+    """L_hard at the quantile p + mean (T − A)² + mean (A − S')²: Batzner et al. 2023,
+    without the penalty on ImageNet photos."""
     T, S, A, S_ = _differences(d, images, T)
     return hard_loss((T - S).square(), p) + F.mse_loss(A, T) + F.mse_loss(S_, A)
 
@@ -322,9 +366,11 @@ def _distil(d, train_set):
     mean, covariance, _ = map_statistics(see(batch) for _, batch in train_set.batches(8, progress="backbone"))
     mean, std = mean.to(device), 1 / scaling(covariance, False).diagonal().view(1, -1, 1, 1).to(device)
     def loss(batch, step):
-        with torch.autocast(device.type, torch.bfloat16, enabled=d.facts["precision"] == "bfloat16"): m = teacher(_at(batch[1].to(device), d.facts["grid"]))
+        with torch.autocast(device.type, torch.bfloat16, enabled=d.facts["precision"] == "bfloat16"):
+            m = teacher(_at(batch[1].to(device), d.facts["grid"]))
         return F.mse_loss(m.float(), (see(batch[1]) - mean) / std)
-    d.facts["loss_teacher"] = train_network(teacher, loss, image_batches(train_set, d.batch, d.seed), d, d.teacher_steps, {}, d.batch, "efficientad teacher")["loss_train"]
+    d.facts["loss_teacher"] = train_network(teacher, loss, image_batches(train_set, d.batch, d.seed), d,
+        d.teacher_steps, {}, d.batch, "efficientad teacher")["loss_train"]
 
 # %% ../../nbs/46_models.student_teacher.ipynb #0ce79646
 def _make_teacher(d, train):
@@ -332,8 +378,10 @@ def _make_teacher(d, train):
     d.facts = {"penalty": "none: no ImageNet photos", "precision": d.precision()}
     published = None if d.teacher in ("backbone", "distilled") else read_pdn(find_pdn(d.teacher))
     first = check_pixels(train[0][None])
-    shape = patch_features(d.network, first, d.used_stages, 1).shape if published is None else (1, 384, *(math.ceil(n / 4) for n in first.shape[-2:]))
-    d.facts |= {"channels": shape[1], "grid": list(shape[2:]), "teacher": [384, 128] if published else [shape[1], d.width]}
+    shape = (patch_features(d.network, first, d.used_stages, 1).shape if published is None
+        else (1, 384, *(math.ceil(n / 4) for n in first.shape[-2:])))
+    d.facts |= {"channels": shape[1], "grid": list(shape[2:]),
+        "teacher": [384, 128] if published else [shape[1], d.width]}
     _build_models(d)
     if published: d.models["teacher"].load_state_dict(published.state_dict())
     if d.teacher == "distilled": _distil(d, train)
@@ -341,12 +389,15 @@ def _make_teacher(d, train):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #d76d5d63
 def _measure(d, train):
-    "Mean, scaling and mean map of the teacher on the training pictures. Returns its maps float16 [N, C, h, w], or None where they are not kept."
+    """Mean, scaling and mean map of the teacher on the training pictures.
+
+    Returns its maps float16 [N, C, h, w], or None where they are not kept."""
     kept = _keep(d, train, lambda images: [_seen(d, images)])
     seen = kept[0].split(8) if kept else (_seen(d, batch) for _, batch in train.batches(8, progress="teacher"))
     mean, covariance, mean_map = map_statistics(seen)
     whiten = d.whiten and d.teacher == "backbone"
-    d.mean, d.scaling, d.mean_map = (m.to(resolve_device(d.device)) for m in (mean, scaling(covariance, whiten), mean_map))
+    d.mean, d.scaling, d.mean_map = (m.to(resolve_device(d.device))
+        for m in (mean, scaling(covariance, whiten), mean_map))
     return kept and kept[0]
 
 def _train(d, learn, held, calibration, kept):
@@ -356,7 +407,8 @@ def _train(d, learn, held, calibration, kept):
         T = None if kept is None or step is None else _scaled(d, kept[batch[0]].to(d.mean.device).float())
         return _loss(d, check_pixels(batch[1]), T, d.hard if step is not None and step >= d.warm * budget else 0)
     watch = {name: _mean_loss(loss, images) for name, images in looks(d, held, calibration).items()}
-    d.facts |= {"loss_ok": [], "loss_nok": []} | train_network(d.models, loss, image_batches(learn, d.batch, d.seed), d, budget, watch, d.batch)
+    d.facts |= {"loss_ok": [], "loss_nok": []} | train_network(d.models, loss, image_batches(learn, d.batch, d.seed), d,
+        budget, watch, d.batch)
 
 # %% ../../nbs/46_models.student_teacher.ipynb #3ff4da74
 def _fit(d, train_set, calibration):
@@ -366,15 +418,16 @@ def _fit(d, train_set, calibration):
     kept = _measure(d, learn)
     if d.reference == "student": _train(d, learn, held, calibration, kept)
     held = d.as_judged((train_set if held is None else held).evenly(200))
-    maps = [torch.cat(kind) for kind in zip(*[_maps(d, batch) for _, batch in held.batches(1, progress="held-out pictures")])]
+    maps = [torch.cat(kind)
+        for kind in zip(*[_maps(d, batch) for _, batch in held.batches(1, progress="held-out pictures")])]
     d.level = torch.stack([border_level(kind) for kind in maps])
     d.facts |= {"held_out": min(len(held), len(train_set) - len(learn)), "explained": explained(d, held.evenly(20)),
                 "quantiles": [map_quantiles(levelled(kind, level)) for kind, level in zip(maps, d.level)]}
 
 # %% ../../nbs/46_models.student_teacher.ipynb #de590fe1
 def explained(d, images):
-    """Share of the variance of the teacher's own channels on the pictures of an `ImageSet` that is explained by the student (or the mean
-    map), mean over the channels: 1 for all of it, 0 for no more than a constant explains."""
+    """Share of the variance of the teacher's own channels on the pictures of an `ImageSet` that is explained by the
+    student (or the mean map), mean over the channels: 1 for all of it, 0 for no more than a constant explains."""
     back, sums = torch.linalg.inv(d.scaling.cpu().double()), []
     own = lambda m: torch.einsum("dc,bchw->bdhw", back, m.cpu().double())
     for _, picture in images.batches(1):
@@ -397,13 +450,16 @@ def _pairs(d, images):
 def _maps(d, images):
     "Cell maps [B, h, w] of pictures within the rim, before levelling: [local, global], or [distance to the mean map]."
     (rows, columns), (h, w) = _rim(d), d.facts["grid"]
-    inner = [(a - b).square().mean(1, keepdim=True)[..., rows:h - rows, columns:w - columns] for a, b in _pairs(d, images)]
+    inner = [(a - b).square().mean(1, keepdim=True)[..., rows:h - rows, columns:w - columns]
+        for a, b in _pairs(d, images)]
     return [F.avg_pool2d(m, d.window, 1, d.window // 2, count_include_pad=False)[:, 0].cpu() for m in inner]
 
 # %% ../../nbs/46_models.student_teacher.ipynb #0b708dba
 def _predict(d, images):
     "Image scores float64 [B] and anomaly maps float32 [B, H, W], each picture judged alone."
-    def one(x): return torch.stack([normalise_map(levelled(m, level), q) for m, level, q in zip(_maps(d, x), d.level, d.facts["quantiles"])]).mean(0)
+    def one(x):
+        return torch.stack([normalise_map(levelled(m, level), q)
+            for m, level, q in zip(_maps(d, x), d.level, d.facts["quantiles"])]).mean(0)
     cells = torch.cat([one(x) for x in images.split(1)])
     rows, columns = _rim(d)
     cells = F.pad(cells[:, None], (columns, columns, rows, rows), mode="replicate")

@@ -16,7 +16,8 @@ from ..settings import UserError
 # %% ../../nbs/36_models.together.ipynb #c0f0fd50
 def count():
     "Number of processes that train together."
-    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+    return (torch.distributed.get_world_size()
+        if torch.distributed.is_available() and torch.distributed.is_initialized() else 1)
 
 def number():
     "The number of this process among them, from 0."
@@ -27,7 +28,9 @@ def join(device="auto"):
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or count() > 1: return device
     on_gpu = torch.cuda.is_available() and not str(device).startswith("cpu")
     local = int(os.environ.get("LOCAL_RANK", 0))
-    if on_gpu and local >= torch.cuda.device_count(): raise UserError(f"{local + 1} processes want a GPU each and this machine has {torch.cuda.device_count()}; start fewer (--nproc-per-node), or use --device cpu")
+    if on_gpu and local >= torch.cuda.device_count():
+        raise UserError(f"{local + 1} processes want a GPU each and this machine has {torch.cuda.device_count()}; "
+            "start fewer (--nproc-per-node), or use --device cpu")
     if on_gpu: torch.cuda.set_device(local)
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     atexit.register(torch.distributed.destroy_process_group)
@@ -47,7 +50,9 @@ def piece(i, n):
 def part_of(order):
     "This process's part, and of it the piece at work, of an array `order` [B] of a batch's indices."
     (i, n), total = _piece, count() * _piece[1]
-    if len(order) % total: raise UserError(f"a batch of {len(order)} does not divide into {count()} processes × {n} pieces; choose another batch or accumulate")
+    if len(order) % total:
+        raise UserError(f"a batch of {len(order)} does not divide into {count()} processes × {n} pieces; choose "
+            "another batch or accumulate")
     size = len(order) // total
     return order[(number() * n + i) * size:(number() * n + i + 1) * size]
 
@@ -63,13 +68,15 @@ def average_gradients(parameters):
 def mean_of(value, device="cpu"):
     "The mean of a float over all processes."
     if count() == 1: return value
-    torch.distributed.all_reduce(one := torch.tensor([value], dtype=torch.float64 if torch.device(device).type == "cpu" else torch.float32, device=device))
+    torch.distributed.all_reduce(one := torch.tensor([value],
+        dtype=torch.float64 if torch.device(device).type == "cpu" else torch.float32, device=device))
     return float(one) / count()
 
 def as_first(values, device="cpu"):
     "The list of floats that the first process has."
     if count() == 1: return list(values)
-    torch.distributed.broadcast(one := torch.tensor(list(values), dtype=torch.float64 if torch.device(device).type == "cpu" else torch.float32, device=device), 0)
+    torch.distributed.broadcast(one := torch.tensor(list(values),
+        dtype=torch.float64 if torch.device(device).type == "cpu" else torch.float32, device=device), 0)
     return one.tolist()
 
 # %% ../../nbs/36_models.together.ipynb #3550e974
@@ -87,7 +94,8 @@ def _normalise(x, running_mean, running_var, weight=None, bias=None, training=Fa
     mean, variance, n = _statistics(x.float())
     if running_mean is not None:
         with torch.no_grad():
-            for running, new in ((running_mean, mean), (running_var, variance * (n / max(1, n - 1)))): running.lerp_(new.to(running), momentum)
+            for running, new in ((running_mean, mean), (running_var, variance * (n / max(1, n - 1)))):
+                running.lerp_(new.to(running), momentum)
     shape = 1, -1, *[1] * (x.dim() - 2)
     y = (x - mean.view(shape)) * (variance + eps).rsqrt().view(shape)
     return (y if weight is None else y * weight.view(shape) + bias.view(shape)).to(x.dtype)
@@ -95,7 +103,8 @@ def _normalise(x, running_mean, running_var, weight=None, bias=None, training=Fa
 # %% ../../nbs/36_models.together.ipynb #dfc4403e
 @contextlib.contextmanager
 def normalised_together():
-    "Within the block, batch normalisation that trains, in whatever class of whatever library, takes its statistics over all processes."
+    """Within the block, batch normalisation that trains, in whatever class of whatever library,
+    takes its statistics over all processes."""
     if count() == 1: yield; return
     original = nn.functional.batch_norm
     def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):

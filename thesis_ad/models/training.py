@@ -11,6 +11,7 @@ import contextlib, json, logging, math, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from fastcore.basics import patch
 import numpy as np
 import torch
 from safetensors import safe_open
@@ -23,8 +24,9 @@ from ..settings import UserError, computes_bf16, one_of, resolve_device, rng, to
 
 # %% ../../nbs/37_models.training.ipynb #b309bb0f
 def hold_out(train, seed=0, share=0.2):
-    """(image set to learn from, held-out image set): groups of `train` drawn at random are held out until they have the fraction `share`
-    of the images; a group with which it would be more than half is passed over. A single group serves as both."""
+    """(image set to learn from, held-out image set): groups of `train` drawn at random are held out until they have the
+    fraction `share` of the images; a group with which it would be more than half is passed over.
+    A single group serves as both."""
     groups, counts = np.unique(train.groups, return_counts=True)
     out, images = [], 0
     for i in rng("hold out", seed).permutation(len(groups)):
@@ -37,6 +39,7 @@ def hold_out(train, seed=0, share=0.2):
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES = ("plateau", "cosine", "constant")
 
+# %% ../../nbs/37_models.training.ipynb #978507ed
 @dataclass(kw_only=True)
 class Trained:
     "Settings that all trained detectors share; a class derives from this one and from `Detector`."
@@ -47,10 +50,10 @@ class Trained:
     learning_rate: float = 1e-3     # at its highest
     weight_decay: float = 0.0
     schedule: str = "plateau"       # plateau, cosine or constant
-    patience: int = 5               # looks at the held-out loss without a gain before it counts as no longer falling; 0: never
-    held_out: float = 0.1           # fraction of the training images, by whole parts, on which that loss is taken; 0: none
+    patience: int = 5  # looks at the held-out loss without a gain before it counts as no longer falling; 0: never
+    held_out: float = 0.1  # fraction of the training images, by whole parts, on which that loss is taken; 0: none
     bf16: bool = False              # train in bfloat16 where the device has instructions for it
-    accumulate: int = 1             # pieces in which a process works through its part of a batch: less memory, more time
+    accumulate: int = 1  # pieces in which a process works through its part of a batch: less memory, more time
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,26 +62,32 @@ class Trained:
         self.within(1, math.inf, "steps", "batch", "accumulate")
         self.within(0, math.inf, "epochs", "patience", "weight_decay")
         self.within(0, 0.5, "held_out")
-        if not self.learning_rate > 0: raise UserError(f"{self.method}: learning_rate is above 0, not {self.learning_rate}")
+        if not self.learning_rate > 0:
+            raise UserError(f"{self.method}: learning_rate is above 0, not {self.learning_rate}")
 
-    def budget(self, images):
-        "Weight updates at most on this `ImageSet`."
-        return self.epochs * math.ceil(len(images) / self.batch) if self.epochs else self.steps
+# %% ../../nbs/37_models.training.ipynb #0077f0c2
+@patch
+def budget(self: Trained, images):
+    "Weight updates at most on this `ImageSet`."
+    return self.epochs * math.ceil(len(images) / self.batch) if self.epochs else self.steps
 
-    def split(self, train):
-        "(images to learn from, held-out images or None)."
-        learn, held = hold_out(train, self.seed, self.held_out) if self.held_out else (train, train)
-        return (learn, held) if len(learn) < len(train) else (train, None)
+@patch
+def split(self: Trained, train):
+    "(images to learn from, held-out images or None)."
+    learn, held = hold_out(train, self.seed, self.held_out) if self.held_out else (train, train)
+    return (learn, held) if len(learn) < len(train) else (train, None)
 
-    def precision(self):
-        "'bfloat16' if the detector trains in it, else 'float32'."
-        return "bfloat16" if self.bf16 and computes_bf16(resolve_device(self.device)) else "float32"
+@patch
+def precision(self: Trained):
+    "'bfloat16' if the detector trains in it, else 'float32'."
+    return "bfloat16" if self.bf16 and computes_bf16(resolve_device(self.device)) else "float32"
 
 # %% ../../nbs/37_models.training.ipynb #83eb78ec
 COOLING = 0.2       # plateau: the rate falls to zero within this fraction of the updates made before
 
 def rate(schedule, step, steps, cooling=None):
-    "Factor in [0, 1] of the learning rate at update `step` = 0, 1, …; `cooling`: the update at which its fall began (plateau)."
+    """Factor in [0, 1] of the learning rate at update `step` = 0, 1, …;
+    `cooling`: the update at which its fall began (plateau)."""
     if schedule == "constant": return 1.0
     warm = min(1, (step + 1) / max(1, round(0.05 * steps)))
     if schedule == "cosine": return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -94,8 +103,8 @@ def row_batches(rows, size, seed=0):
     return lambda step: rows[torch.from_numpy(part_of(rng("rows", seed, step).integers(len(rows), size=size)))].float()
 
 def image_batches(images, size, seed=0):
-    """Function from the number of a batch to (indices [size], images float32 [size, 3, H, W]) of an `ImageSet`: each image once an
-    epoch. No batch is larger than the set, or than 4 where the set is smaller than that."""
+    """Function from the number of a batch to (indices [size], images float32 [size, 3, H, W]) of an `ImageSet`: each
+    image once an epoch. No batch is larger than the set, or than 4 where the set is smaller than that."""
     size = min(size, max(len(images), 4))
     count = math.ceil(len(images) / size)
     def batch(step):
@@ -109,6 +118,7 @@ GAIN = 0.005        # relative fall of the held-out loss that counts as an impro
 LOOKS = 20          # looks in a full budget
 DECIDES = "loss_held_out"
 
+# %% ../../nbs/37_models.training.ipynb #1b97b881
 @dataclass
 class Progress:
     "How far a training is."
@@ -139,15 +149,18 @@ def _advance(p, d, steps):
     flat = d.patience and DECIDES in p.curve and p.waited >= d.patience
     if d.schedule == "plateau" and p.cooling is None and (flat or p.step >= math.floor(steps / (1 + COOLING))):
         p.cooling, p.stopped = p.step, "the held-out loss no longer fell" if flat else "the budget was used up"
-    if d.schedule == "plateau": return p.cooling is not None and p.step >= p.cooling + cooling_length(p.cooling) or p.step >= steps
+    if d.schedule == "plateau":
+        return p.cooling is not None and p.step >= p.cooling + cooling_length(p.cooling) or p.step >= steps
     if d.schedule == "constant" and flat: p.stopped = "the held-out loss no longer fell"
     elif p.step >= steps: p.stopped = "the budget was used up"
     return bool(p.stopped)
 
+# %% ../../nbs/37_models.training.ipynb #7df5fb0a
 def _update(network, optimiser, loss, batch, p, d, steps):
     "One weight update; its loss is noted in `p`."
     for group in optimiser.param_groups: group["lr"] = d.learning_rate * rate(d.schedule, p.step, steps, p.cooling)
-    torch.manual_seed(torch_seed(d.method, "update", d.seed, p.step))           # what a network draws depends on the update alone
+    # what a network draws depends on the update alone
+    torch.manual_seed(torch_seed(d.method, "update", d.seed, p.step))
     network.train()
     optimiser.zero_grad()
     total = 0.0
@@ -160,65 +173,77 @@ def _update(network, optimiser, loss, batch, p, d, steps):
     p.step += 1
     p.recent.append(mean_of(total, value.device))
     if not math.isfinite(p.recent[-1]):
-        raise UserError(f"{d.method} diverged at update {p.step}: its loss is no longer a number; try a learning_rate below {d.learning_rate:g}")
+        raise UserError(f"{d.method} diverged at update {p.step}: its loss is no longer a number; try a learning_rate "
+            f"below {d.learning_rate:g}")
 
 # %% ../../nbs/37_models.training.ipynb #5a2561d2
 CHECKPOINT_SECONDS = 30     # between two checkpoints, and between two lines in a log
 
 def _digest(tensors, progress):
     "A hash of a checkpoint's tensors by name and of the text of its progress."
-    return sha256(progress.encode() + b"".join(f"{name} {t.dtype} {tuple(t.shape)}".encode() + t.reshape(-1).view(torch.uint8).numpy().tobytes() for name, t in sorted(tensors.items())))
+    return sha256(progress.encode() + b"".join(f"{name} {t.dtype} {tuple(t.shape)}".encode()
+        + t.reshape(-1).view(torch.uint8).numpy().tobytes() for name, t in sorted(tensors.items())))
 
 def _save(path, network, optimiser, best, p):
     "Write a checkpoint; where nothing can be written, training goes on without."
-    tensors = {f"network.{name}": t for name, t in network.state_dict().items()} | {f"best.{name}": t for name, t in best.items()}
-    for i, state in optimiser.state_dict()["state"].items(): tensors |= {f"optimiser.{i}.{name}": torch.as_tensor(t) for name, t in state.items()}
+    tensors = {f"network.{name}": t for name, t in network.state_dict().items()} | {f"best.{name}": t
+        for name, t in best.items()}
+    for i, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{i}.{name}": torch.as_tensor(t) for name, t in state.items()}
     try:
         with atomic_write(path) as part:
-            tensors, progress = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, json.dumps(asdict(p))
+            tensors, progress = ({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()},
+                json.dumps(asdict(p)))
             save_file(tensors, part, {"progress": progress, "sha256": _digest(tensors, progress)})
-    except (OSError, UserError) as error: logging.getLogger("thesis_ad").warning("no checkpoint could be written: %s", error)
+    except (OSError, UserError) as error:
+        logging.getLogger("thesis_ad").warning("no checkpoint could be written: %s", error)
 
+# %% ../../nbs/37_models.training.ipynb #4455dc02
 def _resume(path, network, optimiser):
-    "(progress, best weights) from a checkpoint whose tensors now are those of `network` and `optimiser`; (None, {}) and no change without one."
+    """(progress, best weights) from a checkpoint whose tensors now are those of `network` and `optimiser`;
+    (None, {}) and no change without one."""
     shapes = lambda tensors: {name: t.shape for name, t in tensors.items()}
     try:
         with safe_open(path, "pt") as file:
             tensors, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
         if said["sha256"] != _digest(tensors, said["progress"]): return None, {}
         p = Progress(**json.loads(said["progress"]))
-        of = lambda kind: {name.removeprefix(f"{kind}."): t for name, t in tensors.items() if name.startswith(f"{kind}.")}
+        of = lambda kind: {name.removeprefix(f"{kind}."): t
+            for name, t in tensors.items() if name.startswith(f"{kind}.")}
         state = {}
         for name, t in of("optimiser").items(): state.setdefault(int(name.split(".")[0]), {})[name.split(".")[1]] = t
         wanted, weights = shapes(network.state_dict()), optimiser.param_groups[0]["params"]
         of_weights = all(t.dim() == 0 or t.shape == weights[i].shape for i, one in state.items() for t in one.values())
-        if not (state and of_weights and shapes(of("network")) == wanted and shapes(of("best")) in ({}, wanted)): return None, {}
+        if not (state and of_weights and shapes(of("network")) == wanted and shapes(of("best")) in ({}, wanted)):
+            return None, {}
         for i, one in state.items():            # a fused update reads memory in the order of the weight's
-            for name, t in one.items(): one[name] = torch.empty_like(weights[i], dtype=t.dtype).copy_(t) if t.dim() else t
+            for name, t in one.items():
+                one[name] = torch.empty_like(weights[i], dtype=t.dtype).copy_(t) if t.dim() else t
         optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
         network.load_state_dict(of("network"))
         return p, of("best")
     except Exception: return None, {}           # none there, damaged, or of another network: begin again
 
-# %% ../../nbs/37_models.training.ipynb #49277123
-def train_network(network, loss, batch, d, steps, looks, images_per_step, name=None, keep_start=False):
-    """Train `network` by the settings of detector `d` (see `Trained`) for at most `steps` updates; a dictionary for its facts.
-
-    loss: function (batch, step) → scalar;  batch: function step → batch;  looks: name → function without arguments that returns a
-    loss as a float, taken in evaluation mode without gradients; `loss_held_out` among them decides when to stop and which weights are kept.
-    images_per_step: images an update sees, for the record;  keep_start: the weights that `network` comes with are kept if none are better.
-    A loss that is no number raises `UserError`."""
+# %% ../../nbs/37_models.training.ipynb #d3664af3
+def _begin(network, d, looks, path, keep_start):
+    "(optimiser, `Progress`, best weights or {}) of a new training, or of the one whose checkpoint is at `path`."
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimiser = OPTIMISERS[d.optimiser](parameters, lr=d.learning_rate, weight_decay=d.weight_decay, fused=updates_at_once(parameters[0].device))
-    name, path = name or d.method, d.checkpoint and Path(d.checkpoint).with_suffix(f".{name or d.method}.safetensors")
+    optimiser = OPTIMISERS[d.optimiser](parameters, lr=d.learning_rate, weight_decay=d.weight_decay,
+        fused=updates_at_once(parameters[0].device))
     p, best = _resume(path, network, optimiser) if path else (None, {})
-    p, every, saved = p or Progress(), max(1, steps // LOOKS), time.monotonic()
+    p = p or Progress()
     if keep_start and DECIDES in looks and not p.step:
         p.best, best = _look(network, {DECIDES: looks[DECIDES]}, d, 0)[DECIDES], _state(network)
     if len(set(together := [p.step, as_first([p.step], parameters[0].device)[0]])) > 1:
-        raise UserError(f"{d.method}: the processes found checkpoints of updates {together[0]} and {together[1]:.0f}; let THESIS_AD_CACHE name a folder that all of them share")
-    if number(): path = None                   # the first process writes for all
-    with torch.random.fork_rng(devices=[]), normalised_together(), tqdm(total=steps, initial=p.step, desc=name, unit="step", leave=False, disable=None) as bar:
+        raise UserError(f"{d.method}: the processes found checkpoints of updates {together[0]} and {together[1]:.0f}; "
+            "let THESIS_AD_CACHE name a folder that all of them share")
+    return optimiser, p, best
+
+# %% ../../nbs/37_models.training.ipynb #cb063fb1
+def _all_updates(network, optimiser, loss, batch, d, steps, looks, p, best, path, name):
+    "Update until the training ends, with a checkpoint at `path` every `CHECKPOINT_SECONDS`; the best weights."
+    every, saved = max(1, steps // LOOKS), time.monotonic()
+    with tqdm(total=steps, initial=p.step, desc=name, unit="step", leave=False, disable=None) as bar:
         while True:
             _update(network, optimiser, loss, batch, p, d, steps)
             bar.update()
@@ -228,17 +253,34 @@ def train_network(network, loss, batch, d, steps, looks, images_per_step, name=N
             if last and not look: better = p.note(_look(network, looks, d, p.step))
             if better: best = _state(network)
             if look: bar.set_postfix(loss=f"{p.curve['loss_train'][-1]:.4g}")
-            if last: break
+            if last: return best
             if path and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 _save(path, network, optimiser, best, p)
-                logging.getLogger("thesis_ad").info("%s: update %d of at most %d, loss %.4g", name, p.step, steps, p.recent[-1] if p.recent else p.curve["loss_train"][-1])
+                logging.getLogger("thesis_ad").info("%s: update %d of at most %d, loss %.4g", name, p.step, steps,
+                    p.recent[-1] if p.recent else p.curve["loss_train"][-1])
                 saved = time.monotonic()
+
+# %% ../../nbs/37_models.training.ipynb #49277123
+def train_network(network, loss, batch, d, steps, looks, images_per_step, name=None, keep_start=False):
+    """Train `network` by the settings of detector `d` (see `Trained`) for at most `steps` updates; facts of the training.
+
+    loss: function (batch, step) → scalar;  batch: function step → batch;  looks: name → function without arguments
+    that returns a loss as a float, taken in evaluation mode without gradients; `loss_held_out` among them decides when
+    to stop and which weights are kept.  images_per_step: images an update sees, for the record;  keep_start: the
+    weights that `network` comes with are kept if none are better. A loss that is no number raises `UserError`."""
+    name, path = name or d.method, d.checkpoint and Path(d.checkpoint).with_suffix(f".{name or d.method}.safetensors")
+    optimiser, p, best = _begin(network, d, looks, path, keep_start)
+    if number(): path = None                   # the first process writes for all
+    with torch.random.fork_rng(devices=[]), normalised_together():
+        best = _all_updates(network, optimiser, loss, batch, d, steps, looks, p, best, path, name)
     if best: network.load_state_dict(best)
     network.eval()
     if path:
         with contextlib.suppress(OSError): path.unlink()
-    return p.curve | {"updates": p.step, "images_seen": round(p.step * images_per_step), "stopped": p.stopped, "kept_update": p.kept if best else p.step}
+    return p.curve | {"updates": p.step, "images_seen": round(p.step * images_per_step), "stopped": p.stopped,
+        "kept_update": p.kept if best else p.step}
 
+# %% ../../nbs/37_models.training.ipynb #b4ecd3b5
 def _state(network): return {name: t.detach().clone() for name, t in network.state_dict().items()}
 
 def _look(network, looks, d, step):
@@ -247,4 +289,5 @@ def _look(network, looks, d, step):
     with torch.no_grad(): found = {name: float(look()) for name, look in looks.items()}
     found = dict(zip(found, as_first(found.values(), next(network.parameters()).device)))
     if all(map(math.isfinite, found.values())): return found
-    raise UserError(f"{d.method} diverged at update {step}: a loss is no longer a number; try a learning_rate below {d.learning_rate:g}")
+    raise UserError(f"{d.method} diverged at update {step}: a loss is no longer a number; try a learning_rate below "
+        f"{d.learning_rate:g}")
