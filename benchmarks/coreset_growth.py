@@ -1,10 +1,12 @@
-"""How time and memory of the greedy coreset grow with the number of vectors: 10,000 to 2,000,000 of 64 numbers, 1,000 kept.
+"""How time and memory of the greedy coreset grow with the number of vectors: 10,000 to 2,000,000 of 64 numbers, 1,000
+kept.
 
     python benchmarks/coreset_growth.py [--out benchmarks/coreset_growth.csv] [--counts 10000 30000 …]
 
-Each size is measured in a process of its own, on one thread. Columns: processor seconds, the memory beyond the vectors themselves at its peak
-in MiB, and the fraction of all distances (vectors × chosen) that were computed. The vectors are 200 clusters of unequal size and spread, as
-in benchmarks/coreset.py; a row is written as soon as it is measured."""
+Each size is measured in a process of its own, on one thread. Columns: processor seconds, the memory beyond the
+vectors themselves at its peak in MiB, and the fraction of all distances (vectors × chosen) that were computed. The
+vectors are 200 clusters of unequal size and spread, as in benchmarks/coreset.py; a row is written as soon as it is
+measured."""
 import argparse, json, resource, subprocess, sys, time
 from pathlib import Path
 

@@ -1,11 +1,13 @@
-"""How time and memory grow with the number of images, up to the thesis's 11,250 + 1,225: rendered, fitted (bank and DFR) and evaluated.
+"""How time and memory grow with the number of images, up to the thesis's 11,250 + 1,225: rendered, fitted (bank and DFR)
+and evaluated.
 
     python benchmarks/image_growth.py [--out benchmarks/image_growth.csv] [--counts 500 2000 11250] [--size 64]
 
-The images are small, 64 pixels, since the question is how time grows with their number and whether memory does. Beside COUNT training images,
-1,225 / 11,250 of that number are rendered for scoring, of the calibration split, half of them NOK. Each stage is a process of its own on one
-thread. Columns: processor seconds, those an image, and the peak resident memory of the process in MiB; a row is written as soon as it is
-measured. DFR's number of updates is fixed, so its fit grows by the features alone."""
+The images are small, 64 pixels, since the question is how time grows with their number and whether memory does.
+Beside COUNT training images, 1,225 / 11,250 of that number are rendered for scoring, of the calibration split, half
+of them NOK. Each stage is a process of its own on one thread. Columns: processor seconds, those an image, and the
+peak resident memory of the process in MiB; a row is written as soon as it is measured. DFR's number of updates is
+fixed, so its fit grows by the features alone."""
 import argparse, json, resource, subprocess, sys, tempfile, time
 from pathlib import Path
 

@@ -2,11 +2,12 @@
 
     python benchmarks/latency.py --out benchmarks/latency.csv [--threads 2] [--methods patchcore auto] [--repeats 100]
 
-PatchCore has a bank of 1,500 vectors on Lite0. The runtimes are measured in turns, one image each, so that a change of the machine's load
-meets all of them. Columns: median and 99th percentile of the wall time, and the processor time of an image, which another program on the
-machine disturbs less; `start_s` and `start_processor_s` are the wall and processor time of `thesis-ad inspect` on one image in a new
-process, the best of three. The last two rows are the commands `--help` and `methods`. Goals: a median of 25 ms (AVX-512) or 40 ms (AVX2) and
-a 99th percentile of twice that for PatchCore in OpenVINO, three times as much for `auto`; a start of 2 s, `--help` 0.5 s, `methods` 1 s.
+PatchCore has a bank of 1,500 vectors on Lite0. The runtimes are measured in turns, one image each, so that a change
+of the machine's load meets all of them. Columns: median and 99th percentile of the wall time, and the processor time
+of an image, which another program on the machine disturbs less; `start_s` and `start_processor_s` are the wall and
+processor time of `thesis-ad inspect` on one image in a new process, the best of three. The last two rows are the
+commands `--help` and `methods`. Goals: a median of 25 ms (AVX-512) or 40 ms (AVX2) and a 99th percentile of twice
+that for PatchCore in OpenVINO, three times as much for `auto`; a start of 2 s, `--help` 0.5 s, `methods` 1 s.
 """
 import argparse, resource, subprocess, sys, tempfile, time
 from pathlib import Path

@@ -1,14 +1,17 @@
-"""Side by side in one run: the library against anomalib, FAISS, scikit-learn and the naive form of each algorithm, at equal results.
+"""Side by side in one run: the library against anomalib, FAISS, scikit-learn and the naive form of each algorithm, at
+equal results.
 
     make bench                                           # anomalib in an environment of its own, .venv-bench
     make bench ARGS='--cookies FOLDER'                   # with a folder in MVTec layout that has masks
     python benchmarks/results.py [--peer OTHER/bin/python] [--out FILE] [--again] [--pairs 3] [--only TEXT]
 
-Ours and the other are measured in turns on one thread, and the medians of their processor times compared, so that other programs on the
-machine disturb both alike; a side that takes more than a minute is measured once. A row is written as soon as it is measured; a run that
-is interrupted goes on, and `--again` begins anew. anomalib (`anomalib_peer.py`) sees the very same pixels and has the same weights.
-Columns: `what,ours,other,ratio,unit,quality_ours,quality_other,processor`; ratio = other / ours, quality as the row's name says. At the end
-each ratio is printed with its goal, met or not met. The other scripts of this folder answer single questions and run by hand."""
+Ours and the other are measured in turns on one thread, and the medians of their processor times compared, so that
+other programs on the machine disturb both alike; a side that takes more than a minute is measured once. A row is
+written as soon as it is measured; a run that is interrupted goes on, and `--again` begins anew. anomalib
+(`anomalib_peer.py`) sees the very same pixels and has the same weights. Columns:
+`what,ours,other,ratio,unit,quality_ours,quality_other,processor`; ratio = other / ours, quality as the row's name
+says. At the end each ratio is printed with its goal, met or not met. The other scripts of this folder answer single
+questions and run by hand."""
 import argparse, functools, importlib.util, json, os, subprocess, tempfile, time
 from pathlib import Path
 

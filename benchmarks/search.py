@@ -1,10 +1,12 @@
-"""Exact nearest neighbours: the float32 product of chapter 34, FAISS with its finds measured anew, bare FAISS, and scikit-learn's brute force.
+"""Exact nearest neighbours: the float32 product of chapter 34, FAISS with its finds measured anew, bare FAISS, and
+scikit-learn's brute force.
 
     python benchmarks/search.py --out benchmarks/search.csv     # banks of 1,500 to 100,000 vectors, 152 and 1,536 dimensions
 
-Milliseconds of processor time on one thread, the best of three, measured in turns. Columns: `float32_ms` and `faiss_ms` are the two ways of
-`features.search`; `bare_faiss_ms` is faiss.IndexFlatL2 on the same vectors, which is not guarded against rounding; `auto` is what
-`choose_way` takes; `equal_indices` is the fraction of neighbours in which all agree. Two distances that a float32 cannot tell apart differ."""
+Milliseconds of processor time on one thread, the best of three, measured in turns. Columns: `float32_ms` and
+`faiss_ms` are the two ways of `features.search`; `bare_faiss_ms` is faiss.IndexFlatL2 on the same vectors, which is
+not guarded against rounding; `auto` is what `choose_way` takes; `equal_indices` is the fraction of neighbours in
+which all agree. Two distances that a float32 cannot tell apart differ."""
 import argparse, importlib.util, time
 from pathlib import Path
 

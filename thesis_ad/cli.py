@@ -81,7 +81,7 @@ def _registered():
     since importing the detectors takes seconds."""
     for path in (Path(thesis_ad.__file__).parent / "models").glob("*.py"):
         source = path.read_text(encoding="utf-8")
-        for arguments in re.findall(r"^@register(\(.*?\))\n(?=@|class )", source, re.M | re.S): yield ast.literal_eval(arguments)
+        for found in re.findall(r"^@register(\(.*?\))\n(?=@|class )", source, re.M | re.S): yield ast.literal_eval(found)
 
 # %% ../nbs/90_cli.ipynb #ceb37dbb
 @app.command()

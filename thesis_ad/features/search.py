@@ -59,12 +59,13 @@ WAYS = ("auto", "float32", "faiss")
 
 def choose_way(way, bank):
     "`way` with `auto` decided for a bank [K, C] on this machine."
-    there = importlib.util.find_spec("faiss") is not None
-    if one_of(way, WAYS, "way to search") == "auto": return "faiss" if there and bank.device.type == "cpu" else "float32"
+    there, on_cpu = importlib.util.find_spec("faiss") is not None, bank.device.type == "cpu"
+    if one_of(way, WAYS, "way to search") == "auto": return "faiss" if there and on_cpu else "float32"
     if way == "faiss" and not there:
         raise UserError("way to search 'faiss' wants a package that is not installed; run: pip install faiss-cpu")
     return way
 
+# %% ../../nbs/34_features.search.ipynb #f5e0cd8a
 def _faiss_index(vectors):
     import faiss
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -73,7 +74,7 @@ def _faiss_index(vectors):
     return index
 
 def _faiss_shortlist(index, products, x, k, more=8):
-    "(bool [n]: which queries x [n, C] surely have their k nearest in FAISS's first k + `more`; pairs as of `_shortlist`.)"
+    "(bool [n]: which queries x [n, C] surely have their k nearest in FAISS's first k + `more`; pairs of `_shortlist`.)"
     z, error = products.centred(x)
     count = min(k + more, len(products.c))
     square, found = (torch.from_numpy(a).to(x.device) for a in index.search(z.cpu().numpy(), count))
@@ -82,31 +83,36 @@ def _faiss_shortlist(index, products, x, k, more=8):
     rows, place = (found < len(products.c)).nonzero(as_tuple=True)
     return ~near[:, -1] | (count == len(products.c)), (rows, found[rows, place])
 
+# %% ../../nbs/34_features.search.ipynb #df3920ea
+def _by_faiss(search, x, k, distance, index, block=1024):
+    "Fill in `distance` and `index` of `search`; the numbers of the queries of which FAISS is not sure."
+    sure = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for rows in (slice(a, a + block) for a in range(0, len(x), block)):
+        sure[rows], pairs = _faiss_shortlist(search.index, search.products, x[rows], k)
+        distance[rows], index[rows] = _measure(x[rows], search.bank, *pairs, k)
+    return (~sure).nonzero()[:, 0]
+
 # %% ../../nbs/34_features.search.ipynb #01926aef
 class NearestNeighbours:
     "Exact search in a bank float [K, C]: `neighbours(x, k)` gives distances and indices."
     def __init__(self, bank, way="auto"):
-        if bank.ndim != 2 or not bank.numel(): raise UserError(f"a bank is vectors [K, C] with K ≥ 1, not a tensor of shape {tuple(bank.shape)}")
-        if not torch.isfinite(bank).all(): raise UserError("a bank wants finite vectors, and one of these holds NaN or infinity")
+        if bank.ndim != 2 or not bank.numel():
+            raise UserError(f"a bank is vectors [K, C] with K ≥ 1, not a tensor of shape {tuple(bank.shape)}")
+        if not torch.isfinite(bank).all():
+            raise UserError("a bank wants finite vectors, and one of these holds NaN or infinity")
         self.bank, self.way = bank.float().contiguous(), choose_way(way, bank)
         self.products = _Products(self.bank)
         self.index = _faiss_index(self.products.c) if self.way == "faiss" else None
 
     def __call__(self, x, k=1):
-        "Euclidean distances float32 [n, k], ascending, and bank indices int64 [n, k] of queries float [n, C]; k ≤ K. Equal distances: lowest index."
+        """Euclidean distances float32 [n, k], ascending, and bank indices int64 [n, k] of queries float [n, C]; k ≤ K.
+
+        Equal distances: lowest index."""
         if not 1 <= k <= len(self.bank): raise UserError(f"a bank of {len(self.bank)} vectors has no {k} neighbours")
         x = x.to(self.bank.device, torch.float32)
         if not torch.isfinite(x.sum()) and not torch.isfinite(x).all(): raise UserError("a query holds NaN or infinity")
         distance, index = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long, device=x.device)
-        left = torch.arange(len(x), device=x.device) if self.index is None else self._by_faiss(x, k, distance, index)
+        left = torch.arange(len(x), device=x.device) if self.index is None else _by_faiss(self, x, k, distance, index)
         for rows in left.split(max(1, 2**19 // len(self.bank), min(64, 2**23 // len(self.bank)))):
             distance[rows], index[rows] = _measure(x[rows], self.bank, *_shortlist(*self.products(x[rows]), k), k)
         return distance, index
-
-    def _by_faiss(self, x, k, distance, index, block=1024):
-        "Fill in `distance` and `index`; the numbers of the queries of which FAISS is not sure."
-        sure = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        for rows in (slice(a, a + block) for a in range(0, len(x), block)):
-            sure[rows], pairs = _faiss_shortlist(self.index, self.products, x[rows], k)
-            distance[rows], index[rows] = _measure(x[rows], self.bank, *pairs, k)
-        return (~sure).nonzero()[:, 0]
