@@ -3,6 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+PEERS := .venv-bench/.installed
 PAGES := README.md SECURITY.md CHANGELOG.md CONTRIBUTING.md LICENSE LICENSE-TEXT CITATION.cff data_manifest deploy benchmarks nbs $(wildcard figures/paper)
 
 .DEFAULT_GOAL := help
@@ -47,8 +48,13 @@ book:  # the same with any Python that has the packages of the site
 	cp -p site/index.md site/_build/source/
 	$(PYTHON) -m sphinx -q -W --keep-going -b html -c site site/_build/source site/_build/html
 
-bench: install ## run every measured comparison in benchmarks/
-	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+bench: $(PEERS) ## compare with anomalib, FAISS, scikit-learn: benchmarks/results.csv, e.g. ARGS='--cookies FOLDER'
+	$(BIN)/python benchmarks/results.py --peer .venv-bench/bin/python $(ARGS)
+
+$(PEERS): $(STAMP)  # anomalib has an environment of its own, with the same torch and timm
+	@test -x .venv-bench/bin/pip || $(BIN)/python -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --disable-pip-version-check anomalib==2.7.0 $$(grep -E '^(torch|torchvision|timm)==' constraints.txt)
+	@touch $@
 
 export: install ## notebooks to library, then notebooks cleaned
 	$(BIN)/nbdev_export
@@ -65,6 +71,6 @@ freeze: install ## write the installed versions into constraints.txt
 	mv constraints.new constraints.txt
 	@touch $(STAMP)
 
-clean: ## remove build products and runs; .venv and the cache stay
+clean: ## remove build products and runs; .venv, .venv-bench and the cache stay
 	rm -rf build dist _docs runs site/_build *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find nbs thesis_ad tests benchmarks site .ci -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -1,16 +1,12 @@
-"""Exact nearest neighbours: float32 products, bfloat16 shortlist, scikit-learn's brute force, and FAISS where it is installed.
+"""Exact nearest neighbours: the float32 product of chapter 34, FAISS with its finds measured anew, bare FAISS, and
+scikit-learn's brute force.
 
-    python benchmarks/search.py --out benchmarks/search.csv     # banks of 1,500 to 64,000 vectors, 152 and 1,536 dimensions
+    python benchmarks/search.py --out benchmarks/search.csv     # banks of 1,500 to 100,000 vectors, 152 and 1,536 dimensions
 
-Prints milliseconds of processor time for 1,024 queries (best of three) on one thread, and the share of equal indices. It sets the limits
-of `features.search.choose_way`: `bfloat16` from 3,000 vectors on where a processor has vector instructions for it alone, and, by an earlier run on
-another machine that is not in the table, from two million numbers on where it has bfloat16 tiles (AMX); `faiss` from 4,000 vectors on in place of
-`float32`, and from 12,000 vectors of at most 512 numbers on in place of `bfloat16`.
-
-Measured once (search.csv, AMD processor without tiles, other programs running). Relative to scikit-learn, `auto` takes 0.27 to 1.2 times the time;
-without bfloat16 instructions, with float32 below 4,000 vectors and faiss from there on, 0.44 to 1.2 times. Relative to `faiss` as it is used here, which measures
-its finds anew, `auto` takes 0.55 to 1.4 times the time. The indices are the same but for one in several thousand, whose distances a float32 cannot tell apart.
-"""
+Milliseconds of processor time on one thread, the best of three, measured in turns. Columns: `float32_ms` and
+`faiss_ms` are the two ways of `features.search`; `bare_faiss_ms` is faiss.IndexFlatL2 on the same vectors, which is
+not guarded against rounding; `auto` is what `choose_way` takes; `equal_indices` is the fraction of neighbours in
+which all agree. Two distances that a float32 cannot tell apart differ."""
 import argparse, importlib.util, time
 from pathlib import Path
 
@@ -20,7 +16,9 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from thesis_ad.features.search import NearestNeighbours, choose_way
-from thesis_ad.settings import pin_threads, rng
+from thesis_ad.settings import pin_threads, processor, rng
+
+SIZES = [(count, dimensions) for dimensions, counts in ((152, (1500, 4000, 16_000, 100_000)), (1536, (1500, 4000, 16_000, 100_000))) for count in counts]
 
 
 def vectors(key, count, dimensions):
@@ -28,37 +26,44 @@ def vectors(key, count, dimensions):
     return rng("search", key).standard_normal((count, dimensions), dtype=np.float32) * np.geomspace(5, 0.3, dimensions, dtype=np.float32) + 4
 
 
-def timed(call, repeats=3):
-    best, result = np.inf, None
-    for _ in range(repeats):
+def timed(calls, repeats=3):
+    "({name: best processor milliseconds}, {name: result}) of calls measured in turns."
+    best, results = dict.fromkeys(calls, np.inf), {}
+    for name, call in [*calls.items()] * repeats:
         start = time.process_time()
-        result = call()
-        best = min(best, time.process_time() - start)
-    return 1000 * best, result
+        results[name] = call()
+        best[name] = min(best[name], 1000 * (time.process_time() - start))
+    return best, results
+
+
+def measure(count, dimensions, queries, k):
+    bank, x = vectors("bank", count, dimensions), vectors("queries", queries, dimensions)
+    ours, asked = torch.from_numpy(bank), torch.from_numpy(x)
+    calls = {"float32": lambda search=NearestNeighbours(ours, "float32"): search(asked, k)[1].numpy()}
+    if importlib.util.find_spec("faiss"):
+        import faiss
+        bare = faiss.IndexFlatL2(dimensions)
+        bare.add(bank)
+        calls |= {"faiss": lambda search=NearestNeighbours(ours, "faiss"): search(asked, k)[1].numpy(), "bare_faiss": lambda: bare.search(x, k)[1]}
+    if bank.size < 3e7: calls["sklearn"] = lambda brute=NearestNeighbors(n_neighbors=k, algorithm="brute").fit(bank): brute.kneighbors(x)[1]
+    times, found = timed(calls)
+    return {"bank": count, "dimensions": dimensions, "queries": queries, "neighbours": k, **{f"{name}_ms": round(value, 1) for name, value in times.items()},
+            "auto": choose_way("auto", ours), "equal_indices": round(float(np.all([one == found["float32"] for one in found.values()], axis=0).mean()), 6)}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the table here as CSV")
+    parser.add_argument("--queries", type=int, default=1024)
+    parser.add_argument("--largest", type=int, default=10**9, help="skip banks of more numbers than this")
     options, rows = parser.parse_args(), []
     pin_threads(1)
-    print(f"{'bank':>7} {'dims':>5} {'k':>2}  {'float32':>9} {'bfloat16':>9} {'sklearn':>9} {'faiss':>9}  auto      equal")
-    for count, dimensions in ((1500, 152), (3000, 152), (8000, 152), (16_000, 152), (64_000, 152), (1500, 1536), (3000, 1536), (8000, 1536), (16_000, 1536)):
-        bank, queries = torch.from_numpy(vectors("bank", count, dimensions)), torch.from_numpy(vectors("queries", 1024, dimensions))
+    for count, dimensions in SIZES:
+        if count * dimensions > options.largest: continue
         for k in (1, 9):
-            ways = ["float32", "bfloat16"] + (["faiss"] if importlib.util.find_spec("faiss") else [])
-            times, found = {}, {}
-            for way in ways:
-                neighbours = NearestNeighbours(bank, way)
-                times[way], (_, found[way]) = timed(lambda: neighbours(queries, k))
-            brute = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(bank.numpy())
-            times["sklearn"], (_, index) = timed(lambda: brute.kneighbors(queries.numpy()), 2)
-            equal = np.mean([(found[way].numpy() == index).mean() for way in ways])
-            cells = " ".join(f"{times[way]:7.0f}ms" if way in times else f"{'–':>9}" for way in ("float32", "bfloat16", "sklearn", "faiss"))
-            print(f"{count:7,} {dimensions:5} {k:2}  {cells}  {choose_way('auto', bank):8}  {equal:.2%}", flush=True)
-            rows.append({"bank": count, "dimensions": dimensions, "neighbours": k} | {f"{way}_ms": round(value) for way, value in times.items()}
-                        | {"auto": choose_way("auto", bank), "equal_indices": round(equal, 6)})
-    if options.out: pd.DataFrame(rows).to_csv(options.out, index=False)
+            rows.append(measure(count, dimensions, options.queries, k) | {"processor": processor()})
+            print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+            if options.out: pd.DataFrame(rows).to_csv(options.out, index=False)
 
 
 if __name__ == "__main__": main()

@@ -15,8 +15,7 @@ __all__ = ['app', 'data_app', 'Out', 'Settings', 'Ignore', 'Device', 'Seed', 'Th
            'reproduce', 'verify', 'study', 'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
-import ast, contextlib, json, math, os, platform, shutil, sys, warnings
-from importlib.metadata import version
+import ast, contextlib, json, math, os, platform, re, shutil, sys, warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Optional
@@ -24,7 +23,6 @@ from typing import Annotated, Optional
 import typer
 
 import thesis_ad
-from .files import Region, check_writable, folder_bytes, read_mask, write_json
 from .settings import PROFILES, UserError, cache_dir, one_of, pin_threads
 
 # %% ../nbs/90_cli.ipynb #b55cb138
@@ -82,15 +80,15 @@ def _registered():
     """(name, summary) of every registered detector, read from the source of the library,
     since importing the detectors takes seconds."""
     for path in (Path(thesis_ad.__file__).parent / "models").glob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            for call in getattr(node, "decorator_list", ()):
-                if isinstance(call, ast.Call) and ast.unparse(call.func) == "register":
-                    yield tuple(ast.literal_eval(one) for one in call.args)
+        source = path.read_text(encoding="utf-8")
+        for found in re.findall(r"^@register(\(.*?\))\n(?=@|class )", source, re.M | re.S): yield ast.literal_eval(found)
 
 # %% ../nbs/90_cli.ipynb #ceb37dbb
 @app.command()
 def info():
     "Print versions, device, caches and their size, and the weights that are found."
+    from importlib.metadata import version
+    from thesis_ad.files import folder_bytes
     from thesis_ad.settings import resolve_device
     print(f"thesis_ad {thesis_ad.__version__}, Python {platform.python_version()}, {platform.system()} "
         f"{platform.machine()}, {os.cpu_count()} CPUs")
@@ -242,6 +240,7 @@ def _unfitted(method, settings, ignore):
     "A detector that is to be fitted; `ignore` is the file of a mask, or None."
     from thesis_ad.models.detector import create
     detector = create(method, **settings)
+    from thesis_ad.files import read_mask
     if ignore: detector.ignore(read_mask(ignore))
     return detector
 
@@ -286,6 +285,7 @@ def _print_table(table):
 def _same_region(detector, bundle, ignore):
     """A `UserError` unless the region to ignore is the one that the bundle was fitted with: a detector that has never
     seen it painted over would call it anomalous."""
+    from thesis_ad.files import Region, read_mask
     if ignore and detector.reading.region != Region(read_mask(ignore)):
         raise UserError(f"{bundle} was fitted {'without this' if detector.reading.region is None else 'with another'} "
             f"region to ignore; fit it with --ignore {ignore}, and it is left unjudged from then on")
@@ -341,6 +341,7 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
     from thesis_ad.evaluation.figures import write_csv
     from thesis_ad.evaluation.protocol import evaluate
     pin_threads(threads)
+    from thesis_ad.files import check_writable
     detector = _loaded(bundle, device, ignore)
     opened = _open(data, detector, ok=ok, nok=nok, masks=masks, layout=layout)
     check_writable(out)
@@ -426,6 +427,7 @@ def _filing(detector, bundle, ledger, report, pdf, key_files, **facts):
             raise UserError("--part-id, --operator, --mm-per-pixel and --pdf need --ledger or --report")
         yield None
         return
+    from thesis_ad.files import check_writable
     from thesis_ad.inspection.ledger import Ledger
     from thesis_ad.inspection.report import Filing, bundle_hash
     if report: check_writable(report)
@@ -484,6 +486,7 @@ def _report_drift(detector, table, out=None):
     from thesis_ad.decision.drift import drift, drift_sentence
     found = drift(detector, table.score, [_one_line(str(path)) for path in table.path])
     if found: print(f"warning: drift: {drift_sentence(found)}", file=sys.stderr)
+    from thesis_ad.files import write_json
     if out and found is not None: write_json(out / "drift.json", found.facts() | {"sentence": drift_sentence(found)})
 
 def _print_members(detector, table):
@@ -515,6 +518,7 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if
             explain: Explain = False, exit_zero: ExitZero = False, device: Device = "auto", threads: Threads = 1):
     """Print status, raw score and confidence (probability of NOK) of every file asked for.
     Exit code: 0 all OK, 1 some NOK, 2 some without a decision."""
+    from thesis_ad.files import check_writable
     if out: check_writable(out)
     from thesis_ad.decision.inspecting import files_to_inspect, inspect
     pin_threads(threads)
@@ -728,7 +732,6 @@ def verify(profile: Annotated[str, typer.Option(help="The profile whose last run
         for verdict in ("equal", "inside", "differs", "outside", "missing")}
     print(f"{len(rows)} tables: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n))
     if counts["outside"] or counts["missing"]: raise typer.Exit(1)
-
 
 # %% ../nbs/90_cli.ipynb #2b33a6fc
 def _print_plan(asked, workers):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcore.basics import patch
-import numpy as np
 
 # %% ../nbs/00_settings.ipynb #00a8b340
 class UserError(ValueError):
@@ -33,6 +32,7 @@ def _digest(keys): return hashlib.sha256(repr(keys).encode()).digest()
 
 def rng(*keys):
     "A NumPy generator that depends on `keys` alone (numbers and strings), in any process on any machine."
+    import numpy as np
     return np.random.Generator(np.random.PCG64(int.from_bytes(_digest(keys)[:16], "little")))
 
 def torch_seed(*keys):

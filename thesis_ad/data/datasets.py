@@ -9,7 +9,7 @@ __all__ = ['MEMORY_LIMIT', 'evenly_spaced', 'ImageSet', 'white_level', 'reading_
            'twins', 'verify']
 
 # %% ../../nbs/13_data.datasets.ipynb #ccd77632
-import contextlib, dataclasses, json, os, time
+import contextlib, dataclasses, json, os, threading, time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -128,17 +128,18 @@ MEMORY_LIMIT = 192 * 2**20    # bytes of pictures kept in a process; joblib rene
 
 class _Pictures(OrderedDict):
     "Arrays by key, the last used ones last; together `limit` bytes at most, or one larger array."
-    nbytes, limit = 0, MEMORY_LIMIT
+    nbytes, limit, lock = 0, MEMORY_LIMIT, threading.RLock()
 
     def of(self, key, make):
         "The array under `key`, made if it is not there."
-        if key in self:
-            self.move_to_end(key)
-            return self[key]
-        self[key] = image = make()
-        self.nbytes += image.nbytes
-        while self.nbytes > self.limit and len(self) > 1: self.nbytes -= self.popitem(last=False)[1].nbytes
-        return image
+        with self.lock:
+            if key in self:
+                self.move_to_end(key)
+                return self[key]
+            self[key] = image = make()
+            self.nbytes += image.nbytes
+            while self.nbytes > self.limit and len(self) > 1: self.nbytes -= self.popitem(last=False)[1].nbytes
+            return image
 
 _pictures = _Pictures()
 
@@ -183,6 +184,16 @@ def _mask(images, i):
 
 ImageSet.mask = _mask
 
+# %% ../../nbs/13_data.datasets.ipynb #0fe26d57
+def _ahead(make, jobs):
+    "`make` of each job in order; a thread makes the next one meanwhile, so that decoding overlaps with the last's use."
+    with ThreadPoolExecutor(1) as reader:
+        coming = None
+        for job in jobs:
+            ready, coming = coming and coming.result(), reader.submit(make, job)
+            if ready is not None: yield ready
+        if coming: yield coming.result()
+
 # %% ../../nbs/13_data.datasets.ipynb #8795b464
 def _batches(images, batch_size=8, epoch=0, order=None, progress=None):
     """Yield (indices [B], images float32 [B, 3, H, W]);
@@ -194,10 +205,10 @@ def _batches(images, batch_size=8, epoch=0, order=None, progress=None):
 def _stacks(images, batch_size=8, epoch=0, order=None, progress=None):
     "Yield (indices [B], images uint8 [B, H, W, 3]); see `batches`."
     order = np.arange(len(images)) if order is None else np.asarray(order)
-    for start in tqdm(range(0, len(order), batch_size), desc=progress, unit="batch", leave=False,
-            disable=None if progress else True):
-        chosen = order[start:start + batch_size]
-        yield chosen, np.stack([images.picture(i, epoch) for i in chosen])
+    jobs = [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
+    stacks = _ahead(lambda chosen: (chosen, np.stack([images.picture(i, epoch) for i in chosen])), jobs)
+    yield from tqdm(stacks, desc=progress, total=len(jobs), unit="batch", leave=False,
+                    disable=None if progress else True)
 
 ImageSet.batches, ImageSet.stacks = _batches, _stacks
 
