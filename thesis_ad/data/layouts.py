@@ -788,7 +788,7 @@ def read_folder(folder, ok=(), nok=(), masks=(), layout=None):
 
 # %% ../../nbs/11_data.layouts.ipynb #06c6d62e
 def _groups_of(given, names, path):
-    "({image path: group}, rows that name no image or no group) of a table `given`, read from `path`, for images `names`."
+    "({image path: group}, rows that name no image or no group) of a table read from `path`, for the images `names`."
     ends, groups, lost = defaultdict(set), {}, []
     for name in names:
         pieces = _fold(name.split("/"))
