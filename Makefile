@@ -25,10 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: export OMP_NUM_THREADS = 1
-test: install ## lint, run every method chapter, run the tests
+test: install ## lint, run every chapter and compare its outputs, run the tests
 	$(BIN)/ruff check thesis_ad tests benchmarks site .ci
-	$(BIN)/nbdev_test --path nbs --n_workers 2
-	$(BIN)/nbdev_test --path nbs/book --n_workers 2
+	$(BIN)/python .ci/chapters.py
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 reproduce: install ## bring every figure and table up to date, e.g. ARGS='--profile smoke'

@@ -89,8 +89,9 @@ class Run:
         finally:
             with contextlib.suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL)
         if "Traceback" in self.said(): return "traceback"
-        last = [line for line in self.said().splitlines() if line.strip() and not line.startswith(" ") and "Warning" not in line][-1:]
-        return "finished" if code == 0 else f"stopped: {last[0] if last else code}"
+        lines = [line for line in self.said().splitlines() if line.strip() and not line.startswith(" ") and "warn" not in line.lower()]
+        why = [line for line in lines if any(word in line for word in ("thesis-ad: ", "died", "killed", "failed"))] or lines
+        return "finished" if code == 0 else f"stopped: {why[-1] if why else code}"
 
 
 class Reproduction(Run):

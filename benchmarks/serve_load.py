@@ -2,6 +2,7 @@
 
     python benchmarks/serve_load.py                      # 60 s for each number of clients, then 120 s for the memory
     python benchmarks/serve_load.py --bundle my_part --images photos/ --seconds 10 --memory 0
+    python benchmarks/serve_load.py --seconds 0 --memory 600      # the memory alone, for ten minutes; other rows stay
 
 A client sends one image after the other and waits as long as a 503 tells it to. Any other status stops the run. Without
 `--bundle` a PatchCore is fitted on 60 OK images of ELPV. Writes benchmarks/serve_load.csv. The server runs in a process of
@@ -63,7 +64,8 @@ def load(url, images, clients, seconds):
 
 def measure(url, images, process, seconds, memory):
     "A table with a row for each number of clients, and one for the memory."
-    load(url, images, 4, min(seconds, 15))                                  # warm-up: fills the cache of decoded images
+    warm = 0
+    while warm < 2 * len(images): warm += len(load(url, images, 4, 5)[0])   # fills the cache of decoded images, however busy the machine is
     for clients, span in ((1, seconds), (4, seconds), (16, seconds), (4, memory)):
         if not span: continue
         before = resident(process)
@@ -94,6 +96,9 @@ def main():
                 url = process.stdout.readline().split(" at ")[1].split()[0]
                 table = pd.DataFrame(measure(url, images, process, options.seconds, options.memory))
             finally: process.send_signal(signal.SIGINT)
+    if options.out.exists():
+        before = pd.read_csv(options.out)
+        table = pd.concat([before[~before.set_index(["clients", "seconds"]).index.isin(table.set_index(["clients", "seconds"]).index)], table]).sort_values(["seconds", "clients"])
     table.to_csv(options.out, index=False, lineterminator="\n")
     print(table.to_string(index=False))
     if table.other.any(): sys.exit("an answer was neither 200 nor 503")

@@ -132,11 +132,11 @@ def test_decoded_pictures_are_shared_and_bounded(folder, monkeypatch):
         for shape in ((4, 6), (6, 4)))
     assert wide == (4, 6, 3) and tall == (6, 4, 3)
 
-    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 2 * first[0].nbytes)
     monkeypatch.setattr(datasets, "_pictures", kept := datasets._Pictures())
+    datasets.keep_images(2 * first[0].nbytes)
     for i in (0, 1, 0, 2): images.picture(i)
     assert [key[0] for key in kept] == table.sha256[[0, 2]].tolist(), "what was not used for longest goes first"
-    assert kept.nbytes == sum(image.nbytes for image in kept.values()) <= datasets.MEMORY_LIMIT
+    assert kept.nbytes == sum(image.nbytes for image in kept.values()) <= kept.limit
 
 
 class Brighter:

@@ -75,20 +75,20 @@ def test_a_shuffled_training_prepares_each_picture_once_an_epoch(monkeypatch):
 @pytest.mark.parametrize("room", [1, 3])
 def test_tiles_keep_no_more_pictures_in_memory_than_there_is_room_for(room, monkeypatch):
     pictures = rng("room").integers(0, 256, (8, 50, 70, 3)).astype(np.uint8)
-    monkeypatch.setattr(datasets, "MEMORY_LIMIT", room * pictures[0].nbytes)
     monkeypatch.setattr(datasets, "_pictures", kept := datasets._Pictures())
+    datasets.keep_images(room * pictures[0].nbytes)
     tiles = tiled(ImageSet.from_arrays(pictures).view(transform=lambda image, draw: image + 1), (32, 32))
     for i in range(8):
         part = tiles.of(i)
         for n in range(len(part)):
             row = part.table.iloc[n]
             assert np.array_equal(part.picture(n), (pictures[i] + 1)[row.top:row.top + 32, row.left:row.left + 32])
-            assert kept.nbytes <= datasets.MEMORY_LIMIT
+            assert kept.nbytes <= kept.limit
 
 
 def test_a_picture_larger_than_the_memory_for_pictures_is_prepared_once(monkeypatch):
-    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 100)
     monkeypatch.setattr(datasets, "_pictures", kept := datasets._Pictures())
+    datasets.keep_images(100)
     prepared = []
     tiles = tiled(ImageSet.from_arrays(np.zeros((1, 50, 70, 3), np.uint8))
         .view(transform=lambda image, draw: prepared.append(1) or image), (32, 32))

@@ -129,12 +129,12 @@ class RunSize:
 @dataclass(frozen=True)
 class Profile(RunSize):
     "How large a run is. Every field can be overridden by name."
-    autoencoder_steps: int = 120        # updates at most, of the two baselines, cae_l1 and vae
+    autoencoder_steps: int = 60         # updates at most, of the two baselines, cae_l1 and vae
     autoencoder_epochs: int = 0         # passes over the training images in place of them, if above 0
     autoencoder_batch: int = 8
     dfr_cells: tuple = (64, 64)         # map size of DFR: image // cells is the pooling stride
     dfr_cells_fine: tuple = (85, 85)    # the finer of the two map sizes compared
-    dfr_steps: int = 200                # updates at most
+    dfr_steps: int = 100                # updates at most
     dfr_epochs: int = 0
     dfr_training: str = "rows"          # "rows" (cached feature rows) or "maps" (whole maps, as the thesis trains)
     dfr_level: bool = True  # the border measured by OK cells as far from the sides; False: the thesis's crop
@@ -144,7 +144,7 @@ class Profile(RunSize):
     dfr_attention_level: bool = False
     featcae_steps: int = 200
     stfpm_steps: int = 50
-    efficientad_steps: int = 80
+    efficientad_steps: int = 50
     efficientad_held_out: float = 0.2   # its levels and quantiles come from these images, too
     efficientad_width: int = 32
     efficientad_teacher: str = "backbone"   # auto: the published one where it is at hand

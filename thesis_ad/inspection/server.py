@@ -37,6 +37,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import thesis_ad
+from ..data.datasets import keep_images
 from ..decision.drift import FEWEST, drift, drift_sentence
 from ..decision.threshold import OkPixels, mean_sigma, unseen
 from ..files import content_key, sha256, write_json
@@ -727,6 +728,7 @@ def create_app(station, threads=1):
 def serve(station, host="127.0.0.1", port=8000, threads=1):
     "Serve a `Station` until the process is interrupted or terminated."
     import uvicorn
+    keep_images(0)                          # no image comes twice
     kind = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=kind, backlog=256) as listener:
         name = f"[{host}]" if ":" in host else host
