@@ -60,8 +60,8 @@ def run(path, update=False):
         if cell.cell_type != "code": continue
         new = nbformat.from_dict(done.get("outputs", []))
         if "varies" not in cell.metadata.get("tags", []) and words(cell.outputs) != words(new):
-            before, now = first_difference(words(cell.outputs), words(new))
-            stale.append(f"{name}, cell {number}: it prints '… {before} …', and the committed output says '… {now} …'")
+            now, before = first_difference(words(cell.outputs), words(new))
+            stale.append(f"{name}, cell {number}: it prints '… {now} …', and the committed output says '… {before} …'")
             if update: cell.outputs = new
     if update and stale: nbformat.write(committed, path)
     return time.perf_counter() - start, stale
