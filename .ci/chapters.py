@@ -3,8 +3,9 @@
     python .ci/chapters.py                       # all chapters and pages of the book, two at a time
     python .ci/chapters.py --update nbs/42*      # put the new outputs of these notebooks in place of the committed ones
 
-An output is stale when its words or whole numbers differ: '400 steps' where the cell now says '800 steps'. Numbers with a decimal point may
-differ, because they depend on the processor, and so may a cell with the tag `varies`, whose output depends on the clock or on the machine.
+An output is stale when its words or whole numbers differ: '400 steps' where the cell now says '800 steps'. Numbers with
+a decimal point may differ, because they depend on the processor, and so may a cell with the tag `varies`, whose output
+depends on the clock or on the machine.
 """
 import argparse
 import os
@@ -32,7 +33,8 @@ def words(outputs):
     for output in outputs:
         data = output.get("data", {})
         text = output.get("text") or data.get("text/plain") or ""
-        if output.get("name") != "stderr" and not any(kind.startswith("image/") for kind in data): found.append("".join(text))
+        if output.get("name") != "stderr" and not any(kind.startswith("image/") for kind in data):
+            found.append("".join(text))
     return MAY_DIFFER.sub(" ", "\n".join(found)).split()
 
 
@@ -58,7 +60,8 @@ def run(path, update=False):
         if cell.cell_type != "code": continue
         new = nbformat.from_dict(done.get("outputs", []))
         if "varies" not in cell.metadata.get("tags", []) and words(cell.outputs) != words(new):
-            stale.append("{}, cell {}: it prints '… {} …', and the committed output says '… {} …'".format(name, number, *first_difference(words(cell.outputs), words(new))))
+            now, before = first_difference(words(cell.outputs), words(new))
+            stale.append(f"{name}, cell {number}: it prints '… {now} …', and the committed output says '… {before} …'")
             if update: cell.outputs = new
     if update and stale: nbformat.write(committed, path)
     return time.perf_counter() - start, stale
@@ -72,9 +75,11 @@ def main():
     parser.add_argument("--timing", action="store_true", help="say how long each notebook took")
     options = parser.parse_args()
     get_config()
-    paths = [path.resolve() for path in options.notebooks] or sorted(path for pattern in CHAPTERS for path in ROOT.glob(pattern))
+    paths = ([path.resolve() for path in options.notebooks]
+        or sorted(path for pattern in CHAPTERS for path in ROOT.glob(pattern)))
     paths = [path for path in paths if SKIPPED not in path.read_text(encoding="utf-8")]
-    results = parallel(run, paths, update=options.update, n_workers=min(options.workers, len(paths)), progress=sys.stderr.isatty())
+    results = parallel(run, paths, update=options.update, n_workers=min(options.workers, len(paths)),
+        progress=sys.stderr.isatty())
     for seconds, path in sorted(((taken, path) for path, (taken, _) in zip(paths, results)), reverse=True):
         if options.timing: print(f"{seconds:6.1f} s  {path.name}")
     problems = [one for _, found in results for one in found]

@@ -51,8 +51,9 @@ def main():
             for change in changes:
                 with kept_features():
                     scores, _ = predict_set(create(method, enhance=enhance, device="cpu", **change).fit(train), some)
-                rows.append({"dataset": open_dataset(name).name, "method": method, "setting": ", ".join(f"{key}={value}"
-                    for key, value in change.items()) or "default", "image_auroc": image_auroc(some.labels, scores)})
+                rows.append({"dataset": open_dataset(name).name, "method": method,
+                    "setting": ", ".join(f"{key}={value}" for key, value in change.items()) or "default",
+                    "image_auroc": image_auroc(some.labels, scores)})
                 print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     wide = table.pivot(index="dataset", columns=["method", "setting"], values="image_auroc")

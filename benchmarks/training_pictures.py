@@ -38,8 +38,9 @@ def main():
         for task, (one, seconds) in zip(tasks,
                 joblib.Parallel(n_jobs=options.workers)(joblib.delayed(on_calibration)(task) for task in tasks)):
             low, high = auroc_interval(one.label, one.score, one.group)
-            rows.append({"dataset": task.dataset, "method": task.method, "training_images": len(
-                dataset_for(task.dataset, profile).train), "calibration_auroc": image_auroc(one.label, one.score),
+            rows.append({"dataset": task.dataset, "method": task.method,
+                "training_images": len(dataset_for(task.dataset, profile).train),
+                "calibration_auroc": image_auroc(one.label, one.score),
                 "ci_low": low, "ci_high": high, "fit_seconds": round(seconds, 1)})
     table = pd.DataFrame(rows).sort_values(["dataset", "method", "training_images"])
     print(table.round(3).to_string(index=False))

@@ -2,7 +2,8 @@
 
     python onnx_only.py FOLDER IMAGES...        # FOLDER: written by thesis-ad export BUNDLE -o FOLDER --format onnx
 
-Prints OK or NOK, image score and path of each image. A bundle that enhances its images needs OpenCV as well (pip install opencv-python-headless)."""
+Prints OK or NOK, image score and path of each image.
+A bundle that enhances its images needs OpenCV as well (pip install opencv-python-headless)."""
 import json, sys
 from pathlib import Path
 import numpy as np, onnxruntime
@@ -10,8 +11,11 @@ from PIL import Image, ImageOps
 
 def upright(path, white):
     image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode.startswith("I;16"): image = Image.fromarray(np.clip(np.round(np.asarray(image) * (255 / (white or 65535))), 0, 255).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info: image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    if image.mode.startswith("I;16"):
+        grey = np.round(np.asarray(image) * (255 / (white or 65535)))
+        image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
 
 def enhanced(image):
@@ -27,7 +31,8 @@ def enhanced(image):
 folder, files = Path(sys.argv[1]), sys.argv[2:]
 facts, session = json.loads((folder / "bundle.json").read_text()), onnxruntime.InferenceSession(folder / "model.onnx")
 (height, width), settings, threshold = facts["input_size"], facts["settings"], facts["threshold"]
-if settings["canvas"] or facts["exported"]["ignored"]: sys.exit("this bundle cuts tiles or ignores a region; use thesis-ad inspect")
+if settings["canvas"] or facts["exported"]["ignored"]:
+    sys.exit("this bundle cuts tiles or ignores a region; use thesis-ad inspect")
 for file in files:
     image = np.asarray(upright(file, facts["facts"].get("white")).resize((width, height), Image.Resampling.BILINEAR))
     if settings["enhance"]: image = enhanced(image)

@@ -111,7 +111,7 @@ def module_lines(path, name):
     tree, lines = ast.parse(source), source.splitlines()
     out = [f".. py:module:: {name}", ""]
     for node in tree.body:
-        if getattr(node, "name", "_").startswith("_") or isinstance(node, ast.FunctionDef) and patched_class(node): continue
+        if getattr(node, "name", "_").startswith("_") or patched_class(node): continue
         text = ast.get_docstring(node)
         if isinstance(node, ast.FunctionDef) and text:
             out += [f".. py:function:: {node.name}({arguments(node)})", "", *docstring_lines(text, "   ")]

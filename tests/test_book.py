@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "nbs" / "book").glob("*.ipynb")) + sorted((ROOT / "nbs" / "book").glob("*.md"))
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+LONG = ("34_features.search",)       # a notebook whose cells are not yet that short
 BIBLIOGRAPHY = (ROOT / "nbs" / "book" / "references.bib").read_text(encoding="utf-8")
 INDEX = (ROOT / "site" / "index.md").read_text(encoding="utf-8")
 ORDER = ["Introduction", "Data", "Images", "Measuring", "Features", "Detectors", "Decisions", "Results", "Station",
@@ -33,6 +34,19 @@ def entries():
         caption = re.search(r":caption: (.*)", block)[1]
         found += [(caption, line) for line in block.splitlines() if line and not line.startswith(":")]
     return found
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem not in LONG], ids=lambda path: path.stem)
+def test_code_cells_are_short_and_their_lines_fit_a_page(path):
+    "At most 25 lines a cell and 120 columns a line; ruff measures the Python files."
+    wrong = []
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        if cell["cell_type"] != "code": continue
+        lines = "".join(cell["source"]).splitlines()
+        where = f"{path.relative_to(ROOT).as_posix()}, cell {number}"
+        if len(lines) > 25: wrong.append(f"{where}: {len(lines)} lines")
+        wrong += [f"{where}, line {n}: {len(line)} columns" for n, line in enumerate(lines, 1) if len(line) > 120]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_index_has_the_order_of_the_book():

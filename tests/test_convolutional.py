@@ -215,8 +215,9 @@ def test_tiny_images_give_numbers_or_a_sentence(name):
     assert np.isfinite(scores).all() and np.isfinite(maps).all() and maps.shape == (2, 8, 8)
 
 
-@pytest.mark.parametrize("name, wrong, words", [("cae_l1", dict(beta=0), "beta"), ("cae_l1", dict(mse_share=0.2),
-    "mse_share"), ("vae", dict(latent=0), "latent"), ("vae", dict(kl_weight=-1), "kl_weight"),
+@pytest.mark.parametrize("name, wrong, words", [
+    ("cae_l1", dict(beta=0), "beta"), ("cae_l1", dict(mse_share=0.2), "mse_share"),
+    ("vae", dict(latent=0), "latent"), ("vae", dict(kl_weight=-1), "kl_weight"),
     ("vae", dict(blur=-1), "blur"), ("vae", dict(attention=True), "attention"), ("vae", dict(size=(0, 8)), "size"),
     ("featcae", dict(latent=0), "latent"), ("dfr_attention", dict(kernel=2), "odd")])
 def test_settings_that_cannot_work_are_refused(name, wrong, words):

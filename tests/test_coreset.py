@@ -53,8 +53,9 @@ def test_indices_are_those_of_the_definition(name, pool):
 
 
 @settings(max_examples=60, deadline=None)
-@given(npst.arrays(np.float32, st.tuples(st.integers(1, 30), st.integers(1, 5)), elements=st.floats(-100, 100,
-    width=16) | st.integers(-2, 2).map(float)), st.integers(1, 40), st.integers(0, 29), st.sampled_from([1, 3, 2048]))
+@given(npst.arrays(np.float32, st.tuples(st.integers(1, 30), st.integers(1, 5)),
+        elements=st.floats(-100, 100, width=16) | st.integers(-2, 2).map(float)),
+    st.integers(1, 40), st.integers(0, 29), st.sampled_from([1, 3, 2048]))
 def test_any_small_set(X, count, first, pool):
     first %= len(X)
     ours = greedy_coreset(X, count, first=first, pool=pool)

@@ -233,8 +233,9 @@ def test_an_image_that_says_it_is_huge_is_refused(tmp_path):
     import struct, zlib
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 10**6, 10**6, 8,
-        2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b""))
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 10**6, 10**6, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b""))
     from thesis_ad.files import read_image
     start = time.process_time()
     with pytest.raises(UserError, match="pixels"): read_image(tmp_path / "huge.png")

@@ -72,9 +72,10 @@ def test_repr_makes_it_again_and_fields_are_frozen(transform):
 
 
 def test_every_setting_shows_in_the_repr():
-    for base, changed in ((Augment(), dict(gamma=(0.8, 1.1), gamma_p=0.1, brightness=(0.9, 1.0), brightness_p=0.1,
-            contrast=(0.9, 1.0), contrast_p=0.1, noise=(3.0,), noise_p=0.1, blur=(3,), blur_p=0.1,
-            flips=False, flip_p=0.1, rotations=False, rotation_p=0.1, minimal=0.1)),
+    for base, changed in (
+            (Augment(), dict(gamma=(0.8, 1.1), gamma_p=0.1, brightness=(0.9, 1.0), brightness_p=0.1,
+                contrast=(0.9, 1.0), contrast_p=0.1, noise=(3.0,), noise_p=0.1, blur=(3,), blur_p=0.1,
+                flips=False, flip_p=0.1, rotations=False, rotation_p=0.1, minimal=0.1)),
             (Enhance(), dict(share=0.15, clip=4.0, tiles=(4, 4), gamma=0.9, amount=1.0, sigma=2.0, smooth=1.0))):
         assert set(changed) == set(base.__dict__), "a field is missing from this test"
         reprs = {repr(replace(base, **{name: value})) for name, value in changed.items()} | {repr(base)}
@@ -196,8 +197,9 @@ def test_an_image_that_is_not_square_is_never_laid_across():
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 20)])
 @pytest.mark.parametrize("value", [None, 0, 1, 128, 254, 255])
-@pytest.mark.parametrize("transform", [Augment(), NOTHING, replace(NOTHING, flip_p=1.0), replace(NOTHING,
-    brightness_p=1.0), replace(NOTHING, noise_p=1.0)], ids=["recipe", "nothing", "flips", "brightness", "noise"])
+@pytest.mark.parametrize("transform", [Augment(), NOTHING, replace(NOTHING, flip_p=1.0),
+    replace(NOTHING, brightness_p=1.0), replace(NOTHING, noise_p=1.0)],
+    ids=["recipe", "nothing", "flips", "brightness", "noise"])
 def test_a_thousand_augmentations_are_a_thousand_images(transform, value, size):
     image = random_image(7, *size) if value is None else flat(value, *size)
     images = [transform(image, rng("unique", i)) for i in range(1000)]

@@ -237,7 +237,6 @@ def test_bad_maps_are_refused():
 
 
 # ---- intervals
-# -----------------------------------------------------------------------------------------------------------------------
 
 def grouped(parts=6, photos=5, between=0.7, seed=0, shift=1.5):
     "Labels, scores, groups: `parts` OK and NOK parts each."
@@ -340,7 +339,6 @@ def test_bootstrap_of_a_mean_is_the_textbook_interval():
 
 
 # ---- binned replicates
-# ---------------------------------------------------------------------------------------------------------------
 
 def pictures(n=10, size=48, seed=0, decimals=None):
     r = np.random.default_rng(seed)
@@ -371,7 +369,6 @@ def test_binned_curves_match_exact_ones(seed, decimals):
 
 
 # ---- tables
-# --------------------------------------------------------------------------------------------------------------------------
 
 def test_evaluate_scores_table():
     labels, maps, masks = pictures()

@@ -264,12 +264,16 @@ def test_a_stale_output_of_a_chapter_is_named(tmp_path):
     "The script behind `make test` runs a chapter and compares words and whole numbers with the committed output."
     from nbformat.v4 import new_code_cell, new_notebook, new_output
     printed = lambda text: [new_output("stream", name="stdout", text=text)]
-    cells = [new_code_cell("print('400 steps, loss', 0.25)", outputs=printed("400 steps, loss 0.26\n")), new_code_cell("print('800 steps')", outputs=printed("400 steps\n")),
-             new_code_cell("print('3 seconds')", outputs=printed("5 seconds\n"), metadata={"tags": ["varies"]})]
+    cells = [new_code_cell("print('400 steps, loss', 0.25)", outputs=printed("400 steps, loss 0.26\n")),
+        new_code_cell("print('800 steps')", outputs=printed("400 steps\n")),
+        new_code_cell("print('3 seconds')", outputs=printed("5 seconds\n"), metadata={"tags": ["varies"]})]
     nbformat.write(new_notebook(cells=cells), tmp_path / "chapter.ipynb")
-    run = lambda *more: subprocess.run([sys.executable, ROOT / ".ci/chapters.py", tmp_path / "chapter.ipynb", *more], capture_output=True, text=True)
+    run = lambda *more: subprocess.run([sys.executable, ROOT / ".ci/chapters.py", tmp_path / "chapter.ipynb", *more],
+        capture_output=True, text=True)
     found = run()
-    assert found.returncode == 1 and "cell 1: it prints '… 800 steps …', and the committed output says '… 400 steps …'" in found.stdout and "1 cells failed or stale" in found.stdout, found.stdout + found.stderr
+    said = "cell 1: it prints '… 800 steps …', and the committed output says '… 400 steps …'"
+    assert found.returncode == 1 and said in found.stdout, found.stdout + found.stderr
+    assert "1 cells failed or stale" in found.stdout, found.stdout
     assert run("--update").returncode == 0 and run().returncode == 0
 
 

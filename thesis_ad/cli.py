@@ -798,9 +798,8 @@ def main(arguments=None):
         print(f"thesis-ad: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(
-            f"thesis-ad: {_one_line(f'{error.strerror or error}' + (f': {error.filename}' if error.filename else ''))}",
-            file=sys.stderr)
+        said = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        print(f"thesis-ad: {_one_line(said)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt: sys.exit(130)
     except Exception as error:

@@ -249,6 +249,12 @@ def _due(stems, profile, root, runs, folder, force):
     return due + [stem for stem in LAST if due and stem in stems and stem not in due]
 
 # %% ../nbs/80_reproduce.ipynb #35584411
+def _say_due(due, stems, profile, only, say):
+    "Say how many of the notebooks `stems` run, and which ones profile demo leaves out."
+    say(f"{len(due)} of {len(stems)} notebooks to run")
+    if due and profile.name == "demo" and only is None:
+        say(f"left to profile paper, or to --only NAME: {', '.join(PAPER_ONLY)}")
+
 def _run_due(due, profile, overrides, root, runs, workers, line, force):
     "Run the notebooks `due`, those of `LAST` after all others; a list of error sentences."
     errors = []
@@ -270,9 +276,7 @@ def reproduce(profile_name="demo", only=None, workers=None, force=False, overrid
         workers or os.cpu_count() or 1)
     _make_ready(profile, runs, folder, say)
     due = _due(stems, profile, root, runs, folder, force)
-    say(f"{len(due)} of {len(stems)} notebooks to run")
-    if due and profile.name == "demo" and only is None:
-        say(f"left to profile paper, or to --only NAME: {', '.join(PAPER_ONLY)}")
+    _say_due(due, stems, profile, only, say)
     published, line = _summary(root), None if sys.stderr.isatty() else say
     names = list(dict.fromkeys(name for stem in due
         for name in (methods() if NOTEBOOKS[stem] == ALL else NOTEBOOKS[stem])))

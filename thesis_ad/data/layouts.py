@@ -127,8 +127,9 @@ class Tree:
         "The tree of one of its folders."
         inside = lambda path: path.startswith(f"{folder}/")
         cut = len(folder) + 1
-        return Tree(self.root / folder, *(tuple(path[cut:] for path in some if inside(path)) for some in (self.images,
-            self.tables)), tuple((path[cut:], why) for path, why in self.left_out if inside(path)))
+        images, tables = (tuple(path[cut:] for path in some if inside(path)) for some in (self.images, self.tables))
+        left_out = tuple((path[cut:], why) for path, why in self.left_out if inside(path))
+        return Tree(self.root / folder, images, tables, left_out)
 
 # %% ../../nbs/11_data.layouts.ipynb #d4164bb4
 def written_by_inspect(folder):
@@ -565,8 +566,9 @@ def read_real_iad(tree):
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no list of Real-IAD ({error})") from None
     below = lambda name: name.removeprefix(f"{tree.root.name}/")
-    table = pd.DataFrame([(below(name), split, int(kind != ok), "good" if kind == ok else kind, below(mask)
-        if kind != ok else "", "/".join(_split(below(name))[0])) for name, split, kind, mask in rows], columns=COLUMNS)
+    table = pd.DataFrame([(below(name), split, int(kind != ok), "good" if kind == ok else kind,
+        below(mask) if kind != ok else "", "/".join(_split(below(name))[0]))
+        for name, split, kind, mask in rows], columns=COLUMNS)
     return FolderTable(table, tree.root, "real_iad", tree.left_out)
 
 # %% ../../nbs/11_data.layouts.ipynb #68e53fae
@@ -788,7 +790,7 @@ def read_folder(folder, ok=(), nok=(), masks=(), layout=None):
 
 # %% ../../nbs/11_data.layouts.ipynb #06c6d62e
 def _groups_of(given, names, path):
-    "({image path: group}, rows that name no image or no group) of a table `given`, read from `path`, for images `names`."
+    "({image path: group}, rows that name no image or no group) of a table read from `path`, for the images `names`."
     ends, groups, lost = defaultdict(set), {}, []
     for name in names:
         pieces = _fold(name.split("/"))

@@ -55,8 +55,9 @@ def stage_maps(backbone, images, stages, kernel=3, typical=None):
 
 def typical_lengths(backbone, images, stages, kernel=3, batch_size=8):
     "Mean length of each stage's averaged vectors, one float a stage, over the pictures of an `ImageSet`."
-    each = [[float(m.cpu().double().norm(dim=1).mean((1, 2)).sum()) for m in stage_maps(backbone, batch, stages,
-        kernel)] for _, batch in images.batches(batch_size, progress="typical lengths")]
+    length = lambda m: float(m.cpu().double().norm(dim=1).mean((1, 2)).sum())
+    each = [[length(m) for m in stage_maps(backbone, batch, stages, kernel)]
+        for _, batch in images.batches(batch_size, progress="typical lengths")]
     return (np.sum(each, axis=0) / len(images)).tolist()
 
 def patch_features(backbone, images, stages, kernel=3, typical=None):

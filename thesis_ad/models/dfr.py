@@ -288,10 +288,13 @@ def _rows(d, images):
         "rows": len(rows), "latent_at": {f"{v:.2f}": pca.latent_size(v) for v in (0.80, 0.90, 0.95, 0.99)}}
     return rows, pca, latent
 
+# %% ../../nbs/42_models.dfr.ipynb #40206887
 def _level(d, images):
     "Let `d` measure its border by up to 40 of the training images, prepared as test images are."
-    d.border_level = (border_level(torch.cat([d.residuals(batch)
-        for _, batch in d.as_judged(images.evenly(40)).batches(8, progress="border")])) if d.level else None)
+    d.border_level = None
+    if not d.level: return
+    batches = d.as_judged(images.evenly(40)).batches(8, progress="border")
+    d.border_level = border_level(torch.cat([d.residuals(batch) for _, batch in batches]))
 
 # %% ../../nbs/42_models.dfr.ipynb #a1bbeb80
 def _residuals(d, images):

@@ -262,7 +262,7 @@ def _all_updates(network, optimiser, loss, batch, d, steps, looks, p, best, path
 
 # %% ../../nbs/37_models.training.ipynb #49277123
 def train_network(network, loss, batch, d, steps, looks, images_per_step, name=None, keep_start=False):
-    """Train `network` by the settings of detector `d` (see `Trained`) for at most `steps` updates; facts of the training.
+    """Train `network` by the settings of detector `d` (see `Trained`) for at most `steps` updates; its facts.
 
     loss: function (batch, step) → scalar;  batch: function step → batch;  looks: name → function without arguments
     that returns a loss as a float, taken in evaluation mode without gradients; `loss_held_out` among them decides when
