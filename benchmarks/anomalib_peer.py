@@ -1,4 +1,5 @@
-"""anomalib's side of benchmarks/results.py: a process of the environment .venv-bench that measures what it is asked for.
+"""anomalib's side of benchmarks/results.py: a process of the environment .venv-bench that measures what it is asked
+for.
 
 It reads one JSON object a line, {"call": NAME, ...}, and answers with one: {"seconds": processor time, ...}. Arrays
 pass through .npz files."""

@@ -23,7 +23,8 @@ def clusters(count, dimensions):
     centres = 3 * draw.standard_normal((200, dimensions), dtype=np.float32)
     for block in np.array_split(X, max(1, count // 4096)):
         block[:] = centres[draw.integers(200, size=len(block))]
-        block += draw.standard_normal(block.shape, dtype=np.float32) * draw.uniform(0.1, 1.5, (len(block), 1)).astype(np.float32)
+        block += draw.standard_normal(block.shape, dtype=np.float32) * draw.uniform(0.1, 1.5,
+            (len(block), 1)).astype(np.float32)
     return X
 
 
@@ -38,13 +39,14 @@ def measure(count, dimensions, kept):
         computed[0] += len(i) * (upto - since)
         return distances(bank, i, since, upto)
 
-    coreset.greedy_coreset(clusters(2000, dimensions), 50, first=0, progress=False)         # what is loaded once is loaded
+    coreset.greedy_coreset(clusters(2000, dimensions), 50, first=0, progress=False)  # what is loaded once is loaded
     coreset._distances, X = counted, clusters(count, dimensions)
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     coreset.greedy_coreset(X, kept, first=0, progress=False)
     seconds, after = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"vectors": count, "dimensions": dimensions, "kept": kept, "cpu_s": round(seconds, 3), "memory_mib": round((after - before) / 1024),
-            "data_mib": round(X.nbytes / 2**20), "distances": round(computed[0] / count / kept, 4), "processor": processor()}
+    return {"vectors": count, "dimensions": dimensions, "kept": kept, "cpu_s": round(seconds, 3),
+        "memory_mib": round((after - before) / 1024), "data_mib": round(X.nbytes / 2**20),
+        "distances": round(computed[0] / count / kept, 4), "processor": processor()}
 
 
 def main():
@@ -57,7 +59,8 @@ def main():
     options, rows = parser.parse_args(), []
     if options.one: return print(json.dumps(measure(options.counts[0], options.dimensions, options.kept)))
     for count in options.counts:
-        command = [sys.executable, __file__, "--one", "--counts", str(count), "--dimensions", str(options.dimensions), "--kept", str(options.kept)]
+        command = [sys.executable, __file__, "--one", "--counts", str(count), "--dimensions", str(options.dimensions),
+            "--kept", str(options.kept)]
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         print(rows[-1], flush=True)
         if options.out: pd.DataFrame(rows).to_csv(options.out, index=False)

@@ -1,5 +1,5 @@
-"""How time and memory grow with the number of images, up to the thesis's 11,250 + 1,225: rendered, fitted (bank and DFR)
-and evaluated.
+"""How time and memory grow with the number of images, up to the thesis's 11,250 + 1,225: rendered, fitted (bank and
+DFR) and evaluated.
 
     python benchmarks/image_growth.py [--out benchmarks/image_growth.csv] [--counts 500 2000 11250] [--size 64]
 
@@ -21,7 +21,8 @@ def dataset(folder, count, size):
     from thesis_ad.data.datasets import COLUMNS, Dataset
     from thesis_ad.data.prefilter import Recipe, render_dataset
     test = max(2, round(count * 1225 / 11_250 / 2 / 4))                             # 4 images a part: 2 zooms, 2 views
-    recipe = Recipe(size=size, train_parts=count // 10, calibration_ok_parts=test, calibration_nok_parts=test, test_ok_parts=0, test_nok_parts=0)
+    recipe = Recipe(size=size, train_parts=count // 10, calibration_ok_parts=test, calibration_nok_parts=test,
+        test_ok_parts=0, test_nok_parts=0)
     table = render_dataset(recipe, folder / "data", workers=1, progress=None)[COLUMNS]
     return Dataset("prefilter", folder / "data", table, "CC BY 4.0", True, True, "", published=True)
 
@@ -55,15 +56,19 @@ def main():
     parser.add_argument("--out", type=Path, help="write the table here as CSV")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options, rows = parser.parse_args(), []
-    if options.one: return print(json.dumps(measure(options.one[0], Path(options.one[1]), options.counts[0], options.size)))
+    if options.one:
+        return print(json.dumps(measure(options.one[0], Path(options.one[1]), options.counts[0], options.size)))
     for count in options.counts:
         with tempfile.TemporaryDirectory() as folder:
             for stage in STAGES:
-                command = [sys.executable, __file__, "--one", stage, folder, "--counts", str(count), "--size", str(options.size)]
-                rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]))
+                command = [sys.executable, __file__, "--one", stage, folder, "--counts", str(count), "--size",
+                    str(options.size)]
+                rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE,
+                    text=True).stdout.splitlines()[-1]))
                 print(rows[-1], flush=True)
                 if options.out: pd.DataFrame(rows).to_csv(options.out, index=False)
-    print(f"largest process: {max(row['peak_mib'] for row in rows)} MiB of 4096, {'met' if max(row['peak_mib'] for row in rows) < 4096 else 'not met'}")
+    print(f"largest process: {max(row['peak_mib'] for row in rows)} MiB of 4096, "
+        f"{'met' if max(row['peak_mib'] for row in rows) < 4096 else 'not met'}")
 
 
 if __name__ == "__main__": main()

@@ -19,7 +19,8 @@ def brute(x, bank, k):
     return distance[:, :k].sqrt(), index[:, :k]
 
 
-def vectors(key, shape, shift=0.0): return torch.from_numpy(rng("search", key).standard_normal(shape).astype(np.float32)) + shift
+def vectors(key, shape, shift=0.0):
+    return torch.from_numpy(rng("search", key).standard_normal(shape).astype(np.float32)) + shift
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -66,17 +67,20 @@ def test_the_error_bounds_are_bounds():
         S, error = products(x)
         c, z = bank.double() - products.mean.double(), x.double() - products.mean.double()
         off = (S.double() - ((c ** 2).sum(1) - 2 * z @ c.T)).abs().amax(1)
-        assert (off <= error).all(), f"scale {scale}, shift {shift}: off by {float((off / error).max()):.2f} of the bound"
+        assert (off
+            <= error).all(), f"scale {scale}, shift {shift}: off by {float((off / error).max()):.2f} of the bound"
         if "faiss" in WAYS:
             square, found = search._faiss_index(products.c).search((x - products.mean).numpy(), 12)
             true = (z[:, None] - c[torch.from_numpy(found)]).square().sum(2)
-            assert ((true - torch.from_numpy(square)).abs().amax(1) <= error).all(), f"scale {scale}, shift {shift}: FAISS"
+            assert ((true - torch.from_numpy(square)).abs().amax(1)
+                <= error).all(), f"scale {scale}, shift {shift}: FAISS"
 
 
 def test_auto_takes_faiss_on_a_processor_that_has_it(monkeypatch):
     for there in (True, False):
         monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: there or None)
-        for shape in ((1500, 152), (64_000, 1536)): assert search.choose_way("auto", torch.empty(shape, device="meta")) == "float32"
+        for shape in ((1500, 152), (64_000, 1536)):
+            assert search.choose_way("auto", torch.empty(shape, device="meta")) == "float32"
         assert search.choose_way("auto", torch.empty(1500, 152)) == ("faiss" if there else "float32")
 
 
@@ -88,10 +92,12 @@ def test_all_ways_give_the_same_bits_in_any_batch(family, k):
     if family == "lattice": bank, x = bank.round(), x.round()
     if family == "far away": bank, x = bank + 1e4, x + 1e4
     if family == "one far vector": bank[7] = 1e6
-    if family == "scales": bank, x = bank * torch.logspace(-4, 4, 2000)[:, None], x * torch.logspace(-4, 4, 300)[:, None]
+    if family == "scales":
+        bank, x = bank * torch.logspace(-4, 4, 2000)[:, None], x * torch.logspace(-4, 4, 300)[:, None]
     wanted, where = brute(x, bank, k)
     found = [NearestNeighbours(bank, way) for way in WAYS]
-    answers = [one(x, k) for one in found] + [tuple(map(torch.cat, zip(*(one(part, k) for part in x.split(7))))) for one in found]
+    answers = [one(x, k) for one in found] + [tuple(map(torch.cat, zip(*(one(part, k) for part in x.split(7)))))
+        for one in found]
     for distance, index in answers:
         assert torch.equal(distance, answers[0][0]) and torch.equal(index, answers[0][1])
         assert torch.allclose(distance.double(), wanted, rtol=1e-5)
@@ -106,12 +112,14 @@ def test_differences_are_taken_in_portions_that_fit_into_the_cache(monkeypatch):
     square = torch.Tensor.square_
     monkeypatch.setattr(torch.Tensor, "square_", lambda self: sizes.append(self.numel()) or square(self))
     again = search._measure(x, bank, rows, columns, 3)
-    assert torch.equal(whole[0], again[0]) and torch.equal(whole[1], again[1]) and max(sizes) <= 2**17 and sum(sizes) == 2400 * 1536
+    assert torch.equal(whole[0], again[0]) and torch.equal(whole[1], again[1]) and max(sizes) <= 2**17
+    assert sum(sizes) == 2400 * 1536
 
 
 def test_faiss_falls_back_where_its_list_may_have_left_a_neighbour_out():
     if "faiss" not in WAYS: pytest.skip("faiss is not installed")
-    bank, x = vectors("bank", (3, 16)).repeat(200, 1), vectors("x", (50, 16))         # 200 copies of each: no list of 12 holds all that tie
+    # 200 copies of each: no list of 12 holds all that tie
+    bank, x = vectors("bank", (3, 16)).repeat(200, 1), vectors("x", (50, 16))
     distance, index = NearestNeighbours(bank, "faiss")(x, 4)
     wanted, where = brute(x, bank, 4)
     assert torch.equal(index, where) and torch.allclose(distance.double(), wanted, rtol=1e-5)
@@ -133,8 +141,9 @@ def test_faiss_says_what_to_install(monkeypatch):
 
 def test_what_has_no_answer_is_refused():
     bank = vectors("bank", (5, 2))
-    for call in (lambda: NearestNeighbours(bank)(bank, 6), lambda: NearestNeighbours(bank)(bank, 0), lambda: NearestNeighbours(bank * np.nan),
-                 lambda: NearestNeighbours(bank)(bank / 0), lambda: NearestNeighbours(bank[:0]), lambda: NearestNeighbours(bank, "fast")):
+    for call in (lambda: NearestNeighbours(bank)(bank, 6), lambda: NearestNeighbours(bank)(bank, 0),
+            lambda: NearestNeighbours(bank * np.nan), lambda: NearestNeighbours(bank)(bank / 0),
+            lambda: NearestNeighbours(bank[:0]), lambda: NearestNeighbours(bank, "fast")):
         with pytest.raises(UserError): call()
     distance, index = NearestNeighbours(bank)(bank[:0], 2)
     assert distance.shape == index.shape == (0, 2)
