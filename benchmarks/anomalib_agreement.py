@@ -35,7 +35,7 @@ METRICS = ("image_auroc", "pixel_auroc", "aupro_0.30")
 # ours
 
 def some(images, count):
-    "At most `count` pictures of an image set, evenly spaced; 0 = all."
+    "At most `count` images of an image set, evenly spaced; 0 = all."
     return images.evenly(count) if count else images
 
 
@@ -74,7 +74,7 @@ def dump(folder, options):
 # theirs
 
 def their_model(folder, facts, held):
-    "anomalib's PatchcoreModel with our weights; the features of one picture are compared before anything else."
+    "anomalib's PatchcoreModel with our weights; the features of one image are compared before anything else."
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
     from safetensors.torch import load_file
     layers = [f"blocks.{i}" for i in facts["stages"]]
@@ -173,7 +173,7 @@ def compare(folder, out):
 def printed(table):
     "The table for reading."
     for _, row in table.iterrows():
-        print(f"\n{row.dataset} ({row.train} training pictures, bank {row.bank}, test {row.test_ok} OK and {row.test_nok} NOK, mean of {row.seeds} seeds), anomalib {row.anomalib} {row.way}")
+        print(f"\n{row.dataset} ({row.train} training images, bank {row.bank}, test {row.test_ok} OK and {row.test_nok} NOK, mean of {row.seeds} seeds), anomalib {row.anomalib} {row.way}")
         for name in METRICS:
             if pd.notna(row[f"{name}_ours"]):
                 print(f"  {name:12} ours {row[f'{name}_ours']:.4f}  theirs {row[f'{name}_theirs']:.4f}  difference {row[f'{name}_difference']:+.4f}  (seeds of one method: {row[f'{name}_spread_of_seeds']:.4f} apart)")
@@ -186,7 +186,7 @@ def main():
     for part, text in (("dump", "first part, with thesis_ad"), ("theirs", "second part, with anomalib"), ("compare", "third part, with thesis_ad")):
         parser.add_argument(f"--{part}", type=Path, metavar="WORK", help=text)
     parser.add_argument("--data", default="elpv_mono", help="name of a dataset or folder in MVTec layout")
-    for name in ("train", "ok", "nok"): parser.add_argument(f"--{name}", type=int, default=0, help="at most so many pictures, evenly spaced; 0 = all")
+    for name in ("train", "ok", "nok"): parser.add_argument(f"--{name}", type=int, default=0, help="at most so many images, evenly spaced; 0 = all")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--ratio", type=float, default=0.05, help="share of the patches in the bank")
     parser.add_argument("--seeds", type=int, default=3)

@@ -49,7 +49,7 @@ def measure(name, seed, profile, replicates):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", metavar="DATA",
-        help="name of a dataset whose calibration split holds OK and NOK pictures")
+        help="name of a dataset whose calibration split holds OK and NOK images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--profile", default="demo")
     parser.add_argument("--replicates", type=int, default=1000)

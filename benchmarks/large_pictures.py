@@ -1,17 +1,17 @@
-"""What does a large picture cost when it is cut into tiles?
+"""What does a large image cost when it is cut into tiles?
 
-Peak memory and processor time of one prediction, by the picture's size.
+Peak memory and processor time of one prediction, by the image's size.
 
     python benchmarks/large_pictures.py --out benchmarks/large_pictures.csv
 
-A detector is fitted on tiles of 256 x 256 of rendered pictures (demo backbone) and predicts one picture at its own
+A detector is fitted on tiles of 256 x 256 of rendered images (demo backbone) and predicts one image at its own
 size, in a process of its own; `peak_mib` is the largest resident memory of that process.
-Without tiles the picture is resized to 256 x 256.
+Without tiles the image is resized to 256 x 256.
 
-Measured once, one picture a process, before dfr levelled its border (large_pictures.csv; one thread, the other core
-busy): the process takes 870 to 930 MiB for a picture of 256 x 256, torch
+Measured once, one image a process, before dfr levelled its border (large_pictures.csv; one thread, the other core
+busy): the process takes 870 to 930 MiB for an image of 256 x 256, torch
 included. In tiles up to 50 MiB more for 1024 x 1024, 80 to 105 for 2000 x 1334 and about 360 for 4000 x 2668; resized
-to one tile the last takes 150 to 180 more. What grows is the picture with its copies and map, not what the network
+to one tile the last takes 150 to 180 more. What grows is the image with its copies and map, not what the network
 holds; tiles add the sum and the weight of their maps.
 Time grows with the number of tiles: at 2000 x 1334 2.4 s for patchcore, 1.6 s for padim, 5.1 s for dfr.
 """
@@ -51,7 +51,7 @@ def peak_mib():
 
 
 def predict(folder, pictures, queue):
-    """Seconds of processor time a picture and peak MiB of predicting `pictures` one after another by the bundle in
+    """Seconds of processor time an image and peak MiB of predicting `pictures` one after another by the bundle in
     `folder`, put into `queue`."""
     pin_threads(1)
     detector = Detector.load(folder, device="cpu")

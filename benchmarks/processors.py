@@ -7,7 +7,7 @@ which another machine may have made:
     python benchmarks/processors.py
     python benchmarks/processors.py --first A/metrics.csv --second B/metrics.csv --out benchmarks/processors.csv
 
-Measured once (processors.csv), 100 training pictures a dataset, on an Intel processor with bfloat16 tiles (AMX) and an
+Measured once (processors.csv), 100 training images a dataset, on an Intel processor with bfloat16 tiles (AMX) and an
 AMD one with bfloat16 vectors (AVX-512) and no tiles: 0.12 points in the median of 48 results. The banks and Gaussians
 stay where they are (padim moves by 0.01 points on prefilter_b).
 Of what is trained, dfr, dfr_fine and dfr_attention move by at most 0.15 points, featcae and efficientad by 0.3 and

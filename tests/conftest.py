@@ -36,7 +36,7 @@ def write_picture(path, generator, square=False, shape=(72, 96)):
 
 @pytest.fixture
 def mvtec_folder(tmp_path):
-    "A small dataset in MVTec layout: 12 train, 6 OK and 6 NOK test pictures with masks."
+    "A small dataset in MVTec layout: 12 train, 6 OK and 6 NOK test images with masks."
     root, generator = tmp_path / "part", rng("mvtec_folder")
     for i in range(12): write_picture(root / f"train/good/{i:03d}.png", generator)
     for i in range(6): write_picture(root / f"test/good/{i:03d}.png", generator)

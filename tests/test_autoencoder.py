@@ -1,4 +1,4 @@
-"""The autoencoder end to end on tiny pictures, and its parts against independent implementations."""
+"""The autoencoder end to end on tiny images, and its parts against independent implementations."""
 import json
 
 import numpy as np
@@ -23,7 +23,7 @@ def seeded(): torch.manual_seed(0)
 
 
 def pictures(n, size=(32, 48), nok=0, seed=0):
-    "n OK pictures, stripes of varying brightness, and `nok` more with a dark square."
+    "n OK images, stripes of varying brightness, and `nok` more with a dark square."
     random, (height, width) = rng("test autoencoder", seed), size
     stripes = 120 + 60 * np.sin(np.arange(width) / 3)[None, None, :, None] + random.normal(0, 8, (n + nok, 1, 1, 1))
     images = np.broadcast_to(stripes, (n + nok, height, width, 3)) + random.normal(0, 3, (n + nok, height, width, 3))
@@ -39,7 +39,7 @@ def equal(a, b):
 # ---- SSIM
 
 def scipy_ssim(x, y):
-    "SSIM by SciPy with an 11-tap window whose part outside the picture is left out."
+    "SSIM by SciPy with an 11-tap window whose part outside the image is left out."
     inside = gaussian_filter(np.ones_like(x), 1.5, radius=5, mode="constant")
     blur = lambda z: gaussian_filter(z, 1.5, radius=5, mode="constant") / inside
     mx, my = blur(x), blur(y)
@@ -62,7 +62,7 @@ def test_ssim_is_wangs(height, width, spread, seed):
 
 def test_ssim_identity_symmetry_and_known_value():
     x, y = torch.rand(2, 2, 3, 20, 13)
-    assert (ssim_map(x, x) == 1).all(), "a picture is exactly like itself"
+    assert (ssim_map(x, x) == 1).all(), "an image is exactly like itself"
     assert torch.equal(ssim_map(x, y), ssim_map(y, x))
     # no structure: the first factor alone
     flat = ssim_map(torch.full((1, 1, 9, 9), 0.5), torch.full((1, 1, 9, 9), 0.25))
@@ -173,7 +173,7 @@ def test_it_finds_a_dark_square():
     detector = Autoencoder(**TINY | dict(epochs=40, width=8, augment=False)).fit(train)
     scores, maps = predict_set(detector, test)
     assert detector.facts["loss_train"][-1] < 0.5 * detector.facts["loss_train"][0], "the loss did not fall"
-    assert scores[4:].min() > scores[:4].max(), "a NOK picture scores below an OK one"
+    assert scores[4:].min() > scores[:4].max(), "a NOK image scores below an OK one"
     for heat in maps[4:]:
         inside = heat[8:17, 12:25].mean()
         assert inside > 3 * (heat.sum() - heat[8:17, 12:25].sum()) / (heat.size

@@ -178,7 +178,7 @@ def test_gaussian_scales_by_training_parts_it_has_not_learned_and_leaves_calibra
     assert make("gaussian").fit(train, both).facts == alone.facts
     learned, held = hold_out(train)
     assert len(learned) == 11 and len(held) == 3 and not set(learned.groups) & set(held.groups)
-    assert make("gaussian").fit(train.take([0])).facts["held_out"] == 0, "a picture that was learned is no held-out one"
+    assert make("gaussian").fit(train.take([0])).facts["held_out"] == 0, "an image that was learned is no held-out one"
 
 
 @settings(max_examples=25, deadline=None)

@@ -47,7 +47,7 @@ def test_every_mistake_is_named_in_the_order_of_its_weight(folder):
     places = [said(check, "1 test image with the bytes of an image of", "900.png"),
               said(check, "1 test image with the look of an image of", "901.jpg"),
               said(check, "3 masks that cannot be used", "003_mask.png is 72×96", "004_mask.png cannot be read",
-                  "005_mask.png is 96×72 pixels but its picture is 72×96 (as stored: EXIF"),
+                  "005_mask.png is 96×72 pixels but its image is 72×96 (as stored: EXIF"),
               said(check, "1 OK image with two values only", "993.png"), said(check, "1 mask without an image",
                   "777_mask.png"), said(check, "1 image that cannot be read", "990.png"),
               said(check, "1 NOK image without a mask", "002.png"), said(check, "1 mask without a marked pixel",

@@ -78,7 +78,7 @@ def test_a_broken_picture_is_named_skipped_and_counted(mvtec_folder, tmp_path):
     picture.write_bytes(picture.read_bytes()[:400])
     result = thesis_ad("fit", "dfr", mvtec_folder, "-o", tmp_path / "b", *FAST)
     assert result.returncode == 0, result.stderr
-    assert "900.jpg" in result.stderr and "1 picture" in result.stderr
+    assert "900.jpg" in result.stderr and "1 image" in result.stderr
 
 
 def test_a_picture_of_floats_that_are_no_grey_values_is_skipped(mvtec_folder, tmp_path):
@@ -87,7 +87,7 @@ def test_a_picture_of_floats_that_are_no_grey_values_is_skipped(mvtec_folder, tm
         grey[3, 4] = change
         Image.fromarray(grey).save(mvtec_folder / f"train/good/90{number}.tif")
     result = thesis_ad("fit", "gaussian", mvtec_folder, "-o", tmp_path / "b", "--set", "size=64")
-    assert (result.returncode == 0 and "4 pictures skipped" in result.stderr
+    assert (result.returncode == 0 and "4 images skipped" in result.stderr
         and "on 10 OK images" in result.stdout), result.stdout  # 3 of 13 to calibrate
     for number in range(4): assert f"90{number}.tif" in result.stderr
     assert "lie in nan … nan" in result.stderr and "lie in 0 … 3000, where 0 … 255 is black … white" in result.stderr
@@ -115,7 +115,7 @@ def test_only_a_lack_of_memory_is_called_one(error, code, monkeypatch, capsys):
 def test_a_line_break_in_a_name_breaks_no_line(bundle, mvtec_folder):
     pictures = mvtec_folder / "test/good"
     (pictures / "000.png").rename(pictures / "a\nb ü.png")
-    (pictures / "c\td.png").write_bytes(b"no picture")
+    (pictures / "c\td.png").write_bytes(b"no image")
     result = thesis_ad("inspect", bundle, pictures)
     assert (result.returncode == 2 and len(result.stdout.splitlines()) == 7
         and "a\\nb ü.png" in result.stdout), result.stdout
@@ -189,7 +189,7 @@ def test_nothing_to_tell_apart_is_said(bundle, mvtec_folder, tmp_path):
     shutil.rmtree(mvtec_folder / "test/dent")
     shutil.rmtree(mvtec_folder / "ground_truth")
     result = thesis_ad("evaluate", bundle, mvtec_folder, "-o", tmp_path / "e")
-    assert (result.returncode == 0 and "no NOK test picture" in result.stdout
+    assert (result.returncode == 0 and "no NOK test image" in result.stdout
         and "Empty DataFrame" not in result.stdout), result.stderr
 
 
@@ -225,7 +225,7 @@ def test_an_empty_split_is_refused(bundle, mvtec_folder, tmp_path):
 def test_a_flat_folder_can_be_fitted_but_not_evaluated(tmp_path):
     for i in range(6): write_picture(tmp_path / f"photos/{i}.jpg", rng("flat", i))
     assert thesis_ad("fit", "dfr", tmp_path / "photos", "-o", tmp_path / "b", *FAST).returncode == 0
-    refused(thesis_ad("evaluate", tmp_path / "b", tmp_path / "photos", "-o", tmp_path / "e"), "no test pictures")
+    refused(thesis_ad("evaluate", tmp_path / "b", tmp_path / "photos", "-o", tmp_path / "e"), "no test images")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")

@@ -1,5 +1,5 @@
 """Autoencoders of pixels (cae_l1, vae) and of features (featcae, dfr_attention): their parts by other means,
-and end to end on tiny pictures."""
+and end to end on tiny images."""
 import copy
 
 import numpy as np
@@ -25,7 +25,7 @@ every = pytest.mark.parametrize("name", QUICK)
 
 
 def pictures(n, nok=0, shape=(64, 96), seed=0):
-    "n OK pictures, stripes of varying brightness, and `nok` more with a dark square."
+    "n OK images, stripes of varying brightness, and `nok` more with a dark square."
     random, (height, width) = rng("test convolutional", seed), shape
     stripes = 120 + 60 * np.sin(np.arange(width) / 3)[None, None, :, None] + random.normal(0, 8, (n + nok, 1, 1, 1))
     images = stripes + random.normal(0, 3, (n + nok, height, width, 3))

@@ -15,7 +15,7 @@ from thesis_ad.settings import cache_dir, rng
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    "Three pictures that were last changed an hour ago, and a list of the files that are read from now on."
+    "Three images that were last changed an hour ago, and a list of the files that are read from now on."
     monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "cache"))
     root, read = tmp_path / "photos", []
     root.mkdir()
@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def write(path, seed, age=3600):
-    "A picture of noise, changed `age` seconds ago."
+    "An image of noise, changed `age` seconds ago."
     cv2.imwrite(str(path), rng(seed).integers(0, 256, (20, 30, 3)).astype(np.uint8))
     then = path.stat().st_mtime - age
     os.utime(path, (then, then))
@@ -117,7 +117,7 @@ def test_a_full_disk_does_not_stop_a_look_at_the_files(folder, monkeypatch):
 
 
 def test_decoded_pictures_are_shared_and_bounded(folder, monkeypatch):
-    "Views at one size share what was decoded; another size or another shape of the same bytes is another picture."
+    "Views at one size share what was decoded; another size or another shape of the same bytes is another image."
     root, _ = folder
     table, _ = inspect_files(pd.DataFrame({"path": ["a.png", "b.png", "c.png"], "mask": ""}), root, quiet=True)
     reads, read = [], datasets.read_image
@@ -174,6 +174,6 @@ def test_fewer_training_pictures_leave_calibration_and_test_as_they_are(count, k
         assert after.reset_index(drop=True).equals(before.reset_index(drop=True)), f"{split} has changed"
     train = rows["train"][0].path.tolist()
     place = [train.index(path) for path in rows["train"][1].path]
-    assert len(place) == kept and place == sorted(set(place)), "each picture at most once, in the table's order"
+    assert len(place) == kept and place == sorted(set(place)), "each image at most once, in the table's order"
     if count == 100:
         assert place[0] == 0 and place[-1] == 231 and set(np.diff(place)) == {2, 3}, "evenly spaced over the table"

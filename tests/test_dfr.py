@@ -119,7 +119,7 @@ def test_rows_are_a_bounded_even_sample_and_depend_on_no_batching():
         for i in range(7):
             own = {tuple(v) for v in features(images[i][None]).flatten(0, 2).half().tolist()}
             assert {tuple(v)
-                for v in rows[i * each:(i + 1) * each].tolist()} <= own, f"rows of picture {i} are not its own"
+                for v in rows[i * each:(i + 1) * each].tolist()} <= own, f"rows of image {i} are not its own"
     assert len(collect_rows(features, images, 70, passes=2)) == 70
     assert torch.equal(collect_rows(features, images, 70), collect_rows(features, images.take(range(7)), 70))
     assert not torch.equal(collect_rows(features, images, 70), collect_rows(features, images, 70, seed=1))
@@ -344,7 +344,7 @@ def test_the_level_is_that_of_pictures_as_they_are_judged():
     judged = torch.stack(list(varied.prepare(train)))
     assert torch.allclose(varied.border_level, border_level(varied.residuals(judged)), rtol=1e-4)
     assert not torch.allclose(varied.border_level, border_level(varied.residuals(torch.stack(list(train)))),
-        rtol=1e-2), "pictures are judged enhanced"
+        rtol=1e-2), "images are judged enhanced"
 
 
 @settings(max_examples=40, deadline=None)
@@ -360,7 +360,7 @@ def test_levelling_lowers_a_loud_rim_and_raises_nothing_by_calming_it(h, w, loud
     even = (heat - inside.mean()) / max(float(inside.std(correction=0)), 1e-3 * float(inside.mean()))
     above = heat > level[0]
     assert (found[above] <= even[above] + 1e-3 * even.abs()
-        .max()).all(), "a cell stands out more than inside the picture"
+        .max()).all(), "a cell stands out more than inside the image"
 
 
 def test_a_constant_map_is_levelled_to_numbers():
@@ -369,7 +369,7 @@ def test_a_constant_map_is_levelled_to_numbers():
 
 
 def test_a_mirrored_margin_gives_the_outermost_cells_neighbours():
-    "As if the mirrored picture were the picture, and the cells of its surroundings were cut off."
+    "As if the mirrored image were the image, and the cells of its surroundings were cut off."
     images, m = torch.stack(list(pictures(2))), 32
     wide = create("dfr", **QUICK | dict(margin=m))
     larger = create("dfr", **QUICK | dict(size=(64 + 2 * m,) * 2, cells=(32, 32)))

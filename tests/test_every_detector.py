@@ -117,13 +117,13 @@ def test_a_picture_is_judged_by_itself(name, fitted, test_set):
     detector = fitted(name)
     together = predict_set(detector, test_set, batch_size=6)[0]
     one_by_one = predict_set(detector, test_set, batch_size=1)[0]
-    assert np.allclose(together, one_by_one, rtol=1e-5), "the score of a picture depends on its company"
+    assert np.allclose(together, one_by_one, rtol=1e-5), "the score of an image depends on its company"
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["one picture", "one colour"])
+@pytest.mark.parametrize("kind", ["one image", "one colour"])
 def test_little_to_learn_from(name, kind, test_set):
-    train = ImageSet.from_arrays(pictures(1) if kind == "one picture" else np.full((4, 80, 120, 3), 128, np.uint8))
+    train = ImageSet.from_arrays(pictures(1) if kind == "one image" else np.full((4, 80, 120, 3), 128, np.uint8))
     try: scores, maps = predict_set(small(name).fit(train), test_set)
     except UserError as error: assert len(str(error)) > 20; return
     assert np.isfinite(scores).all() and (maps is None or all(np.isfinite(heat).all() for heat in maps))
@@ -232,7 +232,7 @@ def test_maps_are_scaled_by_pictures_as_they_are_judged(name, monkeypatch):
     assert seen and all(len(one) == detector.facts["held_out"] for one in seen)
     for one in seen:
         assert repr(one.transform) == repr(detector.prepare(ImageSet.from_arrays(
-            pictures(1))).transform), "held-out pictures are prepared in another way than judged ones"
+            pictures(1))).transform), "held-out images are prepared in another way than judged ones"
 
 
 class Symmetric:
@@ -258,16 +258,16 @@ def test_with_a_symmetric_backbone_the_map_of_a_mirrored_picture_is_the_mirrored
     detector.fit(ImageSet.from_arrays(np.concatenate([train, np.flip(train, axis - 1)])))
     batch = next(detector.prepare(test_set).batches(6))[1]
     (scores, maps), (again, flipped) = detector.predict(batch), detector.predict(batch.flip(axis))
-    assert np.allclose(scores, again, rtol=1e-3), "a mirrored picture has another score"
+    assert np.allclose(scores, again, rtol=1e-3), "a mirrored image has another score"
     if maps is not None:
         assert np.allclose(np.flip(flipped, axis - 1), maps, rtol=1e-3,
-            atol=1e-3 * np.ptp(maps)), "the map of a mirrored picture is not the mirrored map"
+            atol=1e-3 * np.ptp(maps)), "the map of a mirrored image is not the mirrored map"
 
 
 @pytest.mark.parametrize("name", FLIPS)
 @pytest.mark.parametrize("axis", [2, 3])
 def test_maps_turn_over_with_the_picture(name, axis, test_set):
-    """Fitted on pictures and their mirror images on a backbone whose first stages are all that is asked;
+    """Fitted on images and their mirror images on a backbone whose first stages are all that is asked;
     equality up to what its strides shift."""
     train = pictures(6)
     both = ImageSet.from_arrays(np.concatenate([train, np.flip(train, axis - 1)]))
@@ -276,7 +276,7 @@ def test_maps_turn_over_with_the_picture(name, axis, test_set):
     (_, maps), (_, flipped) = detector.predict(batch), detector.predict(batch.flip(axis))
     for heat, other in zip(maps, np.flip(flipped, axis - 1)):
         assert np.corrcoef(heat.ravel(),
-            other.ravel())[0, 1] > 0.9, "the map of a mirrored picture is not the mirrored map"
+            other.ravel())[0, 1] > 0.9, "the map of a mirrored image is not the mirrored map"
 
 
 @pytest.mark.parametrize("name", NAMES)

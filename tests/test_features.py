@@ -423,7 +423,7 @@ def test_five_fits_compute_the_maps_once(tmp_path, monkeypatch):
     for name in ("patchcore", "padim", "gaussian", "global_knn", "featcae"):
         more = {"steps": 2, "augment": False} if name == "featcae" else {}
         create(name, size=(64, 64), device="cpu", **more).fit(images)
-    assert seen and len(seen) == len(set(seen)), "a map of the same picture and stage was computed twice"
+    assert seen and len(seen) == len(set(seen)), "a map of the same image and stage was computed twice"
     assert backbones._kept is None
 
 

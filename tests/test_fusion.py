@@ -105,7 +105,7 @@ def test_probability_rises_with_the_score_and_is_roughly_right():
     for low in (0.0, 0.25, 0.5, 0.75):
         inside = (p >= low) & (p < low + 0.25)
         assert abs(truth[inside].mean() - p[inside]
-            .mean()) < 0.12, f"of pictures with P in [{low}, {low + 0.25}] {truth[inside].mean():.2f} are NOK"
+            .mean()) < 0.12, f"of images with P in [{low}, {low + 0.25}] {truth[inside].mean():.2f} are NOK"
 
 
 def test_few_parts_are_said():
@@ -171,7 +171,7 @@ def test_what_is_no_number_is_refused_by_name(value):
     fusion = fit_fusion(scores, labels, groups, ("a", "b"), replicates=2)
     scores[7, 1] = value
     for call in (lambda: fit_fusion(scores, labels, groups, ("a", "b")), lambda: fusion(scores)):
-        with pytest.raises(UserError, match="picture 7 by b"): call()
+        with pytest.raises(UserError, match="image 7 by b"): call()
 
 
 def test_wrong_shapes_are_refused():
@@ -249,7 +249,7 @@ def test_poses_follow_the_time_stamp_and_not_the_order_of_files():
 # DeLong and Holm
 
 def delong_by_pairs(labels, a, b):
-    "Difference and variance from the kernel of every pair of pictures (DeLong et al., 1988), one loop at a time."
+    "Difference and variance from the kernel of every pair of images (DeLong et al., 1988), one loop at a time."
     def kernel(s): return np.array([[(x > y) + 0.5 * (x == y) for y in s[labels == 0]] for x in s[labels == 1]], float)
     k = np.stack([kernel(a), kernel(b)])
     theta = k.mean((1, 2))

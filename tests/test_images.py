@@ -265,7 +265,7 @@ def test_the_even_blur_moves_nothing():
     for size in (3, 4, 5):
         spread = blur(dot, size)[..., 0].astype(float)
         assert (np.array_equal(spread, spread[::-1, ::-1])
-            and np.array_equal(spread, spread.T)), f"k = {size} shifts the picture"
+            and np.array_equal(spread, spread.T)), f"k = {size} shifts the image"
         assert spread[10, 10] == spread.max() and (blur(flat(77), size) == 77).all()
 
 

@@ -207,7 +207,7 @@ def test_a_folder_inside_a_dataset_is_not_flat(tmp_path):
     for name in ("test", "unsorted", "NOK"): refused(put(tmp_path / f"new/{name}", "1.png"), name)
     part = read_folder(tmp_path / "test")
     assert set(part.table.split) == {"test"} and part.root == tmp_path and len(masks(part)) == 2
-    with pytest.raises(UserError, match="test has no train pictures"): open_dataset(tmp_path / "test").train
+    with pytest.raises(UserError, match="test has no train images"): open_dataset(tmp_path / "test").train
 
 
 def test_a_table_that_calls_an_image_nok_is_heard(tmp_path):

@@ -1,4 +1,4 @@
-"""No leak: nothing that is fitted depends on the test split, and no part and no picture is on two sides of a split."""
+"""No leak: nothing that is fitted depends on the test split, and no part and no image is on two sides of a split."""
 import dataclasses
 import functools
 import json
@@ -169,7 +169,7 @@ def test_the_protocol_fits_the_same_bundle_on_a_folder_with_another_test_split(t
     assert bundles[0] == bundles[1]
 
 
-# No part and no picture on two sides
+# No part and no image on two sides
 
 @pytest.mark.parametrize("name", [name for name in manifest_names() if not read_manifest(name).public])
 def test_no_part_is_in_two_splits(name):
@@ -190,7 +190,7 @@ def fingerprint(images):
 
 
 def duplicates(splits, likeness):
-    """Pairs (split, i, other split, j) of pictures in different splits whose fingerprints correlate by more than
+    """Pairs (split, i, other split, j) of images in different splits whose fingerprints correlate by more than
     `likeness`."""
     prints, found = {name: fingerprint(images) for name, images in splits.items()}, []
     for n, one in enumerate(splits):
@@ -207,7 +207,7 @@ def _opened(name):
 
 
 def opened(name):
-    "The pictures of each split; 64 pixels and two parts of each role where they are rendered."
+    "The images of each split; 64 pixels and two parts of each role where they are rendered."
     return {split: list(images) for split, images in _opened(name).items()}
 
 

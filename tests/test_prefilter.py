@@ -47,7 +47,7 @@ def test_a_picture_does_not_depend_on_where_memory_was_free():
     first, kept = scene(), []
     for size in (1, 17, 4_099, 65_537, 1_000_003) * 4:
         kept.append(np.empty(size, np.uint8))
-        assert np.array_equal(scene(), first), f"another picture after {size} bytes more were taken"
+        assert np.array_equal(scene(), first), f"another image after {size} bytes more were taken"
 
 
 def test_a_killed_run_continues(rendered, tmp_path):

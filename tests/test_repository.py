@@ -175,7 +175,7 @@ def test_a_module_imports_only_from_chapters_before_it():
 
 def test_the_library_imports_no_notebook_tool():
     allowed = {"thesis_ad/reproduce.py": {"papermill", "nbclient"},          # nbclient's errors are papermill's
-               "thesis_ad/evaluation/figures.py": {"IPython"}}  # shows a picture where IPython runs already
+               "thesis_ad/evaluation/figures.py": {"IPython"}}  # shows an image where IPython runs already
     tools = {"nbdev", "execnb", "ghapi", "papermill", "nbformat", "nbclient", "IPython",
         "jupytext", "pytest"}
     wrong = [f"{where(path)}:{line} imports {name}" for path in MODULES if path.name != "_modidx.py"
@@ -289,7 +289,7 @@ def test_committed_files_are_small():
 
 
 def words(path):
-    "Text of a file that a person reads; of a notebook, source and text outputs without pictures."
+    "Text of a file that a person reads; of a notebook, source and text outputs without images."
     if path.suffix != ".ipynb": return path.read_text(encoding="utf-8")
     pieces = []
     for cell in read(path)["cells"]:

@@ -67,7 +67,7 @@ def test_a_changed_figure_is_made_again(first):
     picture = next(FIGURES.glob("resolution_prefilter_a.png"))
     before = picture.read_bytes()
     picture.write_bytes(before[:100])
-    assert "1 of" in run() and picture.read_bytes() == before, "the same inputs gave another picture"
+    assert "1 of" in run() and picture.read_bytes() == before, "the same inputs gave another image"
 
 
 def test_what_lies_outside_the_published_intervals_is_named():

@@ -87,7 +87,7 @@ def test_the_guard_refuses_in_one_sentence_and_names_the_way(mvtec_folder):
             one.test
         assert len(one.open_test()) == 12
     assert data.development is data.open_test(), "a folder that is named for it is development data"
-    with pytest.raises(UserError, match="has no test pictures"):
+    with pytest.raises(UserError, match="has no test images"):
         open_dataset(mvtec_folder / "train" / "good").open_test()
 
 

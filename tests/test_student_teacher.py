@@ -81,7 +81,7 @@ def test_pdn_is_its_convolutions_and_keeps_the_grid(shape):
 
 
 def test_global_autoencoder_has_nothing_but_its_latent():
-    "Two pictures with one latent vector have one map: no skip lets a defect through."
+    "Two images with one latent vector have one map: no skip lets a defect through."
     torch.manual_seed(0)
     network, x = GlobalAutoencoder(4, (5, 7)).eval(), torch.rand(2, 3, 40, 56)
     network.encoder[-1].register_forward_hook(lambda module, before, after: torch.ones_like(after))
@@ -155,7 +155,7 @@ def test_quantiles_come_from_training_pictures_that_the_student_did_not_learn_fr
         detector.facts["quantiles"], rtol=1e-2)
     found = map_statistics([chapter._seen(detector, torch.stack(list(learned)))])[0]
     assert torch.allclose(found, detector.mean, rtol=1e-3,
-        atol=1e-4), "the teacher was not standardised by the pictures that are learned"
+        atol=1e-4), "the teacher was not standardised by the images that are learned"
 
 
 def test_the_published_teacher_is_taken_where_it_is_at_hand(tmp_path, monkeypatch):

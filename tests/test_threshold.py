@@ -128,7 +128,7 @@ def count_kept(n, rank, allowed, among):
 @given(n=st.integers(3, 300), among=st.integers(1, 300), alpha=st.sampled_from([0.01, 0.05, 0.1, 1 / 3]),
     confidence=st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_the_bound_on_a_count(n, among, alpha, confidence):
-    "The lowest rank that does, by another law; the number of pictures that a refusal asks for is the lowest that does."
+    "The lowest rank that does, by another law; the number of images that a refusal asks for is the lowest that does."
     allowed = math.floor(alpha * among + 1e-9)
     def holds(rank, n=n): return count_kept(n, rank, allowed, among) >= confidence - 1e-9
     try: rank = bounded_threshold(np.arange(n), alpha, confidence, among).rank
@@ -149,13 +149,13 @@ def rank_or_refused(*arguments, **options):
 @FEW
 @given(n=st.integers(3, 200), alpha=st.sampled_from([0.05, 0.1, 0.2]), tooth=st.integers(0, 8), data=st.data())
 def test_the_bound_on_a_count_is_monotone(n, alpha, tooth, data):
-    """More confidence, or more pictures with no more alarms allowed, never lower the rank;
+    """More confidence, or more images with no more alarms allowed, never lower the rank;
     one more alarm allowed for the same number never raises it."""
     width = round(1 / alpha)
     few, many = sorted(data.draw(st.lists(st.integers(max(tooth * width, 1), tooth * width + width - 1),
         min_size=2, max_size=2)))
     ranks = [rank_or_refused(np.arange(n), alpha, 0.95, among) for among in (few, many)]
-    assert ranks[0] <= ranks[1], f"{many} pictures with {tooth} alarms allowed got a lower rank than {few}"
+    assert ranks[0] <= ranks[1], f"{many} images with {tooth} alarms allowed got a lower rank than {few}"
     by_confidence = [rank_or_refused(np.arange(n), alpha, confidence, few)
         for confidence in (0.5, 0.8, 0.9, 0.95, 0.99)]
     assert by_confidence == sorted(by_confidence)
@@ -166,7 +166,7 @@ def test_the_bound_on_a_count_is_monotone(n, alpha, tooth, data):
 @given(n=st.integers(3, 400), alpha=st.sampled_from([0.02, 0.05, 0.1, 0.25]),
     confidence=st.sampled_from([0.8, 0.9, 0.95]))
 def test_the_ends_are_the_conformal_threshold_and_the_bound_on_the_rate(n, alpha, confidence):
-    """For very many pictures the rank is that of the rate, unless the rate is at the edge of its confidence;
+    """For very many images the rank is that of the rate, unless the rate is at the edge of its confidence;
     for one at confidence 1 - alpha it is the conformal one."""
     rank = rank_or_refused(np.arange(n), alpha, confidence)
     chances = [chance_kept(n, r, alpha) for r in (min(rank, n), max(min(rank, n) - 1, 1))]
@@ -231,8 +231,8 @@ def test_mean_sigma_under_normal_scores(n, k):
 
 
 @pytest.mark.parametrize("wrong, word", [
-    (lambda: conformal_threshold([1, 2], 0.5), "at least 3"), (lambda: mean_sigma([1, 2, np.nan]), "picture 2"),
-    (lambda: quantile_threshold([1, 2, np.inf], 0.9), "picture 2"),
+    (lambda: conformal_threshold([1, 2], 0.5), "at least 3"), (lambda: mean_sigma([1, 2, np.nan]), "image 2"),
+    (lambda: quantile_threshold([1, 2, np.inf], 0.9), "image 2"),
     (lambda: conformal_threshold(range(10), 0.01), "99"), (lambda: bounded_threshold(range(10), 0.05), "59"),
     (lambda: conformal_threshold(range(10), 1.5), "alpha"),
     (lambda: set_threshold(range(10), "conformall"), "conformal"),
@@ -277,7 +277,7 @@ def labelled(seed, n=60, gain=1.5, scale=1.0):
 
 @pytest.mark.parametrize("seed, scale, gain", [(0, 1, 1.5), (1, 1e-5, 0.5), (2, 1e5, 3), (3, 1, 40), (4, 1, -1)])
 def test_platt_against_sklearn_and_the_simplex(seed, scale, gain):
-    "Platt's targets are sample weights: each picture once as NOK with weight t, once as OK with weight 1 - t."
+    "Platt's targets are sample weights: each image once as NOK with weight t, once as OK with weight 1 - t."
     scores, labels = labelled(seed, gain=gain, scale=scale)
     ours, simplex = fit_platt(scores, labels), fit_platt(scores, labels, solver="nelder-mead")
     t, z = platt_targets(labels), (scores - scores.mean()) / scores.std()
@@ -322,7 +322,7 @@ def test_at_share_is_the_rule_of_bayes():
 
 def test_a_missing_class_or_number_is_refused():
     for scores, labels, word in (([1, 2, 3], [0, 0, 0], "3 OK and 0 NOK"), ([1, 2], [1, 1], "0 OK"),
-            ([1, np.nan], [0, 1], "picture 1"), ([1, 2, 3], [0, 1], "3 scores")):
+            ([1, np.nan], [0, 1], "image 1"), ([1, 2, 3], [0, 1], "3 scores")):
         with pytest.raises(UserError, match=word): fit_platt(scores, labels)
     with pytest.raises(UserError, match="newton"): fit_platt([1, 2], [0, 1], solver="newtn")
 
@@ -390,7 +390,7 @@ def test_calibrate_evaluate_inspect(bundle, part, tmp_path):
     tensors = (bundle / "tensors.safetensors").read_bytes()
     result = thesis_ad("calibrate", bundle, part)
     assert result.returncode == 0, result.stderr
-    assert "21 OK pictures" in result.stdout and "4 NOK" in result.stdout
+    assert "21 OK images" in result.stdout and "4 NOK" in result.stdout
     first = (bundle / "bundle.json").read_bytes()
     facts = json.loads(first)
     assert facts["threshold"]["how"] == "conformal" and facts["threshold"]["n"] == 21
@@ -406,7 +406,7 @@ def test_calibrate_evaluate_inspect(bundle, part, tmp_path):
         / "after/scores.csv").read_bytes(), "a threshold changed the scores"
     scores = pd.read_csv(tmp_path / "after/scores.csv", dtype={"score": str}).set_index("image")
 
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     result = thesis_ad("inspect", bundle, part / "test", tmp_path / "broken.png", tmp_path / "missing.jpg", "-o",
         tmp_path / "seen")
     assert result.returncode == 2 and "broken.png" in result.stderr and "missing.jpg" in result.stderr
@@ -438,7 +438,7 @@ def test_calibrate_refuses_in_one_sentence(bundle, part, tmp_path):
     few = tmp_path / "few"
     for i in range(2): write_picture(few / f"{i}.png", rng("few", i))
     refused(thesis_ad("calibrate", bundle, few), "3 OK", "2")
-    refused(thesis_ad("calibrate", bundle, part / "train/ok"), "training pictures")
+    refused(thesis_ad("calibrate", bundle, part / "train/ok"), "training images")
     for i in range(5): write_picture(tmp_path / "mixed/nok" / f"{i}.png", rng("mixed", i))
     refused(thesis_ad("calibrate", bundle, tmp_path / "mixed"), "nok", "--ok", "--nok")
     write_picture(tmp_path / "nested/line2/NG/0.png", rng("nested"))
@@ -455,7 +455,7 @@ def test_calibrate_refuses_in_one_sentence(bundle, part, tmp_path):
 
 
 def test_a_flat_folder_uses_what_was_not_learned(bundle, part, tmp_path):
-    "Ten training pictures among new ones are left out; the threshold rests on the others, and there is no confidence."
+    "Ten training images among new ones are left out; the threshold rests on the others, and there is no confidence."
     (tmp_path / "photos").mkdir()
     for folder in ("train", "calibration"):
         for path in (part / folder / "ok").glob("*.png"):
@@ -463,7 +463,7 @@ def test_a_flat_folder_uses_what_was_not_learned(bundle, part, tmp_path):
     result = thesis_ad("calibrate", bundle, tmp_path / "photos", "--method", "mean_sigma", "--k", "2",
         "--pixel", "0.99")
     assert result.returncode == 0, result.stderr
-    assert "10 training pictures" in result.stderr and "no confidence" in result.stdout
+    assert "10 training images" in result.stderr and "no confidence" in result.stdout
     facts = json.loads((bundle / "bundle.json").read_text())
     assert facts["threshold"]["left_out"] == 10 and facts["threshold"]["pictures"] == 21 and facts["sigmoid"] is None
     assert facts["threshold"]["pixel"]["quantile"] == 0.99
@@ -478,7 +478,7 @@ def test_a_killed_update_leaves_the_old_bundle(bundle, monkeypatch):
 
 
 class NotANumber:
-    "Wraps a detector whose second picture has no score."
+    "Wraps a detector whose second image has no score."
     def __init__(self, detector): self.__dict__.update(detector=detector)
     def __getattr__(self, name): return getattr(self.detector, name)
     def predict(self, images):
@@ -514,7 +514,7 @@ def test_a_bound_on_a_count_is_written_and_told():
     threshold = calibrate(detector, pictures, "bounded", alpha=0.2, confidence=0.8, among=10)
     assert json.loads(json.dumps(detector.threshold))["among"] == 10
     assert chance_kept(24, threshold.rank, 0.2, 10) >= 0.8 > chance_kept(24, threshold.rank - 1, 0.2, 10)
-    assert "At most 20 % of the next 10 OK pictures are called NOK, with a probability of at least 80 %." in describe(
+    assert "At most 20 % of the next 10 OK images are called NOK, with a probability of at least 80 %." in describe(
         detector.threshold)
     calibrate(detector, pictures, "bounded", alpha=0.2, confidence=0.8)
     assert "among" not in detector.threshold and "in the long run" in describe(detector.threshold)
@@ -524,7 +524,7 @@ def test_a_bound_on_a_count_is_written_and_told():
 
 @pytest.mark.parametrize("n", [3, 7, 18, 19, 40])
 def test_few_pictures_promise_what_they_can(n):
-    "By default nothing above two pictures is refused; an alpha that was asked for is kept or refused, never changed."
+    "By default nothing above two images is refused; an alpha that was asked for is kept or refused, never changed."
     threshold = set_threshold(np.arange(n))
     assert threshold.alpha == max(0.05, 1 / (n + 1)) and threshold.expected <= threshold.alpha + 1e-12
     assert threshold.low < threshold.expected < threshold.high

@@ -1,4 +1,4 @@
-"""Tiles cover a picture, blend without seams, and every detector with maps works on large and on long pictures."""
+"""Tiles cover an image, blend without seams, and every detector with maps works on large and on long images."""
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,7 +20,7 @@ def test_tiles_cover_and_overlap(length, tile, overlap):
     for start in starts: covered[start:start + tile] += 1
     assert covered.min() >= 1, "a pixel lies in no tile"
     assert (starts == sorted(set(starts)) and starts[-1] + tile == max(length,
-        tile)), "tiles end with the picture and none is there twice"
+        tile)), "tiles end with the image and none is there twice"
     shared = [a + tile - b for a, b in zip(starts, starts[1:])]
     assert all(n >= int(overlap * tile) - 1
         for n in shared), f"an overlap of {min(shared, default=tile)} pixels is less than {overlap:.2f} of {tile}"
@@ -67,9 +67,9 @@ def test_a_shuffled_training_prepares_each_picture_once_an_epoch(monkeypatch):
     order = tiles.shuffled(rng("order"))
     for _ in tiles.batches(4, order=order): pass
     assert len(prepared) == 30 == len(set(prepared))
-    assert np.ptp(order[:16]) > len(tiles.of(0)), "the first tiles are all of one picture"
+    assert np.ptp(order[:16]) > len(tiles.of(0)), "the first tiles are all of one image"
     for _ in tiles.batches(4, epoch=1): pass
-    assert len(prepared) == 60, "another epoch varies its pictures anew"
+    assert len(prepared) == 60, "another epoch varies its images anew"
 
 
 @pytest.mark.parametrize("room", [1, 3])

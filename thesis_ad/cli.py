@@ -39,7 +39,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; results are equal to the bit for an equal number only.")]
 Calibration = Annotated[Optional[Path], typer.Option(
-    help="Another folder whose pictures become the calibration split.")]
+    help="Another folder whose images become the calibration split.")]
 OkFolders = Annotated[Optional[list[str]], typer.Option("--ok",
     help="A folder of OK images, below DATA or anywhere; may be repeated.")]
 
@@ -125,15 +125,15 @@ def data_list():
 # %% ../nbs/90_cli.ipynb #f522ac36
 @data_app.command("make")
 def data_make(name: Annotated[str, typer.Argument(help="A rendered dataset of the manifest.")],
-              size: Annotated[int, typer.Option(help="Edge of a picture in pixels.")] = 256,
+              size: Annotated[int, typer.Option(help="Edge of an image in pixels.")] = 256,
               workers: Annotated[Optional[int], typer.Option(min=1, help="Processes; default: all CPUs.")] = None):
-    "Render a dataset into the cache folder (pictures that are there already are kept)."
+    "Render a dataset into the cache folder (images that are there already are kept)."
     from thesis_ad.data.datasets import open_dataset
     from thesis_ad.data.manifest import read_manifest
     if not read_manifest(name).rendered:
         raise UserError(f"{name} is not rendered; it is read from its package, nothing has to be made")
     data = open_dataset(name, size=size, workers=workers)
-    print(f"{len(data.table)} pictures in {data.root}")
+    print(f"{len(data.table)} images in {data.root}")
 
 @data_app.command("verify")
 def data_verify(name: Annotated[Optional[str], typer.Argument(help="A dataset of the manifest; default: all.")] = None):
@@ -208,7 +208,7 @@ def _open(data, detector, calibration=None, **said):
     print(_one_line(opened.summary))
     return opened
 
-def _pictures(n): return f"{n} picture{'' if n == 1 else 's'}"
+def _pictures(n): return f"{n} image{'' if n == 1 else 's'}"
 def _one_line(text): return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 def _report_skipped(data):
@@ -259,7 +259,7 @@ def fit(method: Annotated[str, typer.Argument(help="A detector (see: thesis-ad m
         out: Out, set: Settings = None, calibration: Calibration = None, ok: OkFolders = None, nok: NokFolders = None,
         masks: MaskFolders = None, layout: Layout = None, ignore: Ignore = None, device: Device = "auto",
         seed: Seed = 0, threads: Threads = 1):
-    "Fit a detector on the OK pictures of DATA and keep it as a bundle. A broken picture is named, skipped and counted."
+    "Fit a detector on the OK images of DATA and keep it as a bundle. A broken image is named, skipped and counted."
     from thesis_ad.decision.threshold import calibrate, held_scores
     from thesis_ad.models.auto import joined
     from thesis_ad.models.detector import check_place
@@ -310,7 +310,7 @@ def _print_rates(detector, labels, decisions):
     "Print the error rates at the detector's threshold."
     from thesis_ad.decision.threshold import error_rates
     print(f"\nat the threshold {detector.threshold['value']:.6g} ({detector.threshold['how']}), exact 95 % "
-        "intervals for independent pictures")
+        "intervals for independent images")
     _print_table(error_rates(labels, decisions))
 
 # %% ../nbs/90_cli.ipynb #f8c8ef98
@@ -322,7 +322,7 @@ def _report_metrics(metrics, scores, defects, data):
             f"{metrics.attrs['pixel_error']:.1e} off the exact values")
     labels = {*scores.label}
     if len(labels) < 2:
-        print(f"\n{data} has no {'NOK' if 0 in labels else 'OK'} test picture, so nothing can be told apart and most "
+        print(f"\n{data} has no {'NOK' if 0 in labels else 'OK'} test image, so nothing can be told apart and most "
             "metrics are empty")
     elif metrics.set_index("metric").value.isna()["pixel_auroc"]:
         print("\nno map or no mask to judge it by, so the pixel metrics are empty")
@@ -335,8 +335,8 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
         data: Annotated[str, typer.Argument(help="A dataset of the manifest or a folder with a test split.")], out: Out,
         ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None,
         ignore: Ignore = None, device: Device = "auto", threads: Threads = 1):
-    """Judge a bundle on the test pictures of DATA: metrics.csv, scores.csv, per_defect.csv.
-    A broken picture is named, skipped and counted."""
+    """Judge a bundle on the test images of DATA: metrics.csv, scores.csv, per_defect.csv.
+    A broken image is named, skipped and counted."""
     from thesis_ad.decision.threshold import decide
     from thesis_ad.evaluation.figures import write_csv
     from thesis_ad.evaluation.protocol import evaluate
@@ -363,7 +363,7 @@ Rule = Annotated[str, typer.Option(help="conformal, grouped, bounded, mean_sigma
 Alpha = Annotated[Optional[float], typer.Option(help="False-alarm rate allowed (conformal, grouped, bounded).")]
 Confidence = Annotated[Optional[float], typer.Option(help="How sure the bound is (bounded).")]
 Among = Annotated[Optional[int], typer.Option(
-    help="Bound the share among the next so many OK pictures or parts, not the rate in the long run (bounded).")]
+    help="Bound the share among the next so many OK images or parts, not the rate in the long run (bounded).")]
 Deviations = Annotated[Optional[float], typer.Option(help="Standard deviations above the mean (mean_sigma).")]
 Quantile = Annotated[Optional[float], typer.Option(help="Quantile of OK scores (quantile).")]
 Unit = Annotated[str, typer.Option(help="What alpha counts: picture or part.")]
@@ -375,12 +375,12 @@ def _report_calibration(threshold, sigmoid):
     "Print what `calibrate` has set: the facts of the threshold, and those of the sigmoid or None."
     from thesis_ad.decision.threshold import describe
     if threshold["left_out"]:
-        print(f"{threshold['left_out']} training pictures of this bundle left out", file=sys.stderr)
+        print(f"{threshold['left_out']} training images of this bundle left out", file=sys.stderr)
     print(describe(threshold))
     if threshold["pixel"]:
         print(f"Pixels are marked above {threshold['pixel']['value']:.6g} ({threshold['pixel']['how']}).")
-    print(f"Confidence from {sigmoid['n_ok']} OK and {sigmoid['n_nok']} NOK pictures." if sigmoid
-        else "No NOK calibration picture, so no confidence.")
+    print(f"Confidence from {sigmoid['n_ok']} OK and {sigmoid['n_nok']} NOK images." if sigmoid
+        else "No NOK calibration image, so no confidence.")
     if sigmoid and sigmoid["warning"]: print(f"warning: {sigmoid['warning']}", file=sys.stderr)
 
 # %% ../nbs/90_cli.ipynb #09919c0b
@@ -391,7 +391,7 @@ def calibrate(bundle: Annotated[Path, typer.Argument(help="A bundle written by f
               pixel: PixelRule = "maxima", calibration: Calibration = None, ok: OkFolders = None,
               nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None, device: Device = "auto",
               threads: Threads = 1):
-    "Set the threshold of BUNDLE from OK pictures it has not learned from, and its confidence where NOK ones are given."
+    "Set the threshold of BUNDLE from OK images it has not learned from, and its confidence where NOK ones are given."
     from thesis_ad.decision.threshold import calibrate, calibration_pictures
     from thesis_ad.models.detector import load_bundle, update_bundle
     pin_threads(threads)

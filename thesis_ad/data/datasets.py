@@ -37,7 +37,7 @@ def evenly_spaced(n, count):
 # %% ../../nbs/13_data.datasets.ipynb #881a1ee7
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    "Pictures read on demand as float32 [3, H, W] in [0, 1]; labels 0 = OK, 1 = NOK."
+    "Images read on demand as float32 [3, H, W] in [0, 1]; labels 0 = OK, 1 = NOK."
     table: pd.DataFrame                    # COLUMNS + sha256 and the `ImageFacts` of each file
     root: Path = Path(".")
     size: tuple | None = None              # (height, width), None keeps each file's own
@@ -70,19 +70,19 @@ def key(self: ImageSet):
 
 @patch
 def view(self: ImageSet, **changes):
-    "The same pictures with another `size`, `transform` or `seed`."
+    "The same images with another `size`, `transform` or `seed`."
     return dataclasses.replace(self, **changes)
 
 @patch
 def take(self: ImageSet, indices):
-    "The pictures at `indices` (integers or a boolean mask), in that order."
+    "The images at `indices` (integers or a boolean mask), in that order."
     indices = np.asarray(indices)
     if indices.dtype == bool: indices = np.flatnonzero(indices)
     return dataclasses.replace(self, table=self.table.iloc[indices].reset_index(drop=True))
 
 @patch
 def evenly(self: ImageSet, count):
-    "At most `count` of the pictures, evenly spaced."
+    "At most `count` of the images, evenly spaced."
     return self.take(evenly_spaced(len(self), count))
 
 # %% ../../nbs/13_data.datasets.ipynb #f4e2a822
@@ -102,7 +102,7 @@ def white(self: ImageSet): return self.reading.white or white_level(self.table)
 
 @patch
 def shape(self: ImageSet, i):
-    "(height, width) of the file of picture `i`."
+    "(height, width) of the file of image `i`."
     return int(self.table.height.iloc[i]), int(self.table.width.iloc[i])
 
 # %% ../../nbs/13_data.datasets.ipynb #aaaa36af
@@ -124,7 +124,7 @@ def reading_notes(table, reading):
     return notes
 
 # %% ../../nbs/13_data.datasets.ipynb #ed8f9507
-MEMORY_LIMIT = 192 * 2**20    # bytes of pictures kept in a process; joblib renews workers that grow by 300 MB
+MEMORY_LIMIT = 192 * 2**20    # bytes of images kept in a process; joblib renews workers that grow by 300 MB
 
 class _Pictures(OrderedDict):
     "Arrays by key, the last used ones last; together `limit` bytes at most, or one larger array."
@@ -149,7 +149,7 @@ def keep_images(nbytes=MEMORY_LIMIT):
 
 # %% ../../nbs/13_data.datasets.ipynb #d5c2302d
 def _decoded(images, i):
-    "uint8 [H, W, 3] of the file of picture `i`, or of its array, at the set's size."
+    "uint8 [H, W, 3] of the file of image `i`, or of its array, at the set's size."
     path = images.table.path.iloc[i]
     region = images.reading.region
     if images.arrays is not None: image = images.arrays[path] if region is None else region.paint(images.arrays[path])
@@ -157,7 +157,7 @@ def _decoded(images, i):
     return image if images.size is None else resize(image, images.size)
 
 def _picture(images, i, epoch=0, keep=False):
-    "uint8 [H, W, 3] of picture `i` after resize and transform; `keep`: in memory, also where the transform varies."
+    "uint8 [H, W, 3] of image `i` after resize and transform; `keep`: in memory, also where the transform varies."
     key, decoded = ((images.table.sha256.iloc[i], images.shape(i), images.size, images.white, images.reading.page,
         images.reading.region), lambda: _decoded(images, i))
     if images.transform is None: return _pictures.of(key, decoded)
@@ -238,7 +238,7 @@ def picture_files(folder):
 
 # %% ../../nbs/13_data.datasets.ipynb #87429018
 def with_calibration(table, share=0.2):
-    "`table` with `share` of its training pictures moved to `calibration`, whole groups at a time, if it has none yet."
+    "`table` with `share` of its training images moved to `calibration`, whole groups at a time, if it has none yet."
     train = table[table.split == "train"]
     if ((table.split == "calibration") & (table.label == 0)).any() or train.group.nunique() < 2: return table
     groups = sorted(train.group.unique(), key=lambda group: sha256(group.encode()))
@@ -249,7 +249,7 @@ def with_calibration(table, share=0.2):
 
 # %% ../../nbs/13_data.datasets.ipynb #a6ce6500
 def _inspect(path, reading):
-    "(sha256, *`ImageFacts`) of a picture, or (None, reason, …) of the same length."
+    "(sha256, *`ImageFacts`) of an image, or (None, reason, …) of the same length."
     try:
         data = path.read_bytes()
         if is_marked(data): raise UserError("it was written by thesis-ad inspect and shows no part")
@@ -294,8 +294,8 @@ def looked_at(files, key, look, what, unit, quiet=False):
     if found != known: _remember(key, stamps, found, start)
     return found
 
-def inspect_files(table, root, what="pictures", quiet=False, reading=Reading()):
-    "`table` with sha256 and `ImageFacts` of every picture, and a list of `path: reason` for those left out."
+def inspect_files(table, root, what="images", quiet=False, reading=Reading()):
+    "`table` with sha256 and `ImageFacts` of every image, and a list of `path: reason` for those left out."
     key = content_key(str(Path(root).resolve()), table.path.tolist(), reading, ImageFacts._fields)
     found = looked_at([root / path for path in table.path], key, lambda file: _inspect(file, reading),
         what, "image", quiet)
@@ -321,9 +321,9 @@ def _inspect_mask(path):
 def _other_size(mask, image, path=None):
     "In words: a mask of another size (height, width) than its image, and whether the turn of the image explains it."
     (h, w), (height, width) = mask, image
-    hint = (" (as stored: EXIF turns the picture; draw the mask on the turned one, or remove the EXIF tag)"
+    hint = (" (as stored: EXIF turns the image; draw the mask on the turned one, or remove the EXIF tag)"
         * ((h, w) == (width, height) and path is not None and turned(path)))
-    return f"is {w}×{h} pixels but its picture is {width}×{height}{hint}"
+    return f"is {w}×{h} pixels but its image is {width}×{height}{hint}"
 
 # %% ../../nbs/13_data.datasets.ipynb #f71b3237
 def inspect_masks(table, root, what="masks", quiet=False):
@@ -361,7 +361,7 @@ class Dataset:
     table: pd.DataFrame
     licence: str = "the user's own"
     rendered: bool = False
-    enhance: bool = False                                      # whether its pictures are enhanced by default
+    enhance: bool = False                                      # whether its images are enhanced by default
     key: str = ""                                              # hash of recipe and labels, or of the table
     skipped: list = field(default_factory=list)                # broken files, named
     published: bool = False  # a dataset of the manifest, on whose test split results are reported
@@ -407,11 +407,11 @@ def _open(self: Dataset, split):
     if rows.empty and split == "calibration":
         return ImageSet(rows.assign(sha256="", height=0, width=0, white=0.0, bright=0.0, pages=1), self.root)
     if rows.empty:
-        raise UserError(f"{self.folder.given if self.folder else self.root} has no {split} pictures "
+        raise UserError(f"{self.folder.given if self.folder else self.root} has no {split} images "
             f"({self.summary})")
     rows, skipped = inspect_files(rows, self.root, f"{self.name} {split}", reading=self.reading)
     self.skipped.extend(skipped)
-    if rows.empty: raise UserError(f"no {split} picture of {self.root} can be read; the first: {skipped[0]}")
+    if rows.empty: raise UserError(f"no {split} image of {self.root} can be read; the first: {skipped[0]}")
     reading = dataclasses.replace(self.reading, white=self._white(rows, split))
     self.notes.extend(f"{split}: {note}" for note in reading_notes(rows, reading))
     masks = inspect_masks(rows, self.root, f"{self.name} {split} masks")
@@ -545,7 +545,7 @@ def open_dataset(name, size=256, parts=0, calibration=None, workers=None, **said
     size, parts: rendered edge; groups kept of each split and label. said: ok, nok, masks (lists of folders) or layout
         of a folder (chapter 11)."""
     if not str(name): raise UserError("the name of the data is empty; give a folder or a dataset of the manifest")
-    if size < 1: raise UserError(f"pictures of {size} pixels cannot be rendered; give a size of 1 or more")
+    if size < 1: raise UserError(f"images of {size} pixels cannot be rendered; give a size of 1 or more")
     try: known = manifest_names()
     except UserError:                       # the package without its repository knows folders only
         if not Path(name).is_dir(): raise
@@ -597,11 +597,11 @@ def verify(name):
             raise UserError(f"{name}: recipe or splits.csv differ from the manifest's data_hash")
         if not recipe_table(_recipe(manifest))[COLUMNS].astype(str).equals(table[COLUMNS].astype(str)):
             raise UserError(f"{name}: the recipe no longer gives splits.csv")
-        return f"{len(table)} rendered pictures, recipe and labels as in the manifest"
+        return f"{len(table)} rendered images, recipe and labels as in the manifest"
     root, known = _package_root(manifest.recipe["package"]), pd.read_csv(manifest.folder / "checksums.csv")
     if content_key(known.values.tolist()) != manifest.data_hash:
         raise UserError(f"{name}: checksums.csv differs from the manifest's data_hash")
     for path, digest in zip(known.path, known.sha256):
         if not (root / path).is_file(): raise UserError(f"{name}: {root / path} is missing")
-        if sha256(root / path) != digest: raise UserError(f"{name}: {root / path} is not the picture of the manifest")
-    return f"{len(known)} pictures, every checksum as in the manifest"
+        if sha256(root / path) != digest: raise UserError(f"{name}: {root / path} is not the image of the manifest")
+    return f"{len(known)} images, every checksum as in the manifest"

@@ -27,7 +27,7 @@ SPLITS = ("train", "calibration", "test")
 OUTSIDE = r"^[/\\]|^\w:|(?:^|[/\\])\.\.(?:[/\\]|$)"      # a path that leads out of its folder
 
 def check_table(table, where="the dataset"):
-    "`table` if it keeps the rules of a splits table; otherwise a `UserError` naming the first picture that breaks one."
+    "`table` if it keeps the rules of a splits table; otherwise a `UserError` naming the first image that breaks one."
     missing = [name for name in COLUMNS if name not in table]
     if missing: raise UserError(f"{where} has no column {', '.join(missing)}")
     def refuse(rows, why):
@@ -35,7 +35,7 @@ def check_table(table, where="the dataset"):
     refuse(~table.split.isin(SPLITS), f"is in none of the splits {', '.join(SPLITS)}")
     refuse(~table.label.isin((0, 1)), "has a label that is neither 0 (OK) nor 1 (NOK)")
     refuse((table.defect == "good") != (table.label == 0), "has a label that contradicts its defect")
-    refuse((table.split == "train") & (table.label == 1), "is NOK but in train, which holds OK pictures only")
+    refuse((table.split == "train") & (table.label == 1), "is NOK but in train, which holds OK images only")
     refuse(table.path.duplicated(), "is listed twice")
     crossing = table.groupby("group").split.nunique()
     refuse(table.group.isin(crossing[crossing > 1].index), "belongs to a group that is in more than one split")
@@ -88,7 +88,7 @@ def read_splits(path):
 
 # %% ../../nbs/10_data.manifest.ipynb #b60ed339
 def split_groups(table, shares, seed=0, groups=None):
-    "Deal whole groups to splits. `shares` maps a split to its fraction of pictures; `groups` restricts to some groups."
+    "Deal whole groups to splits. `shares` maps a split to its fraction of images; `groups` restricts to some groups."
     table = table[table.group.isin(groups)] if groups is not None else table
     names = np.sort(table.group.unique())
     names = names[rng("split", seed).permutation(len(names))]
@@ -115,11 +115,11 @@ class Manifest:
     name: str
     title: str                                # one line for a person
     kind: str                                 # rendered | package | public: fetched by the user
-    licence: str                              # of the pictures
+    licence: str                              # of the images
     source: str                               # where they come from, and how to cite them
     recipe: dict = field(default_factory=dict)  # rendered sets: settings of the renderer; packages: what is taken
     data_hash: str = ""                       # of recipe and labels (rendered) or of all checksums
-    enhance: bool = False                     # whether its pictures are enhanced by default
+    enhance: bool = False                     # whether its images are enhanced by default
     citation: str = ""                        # public sets from here on: what a publication has to cite
     page: str = ""                            # where its authors offer it
     files: tuple = ()                         # archives: url, sha256 where one is known, bytes
@@ -178,5 +178,5 @@ def elpv_table(labels, kind, shares={"train": 0.45, "calibration": 0.2, "test": 
     return check_table(pd.concat(parts)[COLUMNS].sort_values("path").reset_index(drop=True))
 
 def nearly_all_bad(table):
-    "bool [N]: rows whose group is NOK for more than `NEARLY_ALL_BAD` of its pictures."
+    "bool [N]: rows whose group is NOK for more than `NEARLY_ALL_BAD` of its images."
     return (table.groupby("group").label.transform("mean") > NEARLY_ALL_BAD).to_numpy()

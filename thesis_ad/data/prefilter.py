@@ -95,7 +95,7 @@ def _lattice(u, v, traits, step=0):
 # %% ../../nbs/12_data.prefilter.ipynb #750e8215
 @functools.lru_cache(maxsize=1)
 def _lettering():
-    "Raised letters as a picture of the boss, 750 pixels a unit."
+    "Raised letters as an image of the boss, 750 pixels a unit."
     image = np.zeros((720, 1200), np.uint8)
     cv2.putText(image, "PF-12", (590, 370), cv2.FONT_HERSHEY_SIMPLEX, 3.6, 255, 26, cv2.LINE_AA)
     cv2.circle(image, (740, 500), 55, 255, 14, cv2.LINE_AA)
@@ -465,7 +465,7 @@ def recipe_table(recipe):
         "zoom", "orientation"])
 
 # %% ../../nbs/12_data.prefilter.ipynb #07825380
-RENDERER = 3     # raise it whenever a change here changes a picture
+RENDERER = 3     # raise it whenever a change here changes an image
 
 def _is_there(folder, row): return (folder / row.path).exists() and (not row.mask or (folder / row.mask).exists())
 

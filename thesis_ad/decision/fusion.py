@@ -24,16 +24,16 @@ from ..settings import UserError, one_of
 # %% ../../nbs/51_decision.fusion.ipynb #a63ac709
 def check_scores(scores, names=None):
     """(float64 [N, M], names of the M detectors) of finite scores;
-    a `UserError` names picture and detector of the first that is not a number."""
+    a `UserError` names image and detector of the first that is not a number."""
     scores = np.asarray(scores, np.float64)
     if scores.ndim == 1: scores = scores[:, None]
     if scores.ndim != 2 or not scores.size:
-        raise UserError(f"scores to fuse are a table of pictures × detectors, not of shape {scores.shape}")
+        raise UserError(f"scores to fuse are a table of images × detectors, not of shape {scores.shape}")
     names = [f"detector {m}" for m in range(scores.shape[1])] if names is None else list(names)
     if len(names) != scores.shape[1] or len(set(names)) < len(names):
         raise UserError(f"{scores.shape[1]} detectors need as many different names, not {', '.join(names)}")
     bad = np.argwhere(~np.isfinite(scores))
-    if len(bad): raise UserError(f"the score of picture {bad[0][0]} by {names[bad[0][1]]} is not a finite number")
+    if len(bad): raise UserError(f"the score of image {bad[0][0]} by {names[bad[0][1]]} is not a finite number")
     return scores, tuple(names)
 
 # %% ../../nbs/51_decision.fusion.ipynb #41821ad0
@@ -61,8 +61,8 @@ def group_folds(labels, groups, n=5):
     return folds if whole else np.zeros(len(labels), int)
 
 def held_out_log_odds(scores, labels, folds):
-    """Log-odds float64 [N, M] of each picture by sigmoids fitted on the other folds;
-    by all pictures if there is only one fold."""
+    """Log-odds float64 [N, M] of each image by sigmoids fitted on the other folds;
+    by all images if there is only one fold."""
     found = np.zeros(scores.shape)
     for k in np.unique(folds):
         held = folds == k
@@ -73,7 +73,7 @@ def held_out_log_odds(scores, labels, folds):
 # %% ../../nbs/51_decision.fusion.ipynb #c78044db
 def simplex_weights(opinions, labels, counts=None):
     """Weights [M] ≥ 0 that sum to 1 and minimise the cross-entropy of σ(c·Σ w z + d) for log-odds [N, M];
-    `counts` [N]: how often a picture counts."""
+    `counts` [N]: how often an image counts."""
     useful = np.ptp(opinions, axis=0) > 1e-9
     M = int(useful.sum())
     if not M: return np.full(len(useful), 1 / len(useful))
@@ -93,7 +93,7 @@ def simplex_weights(opinions, labels, counts=None):
 
 # %% ../../nbs/51_decision.fusion.ipynb #9defba2c
 def drawn_counts(labels, groups, n, seed=0):
-    """How often each picture occurs in each of n draws of whole groups, int [n, N];
+    """How often each image occurs in each of n draws of whole groups, int [n, N];
     OK groups, NOK groups and mixed ones are drawn apart."""
     names, number = np.unique(groups, return_inverse=True)
     kinds = np.stack([np.bincount(number[labels == label], minlength=len(names)) > 0 for label in (0, 1)])
@@ -139,21 +139,21 @@ def _checked(scores, labels, groups, names):
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups).astype(str)
     if not len(scores) == len(labels) == len(groups):
         raise UserError(f"{len(scores)} rows of scores, {len(labels)} labels and {len(groups)} groups: one of each is "
-            "needed per picture")
-    if not (labels == 0).any(): raise UserError("a fusion needs OK calibration pictures")
+            "needed per image")
+    if not (labels == 0).any(): raise UserError("a fusion needs OK calibration images")
     return scores, labels, groups, names
 
 # %% ../../nbs/51_decision.fusion.ipynb #2ded4b49
 def fit_fusion(scores, labels, groups=None, names=None, replicates=100, seed=0):
     """The `Fusion` of raw calibration scores [N, M] with labels [N] (0 OK, 1 NOK) and groups [N] (physical parts; each
-    picture its own if None).
+    image its own if None).
 
-    Without any NOK picture `fit_normal_fusion` takes over, and `note` says so.
+    Without any NOK image `fit_normal_fusion` takes over, and `note` says so.
     A `UserError` on scores that are no numbers, or without OK."""
     scores, labels, groups, names = _checked(scores, labels, groups, names)
     if not (labels == 1).any():
         return replace(fit_normal_fusion(scores, names),
-            note="there is no NOK calibration picture: p-values of OK pictures are combined with equal weights")
+            note="there is no NOK calibration image: p-values of OK images are combined with equal weights")
     folds = group_folds(labels, groups)
     sigmoids = fit_sigmoids(scores, labels)
     # a constant opinion is no opinion
@@ -162,7 +162,7 @@ def fit_fusion(scores, labels, groups=None, names=None, replicates=100, seed=0):
     weights = draws.mean(0)
     notes = [f"{name}: {one.warning}" for name, one in zip(names, sigmoids) if one.warning]
     if not folds.any():
-        notes.append("a class has fewer than two calibration parts, so the weights rest on the pictures that the "
+        notes.append("a class has fewer than two calibration parts, so the weights rest on the images that the "
             "sigmoids were fitted on")
     return Fusion(names, "sigmoids", tuple(sigmoids), tuple(weights.tolist()),
         tuple(map(tuple, np.quantile(draws, (0.025, 0.975), axis=0).T.tolist())), fit_platt(opinions @ weights, labels),
@@ -176,9 +176,9 @@ def _answer(fusion, scores):
     return fusion.final(fusion(scores))
 
 def _probability(fusion, scores):
-    "P(NOK) in [0, 1], float64 [N]; needs NOK calibration pictures."
+    "P(NOK) in [0, 1], float64 [N]; needs NOK calibration images."
     if fusion.kind != "sigmoids":
-        raise UserError("this fusion was fitted without NOK pictures and knows no probability of NOK; ask for p_value")
+        raise UserError("this fusion was fitted without NOK images and knows no probability of NOK; ask for p_value")
     return _answer(fusion, scores)
 
 Fusion.probability = _probability
@@ -194,7 +194,7 @@ def _weighted(fusion, weights):
 Fusion.weighted = _weighted
 
 def best_single(scores, labels):
-    "Column of scores [N, M] with the highest AUROC on these (calibration) pictures; the first of equals."
+    "Column of scores [N, M] with the highest AUROC on these (calibration) images; the first of equals."
     return int(np.argmax([roc_auc_score(labels, column) for column in np.asarray(scores, np.float64).T]))
 
 def equal_weights(fusion):
@@ -203,7 +203,7 @@ def equal_weights(fusion):
 
 # %% ../../nbs/51_decision.fusion.ipynb #e387aeb4
 def out_of_fold(scores, labels, groups, fit=fit_fusion, n=5, **options):
-    """(fused scores float64 [N] of calibration pictures by fusions fitted on the other folds, whether that was
+    """(fused scores float64 [N] of calibration images by fusions fitted on the other folds, whether that was
     possible); `fit(scores, labels, groups, **options)`."""
     scores, labels, groups = check_scores(scores)[0], np.asarray(labels, int), np.asarray(groups).astype(str)
     folds, fused = group_folds(labels, groups, n), np.zeros(len(labels))
@@ -237,27 +237,27 @@ class NormalTail:
 # %% ../../nbs/51_decision.fusion.ipynb #9b87f77f
 @dataclass(frozen=True)
 class Brown:
-    "p-value of a fused score under a scaled χ² law fitted to OK pictures (Brown, 1975)."
+    "p-value of a fused score under a scaled χ² law fitted to OK images (Brown, 1975)."
     scale: float
     freedom: float
 
     def __call__(self, fused): return stats.chi2.sf(np.asarray(fused) / self.scale, self.freedom)
 
 def _p_value(fusion, scores):
-    "Share of OK pictures, in (0, 1], at least as anomalous; for fusions fitted without NOK."
+    "Share of OK images, in (0, 1], at least as anomalous; for fusions fitted without NOK."
     if fusion.kind != "fisher":
-        raise UserError(f"a fusion of kind '{fusion.kind}' has no p-value; fit it with rule 'fisher' on OK pictures")
+        raise UserError(f"a fusion of kind '{fusion.kind}' has no p-value; fit it with rule 'fisher' on OK images")
     return _answer(fusion, scores)
 
 Fusion.p_value = _p_value
 
 # %% ../../nbs/51_decision.fusion.ipynb #9acffc5a
 def fit_normal_fusion(scores, names=None, rule="fisher"):
-    """The unsupervised `Fusion` of scores [n, M] of OK calibration pictures (n ≥ 2): p-values combined with equal
+    """The unsupervised `Fusion` of scores [n, M] of OK calibration images (n ≥ 2): p-values combined with equal
     weights by `fisher` or `mean_rank`."""
     scores, names = check_scores(scores, names)
     one_of(rule, KINDS[1:], "rule of an unsupervised fusion")
-    if len(scores) < 2: raise UserError(f"p-values need at least 2 OK calibration pictures, there is {len(scores)}")
+    if len(scores) < 2: raise UserError(f"p-values need at least 2 OK calibration images, there is {len(scores)}")
     fusion = Fusion(names, rule, tuple(NormalTail(tuple(np.sort(column).tolist())) for column in scores.T),
         (1 / len(names),) * len(names))
     if rule != "fisher": return fusion
@@ -292,18 +292,18 @@ Fusion.load = staticmethod(load_fusion)
 # %% ../../nbs/51_decision.fusion.ipynb #8d38affa
 def with_map_scales(fusion, streams):
     """The fusion with scales for maps from `streams`: for each detector an iterable of its maps [H, W] of OK
-    calibration pictures, or None."""
+    calibration images, or None."""
     if len(streams) != len(fusion.names):
         raise UserError(f"{len(streams)} streams of maps for {len(fusion.names)} detectors")
     def scale(maps):
         found = np.array([np.quantile(heat, (0.5, 0.995)) for heat in maps], np.float64)
-        if not len(found): raise UserError("a scale for maps needs the map of at least one OK calibration picture")
+        if not len(found): raise UserError("a scale for maps needs the map of at least one OK calibration image")
         level, high = found.mean(0)
         return float(level), max(float(high - level), 1e-12)
     return replace(fusion, maps=tuple(None if maps is None else scale(maps) for maps in streams))
 
 def fuse_maps(fusion, maps):
-    """One map float32 [H, W] of one picture from the M detectors' maps [H, W];
+    """One map float32 [H, W] of one image from the M detectors' maps [H, W];
     None if no detector of the fusion has maps."""
     if not fusion.maps: raise UserError("this fusion has no scales for maps; give it some with with_map_scales")
     used = [m for m, scale in enumerate(fusion.maps) if scale is not None]

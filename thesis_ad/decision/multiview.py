@@ -16,7 +16,7 @@ from ..settings import UserError, one_of
 
 # %% ../../nbs/52_decision.multiview.ipynb #4d388329
 def poses(paths):
-    """Table `part,pose,zoom` of pictures named as in the thesis;
+    """Table `part,pose,zoom` of images named as in the thesis;
     pose 0, 1, … is the rank of the time stamp within the part."""
     rows = []
     for path in paths:
@@ -53,7 +53,7 @@ def probability_of_any(score):
 def pose_sets(pose, k):
     "All choices of k of the poses in `pose` [N], as tuples; a `UserError` if there are fewer."
     known = sorted(set(np.asarray(pose).tolist()))
-    if not 1 <= k <= len(known): raise UserError(f"{k} poses are wanted and the pictures show {len(known)}")
+    if not 1 <= k <= len(known): raise UserError(f"{k} poses are wanted and the images show {len(known)}")
     return list(itertools.combinations(known, k))
 
 def part_scores(views, log_odds, chosen, rule="any"):

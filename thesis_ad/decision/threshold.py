@@ -32,7 +32,7 @@ class Sigmoid:
     "P(NOK) of a raw image score, 1 / (1 + exp(a·s + b)) (Platt 1999)."
     a: float
     b: float
-    n_ok: int = 0                   # pictures it was fitted on
+    n_ok: int = 0                   # images it was fitted on
     n_nok: int = 0
     warning: str = ""               # what is wrong with the fit, in words
 
@@ -44,7 +44,7 @@ class Sigmoid:
         "The same sigmoid for a line on which `share` of the parts, in (0, 1), are NOK."
         if not 0 < share < 1: raise UserError(f"a share of NOK lies between 0 and 1, not at {share}")
         if not self.n_ok or not self.n_nok:
-            raise UserError("the sigmoid does not say on how many OK and NOK pictures it was fitted")
+            raise UserError("the sigmoid does not say on how many OK and NOK images it was fitted")
         return Sigmoid(self.a, float(self.b - special.logit(share) + math.log(self.n_nok / self.n_ok)), self.n_ok,
             self.n_nok, self.warning)
 
@@ -82,7 +82,7 @@ def fit_platt(scores, labels, solver="newton"):
     scores, labels, _ = one_each(scores, labels), np.asarray(labels, int).ravel(), one_of(solver, SOLVERS, "solver")
     n_nok, n_ok = int(labels.sum()), int((1 - labels).sum())
     if not n_ok or not n_nok:
-        raise UserError(f"a sigmoid needs OK and NOK calibration pictures, there are {n_ok} OK and {n_nok} NOK")
+        raise UserError(f"a sigmoid needs OK and NOK calibration images, there are {n_ok} OK and {n_nok} NOK")
     centre, spread = scores.mean(), scores.std() or 1.0
     z, targets = (scores - centre) / spread, platt_targets(labels)
     start = np.array([0.0, math.log((n_ok + 1) / (n_nok + 1))])
@@ -99,9 +99,9 @@ def one_each(scores, others=None):
     "float64 [N] of finite scores, as many as `others`; a `UserError` names the first that is not a number."
     scores = np.asarray(scores, np.float64).ravel()
     if others is not None and len(scores) != len(np.ravel(others)):
-        raise UserError(f"{len(scores)} scores for {len(np.ravel(others))} pictures")
+        raise UserError(f"{len(scores)} scores for {len(np.ravel(others))} images")
     if not np.isfinite(scores).all():
-        raise UserError(f"the score of picture {np.flatnonzero(~np.isfinite(scores))[0]} is not a finite number")
+        raise UserError(f"the score of image {np.flatnonzero(~np.isfinite(scores))[0]} is not a finite number")
     return scores
 
 # %% ../../nbs/50_decision.threshold.ipynb #7ca81dc6
@@ -129,7 +129,7 @@ def reliability(labels, probabilities, bins=10):
 
 def expected_calibration_error(labels, probabilities, bins=10):
     """Mean distance in [0, 1] between probability and share of NOK over the bins of `reliability`,
-    weighted by their pictures."""
+    weighted by their images."""
     table = reliability(labels, probabilities, bins)
     return float(np.average(np.abs(table.share - table.probability), weights=table.n))
 
@@ -140,7 +140,7 @@ def false_alarm_law(n, rank):
     return stats.beta(n + 1 - rank, rank)
 
 def expected_false_alarms(n, rank, parts=1):
-    """Distribution (scipy beta-binomial) of the number of false alarms among `parts` new OK pictures,
+    """Distribution (scipy beta-binomial) of the number of false alarms among `parts` new OK images,
     for a threshold at rank `rank` of n."""
     false_alarm_law(n, rank)
     return stats.betabinom(parts, n + 1 - rank, rank)
@@ -156,7 +156,7 @@ class Threshold:
     "NOK if and only if score > `value`; rates are shares in [0, 1]."
     value: float
     how: str                        # mean_sigma, quantile, conformal or bounded
-    n: int                          # OK scores (pictures or parts) it rests on
+    n: int                          # OK scores (images or parts) it rests on
     expected: float                 # mean of the false-alarm rate
     low: float                      # 95 % interval of the true false-alarm rate
     high: float
@@ -202,7 +202,7 @@ def quantile_threshold(ok_scores, q):
 
 # %% ../../nbs/50_decision.threshold.ipynb #18800916
 def conformal_threshold(ok_scores, alpha=None):
-    """The threshold that calls a new OK picture NOK with probability at most `alpha` (mean over calibrations).
+    """The threshold that calls a new OK image NOK with probability at most `alpha` (mean over calibrations).
 
     alpha: None is 0.05, or with fewer than 19 scores the least that n can promise, 1 / (n + 1)."""
     scores = _ok(ok_scores)
@@ -218,23 +218,23 @@ def conformal_threshold(ok_scores, alpha=None):
 @lru_cache(maxsize=10_000)
 def chance_kept(n, rank, alpha, among=None):
     """Probability that a threshold at rank `rank` of n OK scores calls at most a share `alpha` of the next `among` OK
-    pictures NOK; of all to come if None."""
+    images NOK; of all to come if None."""
     if among is None: return float(false_alarm_law(n, rank).cdf(alpha))
     return float(expected_false_alarms(n, rank, among).cdf(math.floor(round(alpha * among, 9))))
 
 def bounded_threshold(ok_scores, alpha, confidence=0.95, among=None):
     """The lowest OK score that keeps `alpha` with probability at least `confidence`: as the rate in the long run, or as
-    the share among the next `among` OK pictures."""
+    the share among the next `among` OK images."""
     scores, enough = _ok(ok_scores), confidence - 1e-9
     _share(alpha); _share(confidence, "confidence")
     if among is not None and not (1 <= among <= 10**6 and among == int(among)):
-        raise UserError("a bound is for 1 to 1,000,000 OK pictures to come, or for the long run if no number is "
+        raise UserError("a bound is for 1 to 1,000,000 OK images to come, or for the long run if no number is "
             f"given, not for {among}")
     n = len(scores)
     if chance_kept(n, n, alpha, among) < enough:
         needed = bisect_left(range(10**9), enough, lo=n, key=lambda n: chance_kept(n, n, alpha, among))
         what = "a false-alarm rate" if among is None else f"a share of false alarms among the next {among}"
-        raise UserError(f"{what} of at most {alpha:g} at confidence {confidence:g} needs {needed} OK pictures, "
+        raise UserError(f"{what} of at most {alpha:g} at confidence {confidence:g} needs {needed} OK images, "
             f"there are {n}")
     rank = bisect_left(range(n + 1), enough, lo=1, key=lambda rank: chance_kept(n, rank, alpha, among))
     return _at_rank(scores, rank, "bounded", alpha=alpha, confidence=confidence, among=among and int(among))
@@ -333,15 +333,15 @@ def set_threshold(ok_scores, method="conformal", **options):
     return rule(ok_scores, **(defaults | options))
 
 def unseen(detector, images):
-    "The pictures of an `ImageSet` that the detector has not learned from, and how many were left out."
+    "The images of an `ImageSet` that the detector has not learned from, and how many were left out."
     seen = np.isin(picture_numbers(images), detector.trained_on)
     return images.take(~seen), int(seen.sum())
 
 # %% ../../nbs/50_decision.threshold.ipynb #d81ab468
 def calibration_pictures(data):
-    "The pictures of a `Dataset` that may set a threshold: its calibration split, or every picture of a flat folder."
+    "The images of a `Dataset` that may set a threshold: its calibration split, or every image of a flat folder."
     if not data.pool:
-        if not len(data.calibration): raise UserError(f"{data.root} has no calibration pictures")
+        if not len(data.calibration): raise UserError(f"{data.root} has no calibration images")
         return data.calibration
     parts = [data.train, data.calibration]
     return ImageSet(pd.concat([part.table for part in parts if len(part)], ignore_index=True), data.root,
@@ -396,9 +396,9 @@ def _options(method, options, ok, groups, per):
 def _check_enough(n_ok, left_out):
     "A `UserError` if there are fewer than 3 OK images; `left_out`: training images that are not counted."
     if left_out and n_ok < 3:
-        raise UserError(f"{left_out} of these pictures are training pictures of this bundle and only {n_ok} other OK "
-            "pictures are left; 3 are needed")
-    if n_ok < 3: raise UserError(f"a threshold needs at least 3 OK calibration pictures, there are {n_ok}")
+        raise UserError(f"{left_out} of these images are training images of this bundle and only {n_ok} other OK "
+            "images are left; 3 are needed")
+    if n_ok < 3: raise UserError(f"a threshold needs at least 3 OK calibration images, there are {n_ok}")
 
 # %% ../../nbs/50_decision.threshold.ipynb #351e59ad
 def calibrate(detector, images, method="conformal", per="picture", pixel="maxima", progress=None, **options):
@@ -438,27 +438,28 @@ def decide(detector, scores):
 def describe(facts):
     "A threshold's facts in sentences for a person."
     if "n" not in facts: return f"NOK where the image score is above {facts['value']:.6g} ({facts['how']})."
-    n = f"{facts['n']} OK {'parts' if facts['per'] == 'part' or facts['how'] == 'grouped' else 'pictures'}"
+    n = f"{facts['n']} OK {'parts' if facts['per'] == 'part' or facts['how'] == 'grouped' else 'images'}"
+    unit = "part" if facts["per"] == "part" else "image"
     text = (f"NOK where the image score is above {facts['value']:.6g} ({facts['how']}, from {n}). If "
-        f"{facts['assumes']}, {100 * facts['expected']:.2g} % of OK {facts['per']}s are expected to be called NOK; the "
+        f"{facts['assumes']}, {100 * facts['expected']:.2g} % of OK {unit}s are expected to be called NOK; the "
         f"true rate lies between {100 * facts['low']:.2g} and {100 * facts['high']:.2g} % with 95 % probability.")
     if facts["how"] == "bounded":
-        whom = (f"of the next {facts['among']} OK {facts['per']}s" if "among" in facts
-            else f"of OK {facts['per']}s in the long run")
+        whom = (f"of the next {facts['among']} OK {unit}s" if "among" in facts
+            else f"of OK {unit}s in the long run")
         text += (f" At most {100 * facts['alpha']:.3g} % {whom} are called NOK, with a probability of at least "
             f"{100 * facts['confidence']:.3g} %.")
     if facts["n"] < 20: text += f" {n} are few: 20 or more narrow this down."
     if facts.get("out_of_fold"):
         text += f" {facts['out_of_fold']} scores are out of fold, of images that the detector has learned from as well."
     if facts["per"] == "picture" and facts["how"] != "grouped" and facts["parts"] < facts["pictures"]:
-        text += (f" These pictures show {facts['parts']} parts; pictures of one part are alike, so the interval is too "
+        text += (f" These images show {facts['parts']} parts; images of one part are alike, so the interval is too "
             "narrow (--per part counts parts).")
     return text
 
 # %% ../../nbs/50_decision.threshold.ipynb #332ece94
 def error_rates(labels, decisions):
     """Table `rate,value,low,high,wrong,n`: false alarms among OK and misses among NOK,
-    with exact 95 % intervals for independent pictures."""
+    with exact 95 % intervals for independent images."""
     labels, decisions, rows = np.asarray(labels, int), np.asarray(decisions, int), []
     for name, label in (("false alarms", 0), ("misses", 1)):
         wrong, n = int((decisions[labels == label] != label).sum()), int((labels == label).sum())
@@ -468,7 +469,7 @@ def error_rates(labels, decisions):
 
 # %% ../../nbs/50_decision.threshold.ipynb #88a10b8a
 def overlay(image, heat, low, high):
-    "uint8 [H, W, 3]: the picture with its anomaly map laid over it, `low` and below transparent."
+    "uint8 [H, W, 3]: the image with its anomaly map laid over it, `low` and below transparent."
     level = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)[..., None]
     colours = cv2.cvtColor(cv2.applyColorMap((level * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     return (image * (1 - 0.6 * level) + colours * 0.6 * level).astype(np.uint8)

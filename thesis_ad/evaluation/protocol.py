@@ -101,7 +101,7 @@ def fit_code(method):
 
 @functools.lru_cache(maxsize=16)
 def dataset_for(name, profile):
-    "The dataset of that name at the profile's size, with as many training pictures as the profile learns from."
+    "The dataset of that name at the profile's size, with as many training images as the profile learns from."
     data = open_dataset(name, size=profile.render, parts=profile.parts)
     return data.at_most(train=profile.train_pictures, calibration=profile.judged_pictures, test=profile.judged_pictures)
 
@@ -193,7 +193,7 @@ def set_from(detector, images, scores, alpha=0.05):
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #08b323db
 def seconds_per_picture(detector, images, count=8, clock=time.perf_counter):
-    """Seconds by `clock` that preparing and predicting one of up to `count` pictures takes, one after the other,
+    """Seconds by `clock` that preparing and predicting one of up to `count` images takes, one after the other,
     nothing taken from a cache."""
     some = images.take(range(min(count, len(images))))
     predict_set(detector, some.take([0]))

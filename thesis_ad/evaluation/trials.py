@@ -62,7 +62,7 @@ def trial(method, profile, train, calibration, judged, seed=None, enhance=False,
 
 # %% ../../nbs/64_evaluation.trials.ipynb #344cc658
 def changed(images, change, name):
-    "An `ImageSet` whose pictures are change(uint8 [H, W, 3]) of those of `images`; `name` tells it from others."
+    "An `ImageSet` whose images are change(uint8 [H, W, 3]) of those of `images`; `name` tells it from others."
     arrays = {path: change(images.picture(i)) for i, path in enumerate(images.paths)}
     for i, masks in enumerate(images.table["mask"]):
         if masks: arrays |= {masks: images.mask(i) if images.mask(i) is not None else np.zeros(images.shape(i), bool)}

@@ -28,7 +28,7 @@ def local_average(feature_map, kernel=3):
 # %% ../../nbs/35_features.patches.ipynb #86181d34
 def check_pixels(images, names=None):
     """`images` if it is float [B, 3, H, W] with finite values that are pixels;
-    otherwise a `UserError` that names the picture."""
+    otherwise a `UserError` that names the image."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
         raise UserError(f"images are [B, 3, H, W] with B of 1 or more, not {tuple(images.shape)}")
     # as the numbers lie, which is twice as fast
@@ -54,7 +54,7 @@ def stage_maps(backbone, images, stages, kernel=3, typical=None):
     return maps if typical is None else [soften(m, length) for m, length in zip(maps, typical)]
 
 def typical_lengths(backbone, images, stages, kernel=3, batch_size=8):
-    "Mean length of each stage's averaged vectors, one float a stage, over the pictures of an `ImageSet`."
+    "Mean length of each stage's averaged vectors, one float a stage, over the images of an `ImageSet`."
     length = lambda m: float(m.cpu().double().norm(dim=1).mean((1, 2)).sum())
     each = [[length(m) for m in stage_maps(backbone, batch, stages, kernel)]
         for _, batch in images.batches(batch_size, progress="typical lengths")]
@@ -87,7 +87,7 @@ def sample_patches(extract, images, limit=100_000, seed=0, batch_size=8):
     return kept, total
 
 # %% ../../nbs/35_features.patches.ipynb #0ead6e94
-SIGMA_LIMIT = 1000      # pixels; more than that smooths a picture to one number
+SIGMA_LIMIT = 1000      # pixels; more than that smooths an image to one number
 
 @lru_cache(maxsize=256)
 def smoothing_matrix(cells, pixels, sigma=4.0):

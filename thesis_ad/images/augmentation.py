@@ -147,7 +147,7 @@ class Compose:
 
     @property
     def fixed(self):
-        "Whether a picture comes out the same at every draw."
+        "Whether an image comes out the same at every draw."
         return all(getattr(transform, "fixed", False) for transform in self.transforms)
 
     def __call__(self, image, rng):

@@ -57,5 +57,5 @@ class Enhance:
 # %% ../../nbs/21_images.enhancement.ipynb #9ba0fa4c
 @patch(as_prop=True)
 def fixed(self: Enhance):
-    "Whether a picture comes out the same at every draw."
+    "Whether an image comes out the same at every draw."
     return self.share == 1

@@ -25,7 +25,7 @@ def tile_starts(length, tile, overlap=0.25):
     return np.linspace(0, length - tile, count).round().astype(int).tolist()
 
 # %% ../../nbs/22_images.tiles.ipynb #989a58d4
-NEAR = 8        # pictures whose tiles are mixed in a shuffled order
+NEAR = 8        # images whose tiles are mixed in a shuffled order
 
 @dataclass(frozen=True, eq=False)
 class TiledSet(ImageSet):
@@ -44,7 +44,7 @@ class TiledSet(ImageSet):
         return np.pad(piece, (*beyond, (0, 0)), mode="symmetric")
 
     def shuffled(self, draw):
-        "All indices in a random order in which the tiles of `NEAR` pictures at a time are mixed with each other."
+        "All indices in a random order in which the tiles of `NEAR` images at a time are mixed with each other."
         pictures, number = np.unique(self.table.picture, return_inverse=True)
         return np.lexsort((draw.random(len(self)), draw.permutation(len(pictures))[number] // NEAR))
 
@@ -52,11 +52,11 @@ class TiledSet(ImageSet):
 
 # %% ../../nbs/22_images.tiles.ipynb #23530b3d
 def canvas_size(images, i, tile):
-    "(height, width) of picture `i` before it is cut: the set's size, or the file's own, and at least a tile."
+    "(height, width) of image `i` before it is cut: the set's size, or the file's own, and at least a tile."
     return tuple(max(t, n) for t, n in zip(tile, images.size or images.shape(i)))
 
 def tiled(images, tile, overlap=0.25):
-    "The pictures of an `ImageSet` as a `TiledSet` of overlapping tiles of `tile` = (height, width)."
+    "The images of an `ImageSet` as a `TiledSet` of overlapping tiles of `tile` = (height, width)."
     rows = []
     for i in range(len(images)):
         tops, lefts = (tile_starts(n, t, overlap) for n, t in zip(canvas_size(images, i, tile), tile))

@@ -96,7 +96,7 @@ def _filled(x):
 
 # %% ../../nbs/41_models.autoencoder.ipynb #ad3ec058
 class ConvAutoencoder(nn.Module):
-    "Pictures [B, 3, H, W] → reconstructions float32 [B, 3, H, W] in [0, 1], of any size."
+    "Images [B, 3, H, W] → reconstructions float32 [B, 3, H, W] in [0, 1], of any size."
     def __init__(self, width=16, attention=True, skip=8):
         super().__init__()
         channels = [3, width, 2 * width, 4 * width, 8 * width]          # at strides 1, 2, 4, 8, 16
@@ -210,7 +210,7 @@ def _fit(d, train_set, calibration):
 
 # %% ../../nbs/41_models.autoencoder.ipynb #77a94954
 def _predict(d, images):
-    "Image scores float64 [B] and errors float32 [B, H, W] of pictures [B, 3, H, W], one picture at a time, in float32."
+    "Image scores float64 [B] and errors float32 [B, H, W] of images [B, 3, H, W], one image at a time, in float32."
     network = d.network.eval()
     device = next(network.parameters()).device
     maps = []

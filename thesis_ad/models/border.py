@@ -31,13 +31,13 @@ def zones(h, w):
     return rows[:, None] * (columns.max() + 1) + columns
 
 def border_level(heat):
-    """float32 [2, h, w] from heat maps [n, h, w] of OK pictures: for each cell their mean and standard deviation over
+    """float32 [2, h, w] from heat maps [n, h, w] of OK images: for each cell their mean and standard deviation over
     all cells of its zone, neither below that of the cells inside the thesis's crop."""
     zone = zones(*heat.shape[-2:])
     over_zones = lambda cells: torch.bincount(zone.flatten(), weights=cells.flatten()) / torch.bincount(zone.flatten())
     mean = over_zones(heat.double().mean(0))
     spread = over_zones((heat.double() - mean[zone]).square().mean(0)).sqrt().clamp(
-        min=max(1e-3 * float(mean[0]), 1e-12))  # constant pictures have none
+        min=max(1e-3 * float(mean[0]), 1e-12))  # constant images have none
     return torch.stack([values.clamp(min=values[0])[zone] for values in (mean, spread)]).float()
 
 def levelled(heat, level):

@@ -51,7 +51,7 @@ def kl_divergence(mean, log_variance):
 
 # %% ../../nbs/47_models.convolutional.ipynb #6176051b
 class VariationalNetwork(ConvAutoencoder):
-    """Pictures [B, 3, H, W] → (reconstructions [B, 3, H, W] in [0, 1], mean and log variance [B, latent, h, w] at
+    """Images [B, 3, H, W] → (reconstructions [B, 3, H, W] in [0, 1], mean and log variance [B, latent, h, w] at
     stride 16)."""
     def __init__(self, width=16, latent=16):
         super().__init__(width, attention=False, skip=0)

@@ -32,7 +32,7 @@ def check_fitted(detector):
     if not detector.data_key: raise UserError(f"{detector.method} has not been fitted yet; fit it or load a bundle")
 
 def checked(predict):
-    """A detector's `predict` behind a look at it and its pictures: floating-point [B, 3, H, W], B ≥ 1, of finite
+    """A detector's `predict` behind a look at it and its images: floating-point [B, 3, H, W], B ≥ 1, of finite
     values, or a `UserError`."""
     @functools.wraps(predict)
     def look_first(self, images):
@@ -53,9 +53,9 @@ LONGEST = 100_000       # pixels a side; more is a slip of the finger
 # %% ../../nbs/39_models.detector.ipynb #cbeafcf9
 @dataclass(kw_only=True)
 class Preparation:
-    "The settings that all detectors share: how a picture is prepared, and from which seed and where a detector runs."
+    "The settings that all detectors share: how an image is prepared, and from which seed and where a detector runs."
     size: tuple = (256, 256)        # input (height, width)
-    native_aspect: bool = False     # keep the area of `size` and take the shape of the training pictures
+    native_aspect: bool = False     # keep the area of `size` and take the shape of the training images
     canvas: tuple = ()  # (height, width) that is cut into tiles of `size`; (0, 0): the file's own; (): no tiles
     overlap: float = 0.25           # share of a tile that the next one covers again, at least
     enhance: bool = False           # CLAHE, gamma, unsharp mask, of all images but for …
@@ -120,7 +120,7 @@ def prepare(self: Preparation, images, training=False):
 
 @patch
 def as_judged(self: Preparation, train):
-    "The prepared training pictures that `_fit` is given, prepared as pictures are that will be judged."
+    "The prepared training images that `_fit` is given, prepared as images are that will be judged."
     return train.view(transform=self.transform())
 
 # %% ../../nbs/39_models.detector.ipynb #7f89d5cd
@@ -138,24 +138,24 @@ class Detector(Preparation):
         self.facts = {}             # what fit found out, as JSON: latent size, losses, …
         self.data_key = ""          # content of the training set
         self.checkpoint = None      # where a fit keeps its progress; None: nowhere
-        self.trained_on = np.zeros(0, np.int64)     # one number for each training picture, so that it is known again
+        self.trained_on = np.zeros(0, np.int64)     # one number for each training image, so that it is known again
         self.threshold = None       # {"value": …, "how": …} once set (chapter 50)
         self.sigmoid = None         # {"a": …, "b": …} once fitted: score -> probability of NOK (chapter 50)
 
     def predict(self, images):
-        """Image scores float64 [B] and anomaly maps float32 [B, H, W] (or None) of pictures float32 [B, 3, H, W] in [0,
+        """Image scores float64 [B] and anomaly maps float32 [B, H, W] (or None) of images float32 [B, 3, H, W] in [0,
         1]."""
         raise NotImplementedError
 
 # %% ../../nbs/39_models.detector.ipynb #29d6a76b
 @patch
 def fit(self: Detector, train, calibration=None):
-    """Learn from the OK pictures of an `ImageSet`.
+    """Learn from the OK images of an `ImageSet`.
 
     On `calibration` a loss may be watched and logged; nothing is learned from it."""
-    if not len(train): raise UserError("there is no training picture to fit on")
+    if not len(train): raise UserError("there is no training image to fit on")
     if (train.labels == 1).any():
-        raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK pictures only")
+        raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK images only")
     self.reading = dataclasses.replace(self.reading, white=self.white or train.white)
     train = self.read(train)
     self.data_key, self.trained_on, self.checkpoint = (train.key, picture_numbers(train),
@@ -238,12 +238,12 @@ def native_size(size, shapes):
 
 # %% ../../nbs/39_models.detector.ipynb #026c2dc9
 def picture_numbers(images):
-    "int64 [N]: for each picture of an `ImageSet` the first 63 bits of its file's SHA-256."
+    "int64 [N]: for each image of an `ImageSet` the first 63 bits of its file's SHA-256."
     return np.array([int(digest[:16], 16) >> 1 for digest in images.table.sha256], np.int64)
 
 # %% ../../nbs/39_models.detector.ipynb #7b2e4889
 def watched(calibration, count=6):
-    """At most `count` OK and `count` NOK pictures of a calibration split (or None) to watch a loss on, as `ImageSet`s
+    """At most `count` OK and `count` NOK images of a calibration split (or None) to watch a loss on, as `ImageSet`s
     by name; empty ones are left out."""
     sets = {} if calibration is None else {"loss_ok": calibration.ok(), "loss_nok": calibration.nok()}
     return {name: images.evenly(count) for name, images in sets.items() if len(images)}
@@ -325,7 +325,7 @@ def _judge(detector, images, names, batch_size):
 
 # %% ../../nbs/39_models.detector.ipynb #91284efc
 def _predict_tiles(detector, tiles, batch_size):
-    "(largest score of a tile, blended map or None) of the picture that `tiles` are cut from."
+    "(largest score of a tile, blended map or None) of the image that `tiles` are cut from."
     blend, scores, heat = Blend(canvas_size(tiles, 0, tiles.tile)), [], None
     (height, width) = tiles.size or tiles.shape(0)
     for indices, found, maps in _judge(detector, tiles, tiles.paths, batch_size):
@@ -336,7 +336,7 @@ def _predict_tiles(detector, tiles, batch_size):
     return np.max(scores), None if heat is None else heat.mean()[:height, :width]
 
 def _predict_batches(detector, images, prepared, batch_size):
-    "Yield (score, map or None) for each picture."
+    "Yield (score, map or None) for each image."
     if detector.canvas:
         for i in range(len(images)): yield _predict_tiles(detector, prepared.of(i), batch_size)
         return
@@ -345,13 +345,13 @@ def _predict_batches(detector, images, prepared, batch_size):
 
 # %% ../../nbs/39_models.detector.ipynb #9bb742e9
 def predict_each(detector, images, batch_size=8, progress=None):
-    "Yield (score, map float32 at the file's own resolution or None) for each picture of a raw `ImageSet`, in order."
+    "Yield (score, map float32 at the file's own resolution or None) for each image of a raw `ImageSet`, in order."
     found = _predict_batches(detector, images, detector.prepare(images), batch_size)
     for i, (score, heat) in enumerate(tqdm(found, total=len(images), desc=progress, leave=False,
             disable=None if progress else True)):
         if not np.isfinite(score):
             raise UserError(f"{detector.method} gave no finite score for {images.paths[i]}; the fit has diverged or "
-                "the picture holds no numbers")
+                "the image holds no numbers")
         heat = None if heat is None else resize(np.ascontiguousarray(heat, np.float32), images.shape(i))
         yield (float(score), heat if heat is None or detector.reading.region is None
             else _unjudged(heat, detector.reading.region.mask))

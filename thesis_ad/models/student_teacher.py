@@ -46,7 +46,7 @@ class Pyramid(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x):
-        "Feature maps [B, C_i, h_i, w_i] of normalised pictures [B, 3, H, W]."
+        "Feature maps [B, C_i, h_i, w_i] of normalised images [B, 3, H, W]."
         maps, x = [], x.contiguous(memory_format=torch.channels_last)
         for stage in self.chain:
             x = stage(x)
@@ -78,7 +78,7 @@ class STFPM(StudentDetector):
     def distances(self, images): return _distances(self, images)
     def _fit(self, train, calibration): _fit_pyramid(self, train, calibration)
     def predict(self, images):
-        "Image scores float64 [B] and anomaly maps float32 [B, H, W], each picture judged alone."
+        "Image scores float64 [B] and anomaly maps float32 [B, H, W], each image judged alone."
         with torch.inference_mode():
             heat = torch.cat([product_map(self.distances(x), x.shape[-2:]).cpu() for x in images.split(1)])
         return heat.flatten(1).amax(1).double().numpy(), heat.numpy()
@@ -90,7 +90,7 @@ class STFPM(StudentDetector):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #5f562a23
 def _pupil(d, images):
-    "The student's maps [B, C_i, h_i, w_i] of pictures; it sees the same mirrored surroundings as the teacher."
+    "The student's maps [B, C_i, h_i, w_i] of images; it sees the same mirrored surroundings as the teacher."
     maps = d.student(F.pad(d.network.normalise(images), (d.margin,) * 4, mode="reflect"))
     cuts = [d.margin // d.network.strides[i] for i in d.used_stages]
     return [m[..., k:m.shape[-2] - k, k:m.shape[-1] - k] for m, k in zip(maps, cuts)]
@@ -103,7 +103,7 @@ def _distances(d, images, taught=None):
 MAP_LIMIT = 2**30       # bytes of teacher maps kept during a fit
 
 def _keep(d, train, teacher):
-    """Lists of the maps, float16 [N, C_i, h_i, w_i], that `teacher(images)` gives of the training pictures;
+    """Lists of the maps, float16 [N, C_i, h_i, w_i], that `teacher(images)` gives of the training images;
     None if they change or are too many."""
     first = teacher(check_pixels(train[0][None]))
     if d.augment or len(train) * sum(m.numel() for m in first) * 2 > MAP_LIMIT: return None
@@ -131,7 +131,7 @@ def _fit_pyramid(d, train_set, calibration):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #8c3d1082
 class PDN(nn.Sequential):
-    """Patch description network: pictures [B, 3, 4h, 4w] in [0, 1] → [B, outputs, h, w].
+    """Patch description network: images [B, 3, 4h, 4w] in [0, 1] → [B, outputs, h, w].
 
     Batzner et al. 2023, PDN-S for width 128."""
     def __init__(self, outputs=384, width=128):
@@ -177,7 +177,7 @@ def hard_loss(squared, p=0.999):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #6a2181a5
 class GlobalAutoencoder(nn.Module):
-    "Pictures [B, 3, H, W] in [0, 1] → maps [B, channels, h, w] of `grid` = (h, w), through `latent` numbers."
+    "Images [B, 3, H, W] in [0, 1] → maps [B, channels, h, w] of `grid` = (h, w), through `latent` numbers."
     def __init__(self, channels, grid, latent=64):
         super().__init__()
         down = [layer for a, b in ((3, 32), (32, 32), (32, 64), (64, 64))
@@ -208,7 +208,7 @@ def normalise_map(maps, quantiles):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #ba1574fa
 def _at(images, grid):
-    "Pictures at 4 px a cell of `grid`, [B, 3, 4h, 4w]."
+    "Images at 4 px a cell of `grid`, [B, 3, 4h, 4w]."
     size = tuple(4 * n for n in grid)
     return images if images.shape[-2:] == size else F.interpolate(images, size, mode="bilinear", align_corners=False)
 
@@ -294,7 +294,7 @@ class EfficientAD(EfficientADSettings):
         return self.network.weight_hash if self.teacher in ("backbone", "distilled") else sha256(find_pdn(self.teacher))
     def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images):
-        "Image scores float64 [B] and anomaly maps float32 [B, H, W], each picture judged alone."
+        "Image scores float64 [B] and anomaly maps float32 [B, H, W], each image judged alone."
         return _predict(self, images)
 
     def tensors(self):
@@ -323,7 +323,7 @@ def _build_models(d):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #6af1a850
 def _seen(d, images):
-    "What the teacher sees of pictures, before standardising: [B, C, h, w]."
+    "What the teacher sees of images, before standardising: [B, C, h, w]."
     images = images.to(resolve_device(d.device))
     if d.teacher == "backbone": m = patch_features(d.network, images, d.used_stages, 1)
     else:
@@ -331,7 +331,7 @@ def _seen(d, images):
             else [math.ceil(n / 4) for n in images.shape[-2:]]))
     if list(m.shape[-2:]) != d.facts["grid"]:
         raise UserError(f"efficientad was fitted on maps of {d.facts['grid']} cells and got {list(m.shape[-2:])}; give "
-            f"pictures of {tuple(d.input_size)} pixels")
+            f"images of {tuple(d.input_size)} pixels")
     return m
 
 def _scaled(d, m):
@@ -344,7 +344,7 @@ def _teacher(d, images):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #a7d03282
 def _differences(d, images, T=None):
-    "(T, S, A, S') float32, each [B, C, h, w], of pictures; `T`: the teacher's map, if it is known already."
+    "(T, S, A, S') float32, each [B, C, h, w], of images; `T`: the teacher's map, if it is known already."
     T, images = _teacher(d, images) if T is None else T, images.to(resolve_device(d.device))
     with torch.autocast(T.device.type, torch.bfloat16,
             enabled=d.models.training and d.facts["precision"] == "bfloat16"):
@@ -360,7 +360,7 @@ def _loss(d, images, T=None, p=0.0):
     return hard_loss((T - S).square(), p) + F.mse_loss(A, T) + F.mse_loss(S_, A)
 
 def _distil(d, train_set):
-    "Let the PDN teacher learn the backbone's map, each channel scaled, on the training pictures."
+    "Let the PDN teacher learn the backbone's map, each channel scaled, on the training images."
     device, teacher = resolve_device(d.device), d.models["teacher"]
     see = lambda images: patch_features(d.network, images.to(device), d.used_stages, 1)
     mean, covariance, _ = map_statistics(see(batch) for _, batch in train_set.batches(8, progress="backbone"))
@@ -389,7 +389,7 @@ def _make_teacher(d, train):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #d76d5d63
 def _measure(d, train):
-    """Mean, scaling and mean map of the teacher on the training pictures.
+    """Mean, scaling and mean map of the teacher on the training images.
 
     Returns its maps float16 [N, C, h, w], or None where they are not kept."""
     kept = _keep(d, train, lambda images: [_seen(d, images)])
@@ -412,21 +412,21 @@ def _train(d, learn, held, calibration, kept):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #3ff4da74
 def _fit(d, train_set, calibration):
-    "Teacher, training, and on held-out OK pictures: levels, quantiles, and how much is explained."
+    "Teacher, training, and on held-out OK images: levels, quantiles, and how much is explained."
     learn, held = d.split(train_set)
     _make_teacher(d, learn)
     kept = _measure(d, learn)
     if d.reference == "student": _train(d, learn, held, calibration, kept)
     held = d.as_judged((train_set if held is None else held).evenly(200))
     maps = [torch.cat(kind)
-        for kind in zip(*[_maps(d, batch) for _, batch in held.batches(1, progress="held-out pictures")])]
+        for kind in zip(*[_maps(d, batch) for _, batch in held.batches(1, progress="held-out images")])]
     d.level = torch.stack([border_level(kind) for kind in maps])
     d.facts |= {"held_out": min(len(held), len(train_set) - len(learn)), "explained": explained(d, held.evenly(20)),
                 "quantiles": [map_quantiles(levelled(kind, level)) for kind, level in zip(maps, d.level)]}
 
 # %% ../../nbs/46_models.student_teacher.ipynb #de590fe1
 def explained(d, images):
-    """Share of the variance of the teacher's own channels on the pictures of an `ImageSet` that is explained by the
+    """Share of the variance of the teacher's own channels on the images of an `ImageSet` that is explained by the
     student (or the mean map), mean over the channels: 1 for all of it, 0 for no more than a constant explains."""
     back, sums = torch.linalg.inv(d.scaling.cpu().double()), []
     own = lambda m: torch.einsum("dc,bchw->bdhw", back, m.cpu().double())
@@ -448,7 +448,7 @@ def _pairs(d, images):
         return [(T, S), (A, S_)]
 
 def _maps(d, images):
-    "Cell maps [B, h, w] of pictures within the rim, before levelling: [local, global], or [distance to the mean map]."
+    "Cell maps [B, h, w] of images within the rim, before levelling: [local, global], or [distance to the mean map]."
     (rows, columns), (h, w) = _rim(d), d.facts["grid"]
     inner = [(a - b).square().mean(1, keepdim=True)[..., rows:h - rows, columns:w - columns]
         for a, b in _pairs(d, images)]
@@ -456,7 +456,7 @@ def _maps(d, images):
 
 # %% ../../nbs/46_models.student_teacher.ipynb #0b708dba
 def _predict(d, images):
-    "Image scores float64 [B] and anomaly maps float32 [B, H, W], each picture judged alone."
+    "Image scores float64 [B] and anomaly maps float32 [B, H, W], each image judged alone."
     def one(x):
         return torch.stack([normalise_map(levelled(m, level), q)
             for m, level, q in zip(_maps(d, x), d.level, d.facts["quantiles"])]).mean(0)
