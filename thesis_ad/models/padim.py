@@ -87,7 +87,7 @@ def _mahalanobis(d, images):
         raise UserError(f"padim was fitted on maps of {d.facts['grid']} cells and got {list(maps.shape[-2:])}; "
             f"give images of {d.input_size} pixels")
     x = maps[:, d.facts["channels"]].flatten(2).transpose(1, 2) - d.mean  # [B, P, d]
-    # each picture by itd
+    # each picture by itself
     distance = torch.stack([torch.bmm(d.W, one[:, :, None]).norm(dim=(1, 2)) for one in x])
     distance = distance.view(-1, *maps.shape[-2:])
     heat = smooth_map(distance, images.shape[-2:], d.sigma).cpu().numpy()
