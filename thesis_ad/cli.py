@@ -81,7 +81,8 @@ def _registered():
     since importing the detectors takes seconds."""
     for path in (Path(thesis_ad.__file__).parent / "models").glob("*.py"):
         source = path.read_text(encoding="utf-8")
-        for found in re.findall(r"^@register(\(.*?\))\n(?=@|class )", source, re.M | re.S): yield ast.literal_eval(found)
+        for found in re.findall(r"^@register(\(.*?\))\n(?=@|class )", source, re.M | re.S):
+            yield ast.literal_eval(found)
 
 # %% ../nbs/90_cli.ipynb #ceb37dbb
 @app.command()
@@ -298,6 +299,11 @@ def _loaded(bundle, device, ignore):
     _same_region(detector, bundle, ignore)
     return detector
 
+def _look_at_place(out):
+    "A `UserError` before the work unless the folder `out` can be written."
+    from thesis_ad.files import check_writable
+    check_writable(out)
+
 # %% ../nbs/90_cli.ipynb #8de5bbb7
 def _warn_of_learned(detector, images):
     "Warn where a test image is one that the detector was fitted on."
@@ -341,10 +347,9 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
     from thesis_ad.evaluation.figures import write_csv
     from thesis_ad.evaluation.protocol import evaluate
     pin_threads(threads)
-    from thesis_ad.files import check_writable
     detector = _loaded(bundle, device, ignore)
     opened = _open(data, detector, ok=ok, nok=nok, masks=masks, layout=layout)
-    check_writable(out)
+    _look_at_place(out)
     _warn_of_learned(detector, opened.open_test())
     _report_folder(opened)
     scores, metrics, defects = evaluate(detector, opened.open_test(), opened.name, progress="scoring")
@@ -518,8 +523,7 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if
             explain: Explain = False, exit_zero: ExitZero = False, device: Device = "auto", threads: Threads = 1):
     """Print status, raw score and confidence (probability of NOK) of every file asked for.
     Exit code: 0 all OK, 1 some NOK, 2 some without a decision."""
-    from thesis_ad.files import check_writable
-    if out: check_writable(out)
+    if out: _look_at_place(out)
     from thesis_ad.decision.inspecting import files_to_inspect, inspect
     pin_threads(threads)
     with contextlib.ExitStack() as stack:
