@@ -24,18 +24,29 @@ from nbdev.process import NBProcessor
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = ("nbs/*.ipynb", "nbs/book/*.ipynb")
 SKIPPED = "skip_exec: true"
-MAY_DIFFER = re.compile(r"0x[0-9a-f]+|[-+]?\d*\.\d+(e[-+]?\d+)?|[-+]?\d+\.?e[-+]?\d+|[-+]?\bnan\b|/tmp/\S+|\s+|[─━-]+")
+MAY_DIFFER = re.compile(
+    r"\x1b\[[0-9;]*m|<style.*?</style>|<[^<>]*>|0x[0-9a-f]+|/tmp/\S+|\s+|[─━-]+|"
+    r"[-+]?\d*\.\d+(e[-+]?\d+)?|[-+]?\d+\.?e[-+]?\d+|[-+]?\bnan\b", re.DOTALL)
 
 
-def words(outputs):
-    "What a reader reads in a cell's outputs, without what depends on the processor."
+def has_image(outputs):
+    "Whether a cell shows a figure or a widget, which only Jupyter can make; what it prints is compared all the same."
+    return any(kind.startswith("image/") or "widget" in kind for one in outputs for kind in one.get("data", {}))
+
+
+def words(outputs, printed=False):
+    "What a reader reads in a cell's outputs (only what is `printed`), without what depends on the processor."
     found = []
     for output in outputs:
         data = output.get("data", {})
-        text = output.get("text") or data.get("text/plain") or ""
-        if output.get("name") != "stderr" and not any(kind.startswith("image/") for kind in data):
-            found.append("".join(text))
+        text = output.get("text") or ("" if printed else data.get("text/html") or data.get("text/plain")) or ""
+        if output.get("name") != "stderr": found.append("".join(text))
     return MAY_DIFFER.sub(" ", "\n".join(found)).split()
+
+
+def updated(old, new):
+    "New outputs of a cell; figures and widgets stay as they are committed."
+    return [one for one in new if "text" in one] + [one for one in old if "text" not in one] if has_image(old) else new
 
 
 def first_difference(old, new):
@@ -54,15 +65,19 @@ def run(path, update=False):
     try:
         with working_directory(path.parent): shell.run_all(executed, exc_stop=True, preproc=left_out)
     except Exception: return time.perf_counter() - start, [shell.prettytb(fname=path)]
-    finally: sys.modules["__main__"] = here         # the shell puts the notebook in its place
+    finally:
+        sys.modules["__main__"] = here          # the shell puts the notebook in its place
+        if "joblib.externals.loky" in sys.modules:              # its idle processes would be waited for at the end
+            sys.modules["joblib.externals.loky"].get_reusable_executor(reuse=True).shutdown(kill_workers=True)
     stale, name = [], path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     for number, (cell, done) in enumerate(zip(committed.cells, executed.cells)):
         if cell.cell_type != "code": continue
         new = nbformat.from_dict(done.get("outputs", []))
-        if "varies" not in cell.metadata.get("tags", []) and words(cell.outputs) != words(new):
-            now, before = first_difference(words(cell.outputs), words(new))
-            stale.append(f"{name}, cell {number}: it prints '… {now} …', and the committed output says '… {before} …'")
-            if update: cell.outputs = new
+        old, fresh = (words(outputs, has_image(cell.outputs)) for outputs in (cell.outputs, new))
+        if "varies" in cell.metadata.get("tags", []) or old == fresh: continue
+        now, before = first_difference(old, fresh)
+        stale.append(f"{name}, cell {number}: it prints '… {now} …', and the committed output says '… {before} …'")
+        if update: cell.outputs = updated(cell.outputs, new)
     if update and stale: nbformat.write(committed, path)
     return time.perf_counter() - start, stale
 

@@ -54,9 +54,10 @@ NOTEBOOKS = {                                 # stem: methods it needs on every 
 }
 
 # %% ../nbs/80_reproduce.ipynb #85752fba
-# too long for a first run: most fit detectors of their own
+# too much for a first run: most fit detectors of their own, the last two want all captures of a part
 PAPER_ONLY = ("12_enhancement", "14_augmentation_and_bank", "22_memory_bank", "24_backbones", "26_latent_network",
-              "42_defect_size", "44_scale_and_tiles", "45_borders", "56_few_images", "66_choosing", "67_lighting")
+              "42_defect_size", "44_scale_and_tiles", "45_borders", "56_few_images", "66_choosing", "67_lighting",
+              "80_several_views", "82_poses_and_decisions")
 LAST = ("95_summary",)                          # reads the tables of the others
 PUBLIC_NOTEBOOKS = ("90_public_data",)          # what a profile of public data runs
 STATION = ("90_station",)                      # depends on every chapter, the inspection and the commands included
