@@ -1,10 +1,13 @@
-"""What goes wrong on machines, done on purpose to a small study: does it end, with the same tables, and with nothing lost or counted twice?
+"""What goes wrong on machines, done on purpose to a small study: does it end, with the same tables,
+and with nothing lost or counted twice?
 
-Each fault runs `thesis-ad study` or `thesis-ad reproduce` in processes of its own, with a cache of its own, and is compared with an undisturbed run:
-either the tables (and figures) are equal byte by byte, or the command stops with one sentence and, repeated without the fault, gives those tables.
-Writes faults.csv: fault, how often it struck, how the disturbed run ended, whether it was repeated, whether the final tables are equal, finished
-evaluations in the cache, those of an undisturbed run, and half-written files that were left. A row is written when its fault is over; `--only` renews
-the rows that it names. Mounting small disks needs root and the moved clock libfaketime (Debian: apt-get install libfaketime); without them the row says so.
+Each fault runs `thesis-ad study` or `thesis-ad reproduce` in processes of its own, with a cache of its own, and is
+compared with an undisturbed run: either the tables (and figures) are equal byte by byte, or the command stops with one
+sentence and, repeated without the fault, gives those tables.
+Writes faults.csv: fault, how often it struck, how the disturbed run ended, whether it was repeated, whether the final
+tables are equal, finished evaluations in the cache, those of an undisturbed run, and half-written files that were left.
+A row is written when its fault is over; `--only` renews the rows that it names. Mounting small disks needs root and the
+moved clock libfaketime (Debian: apt-get install libfaketime); without them the row says so.
 
     python benchmarks/faults.py                      # about twenty minutes on two cores
     python benchmarks/faults.py --only disk_full
@@ -43,9 +46,12 @@ class Run:
     def __init__(self, folder, *arguments, name="out", environment=None):
         self.folder, self.out, self.cwd = Path(folder), Path(folder) / name, ROOT
         self.prepare()
-        environment = os.environ | {"THESIS_AD_CACHE": str(self.cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.cwd)} | (environment or {})
+        environment = os.environ | {"THESIS_AD_CACHE": str(self.cache), "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(self.cwd)} | (environment or {})
         self.log = open(self.folder / f"{name}.log", "w+")
-        self.process = subprocess.Popen([sys.executable, "-c", "from thesis_ad.cli import main; main()", *map(str, arguments or self.arguments())], stdout=self.log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, cwd=self.cwd)
+        self.process = subprocess.Popen([sys.executable, "-c", "from thesis_ad.cli import main; main()",
+            *map(str, arguments or self.arguments())], stdout=self.log, stderr=subprocess.STDOUT, env=environment,
+            start_new_session=True, cwd=self.cwd)
 
     def prepare(self):
         (self.folder / "study.yaml").write_text(STUDY)
@@ -56,7 +62,8 @@ class Run:
     @property
     def cache(self): return self.folder / "cache"
 
-    def tables(self): return {name: (self.out / f"{name}.csv").read_bytes() for name in TABLES if (self.out / f"{name}.csv").exists()}
+    def tables(self):
+        return {name: (self.out / f"{name}.csv").read_bytes() for name in TABLES if (self.out / f"{name}.csv").exists()}
 
     def said(self): return (self.folder / f"{self.out.name}.log").read_text()
 
@@ -75,7 +82,8 @@ class Run:
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError, ValueError):
                 pid, group = int(path.parent.name), os.getpgid(int(path.parent.name))
-                if group == self.process.pid and b"LokyProcess" in (path.parent / "cmdline").read_bytes(): found.append(pid)
+                if group == self.process.pid and b"LokyProcess" in (path.parent / "cmdline").read_bytes():
+                    found.append(pid)
         return found
 
     def kill(self):
@@ -89,8 +97,10 @@ class Run:
         finally:
             with contextlib.suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL)
         if "Traceback" in self.said(): return "traceback"
-        lines = [line for line in self.said().splitlines() if line.strip() and not line.startswith(" ") and "warn" not in line.lower()]
-        why = [line for line in lines if any(word in line for word in ("thesis-ad: ", "died", "killed", "failed"))] or lines
+        lines = [line for line in self.said().splitlines() if line.strip() and not line.startswith(" ")
+            and "warn" not in line.lower()]
+        why = ([line for line in lines if any(word in line for word in ("thesis-ad: ", "died", "killed", "failed"))]
+            or lines)
         return "finished" if code == 0 else f"stopped: {why[-1] if why else code}"
 
 
@@ -100,21 +110,29 @@ class Reproduction(Run):
         super().prepare()
         self.cwd = self.folder / "clone"
         if self.cwd.exists(): return
-        for name in ("nbs/evaluation", "thesis_ad", "data_manifest"): shutil.copytree(ROOT / name, self.cwd / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        for name in ("nbs/evaluation", "thesis_ad", "data_manifest"):
+            shutil.copytree(ROOT / name, self.cwd / name,
+                ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
         shutil.copy2(ROOT / "settings.ini", self.cwd)
 
-    def arguments(self): return "reproduce", "--profile", "smoke", "--only", NOTEBOOK, "--set", "dfr_steps=8", "--set", "replicates=50", "--workers", 2
+    def arguments(self):
+        return ("reproduce", "--profile", "smoke", "--only", NOTEBOOK, "--set", "dfr_steps=8", "--set",
+            "replicates=50", "--workers", 2)
 
     def tables(self):
         figures = self.folder / "clone/figures"
-        return {path.relative_to(figures).as_posix(): path.read_bytes() for path in sorted(figures.rglob("*.*")) if path.is_file() and not path.name.startswith(".")}
+        return {path.relative_to(figures).as_posix(): path.read_bytes() for path in sorted(figures.rglob("*.*"))
+            if path.is_file() and not path.name.startswith(".")}
 
     def kernels(self):
         "{process: processor seconds} of this run's kernels."
         found = {}
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError, ValueError):
-                if b"ipykernel_launcher" not in (path / "cmdline").read_bytes() or f"THESIS_AD_CACHE={self.cache}".encode() not in (path / "environ").read_bytes().split(b"\0"): continue
+                if (b"ipykernel_launcher" not in (path / "cmdline").read_bytes()
+                        or f"THESIS_AD_CACHE={self.cache}".encode() not in (path / "environ")
+                        .read_bytes().split(b"\0")):
+                    continue
                 used = (path / "stat").read_text().rpartition(")")[2].split()
                 found[int(path.name)] = (int(used[11]) + int(used[12])) / os.sysconf("SC_CLK_TCK")
         return found
@@ -139,7 +157,8 @@ def run_killed(folder):
 
 def workers_killed(folder):
     "A worker of the pool is killed every 20 seconds."
-    run, times, draw = Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "out", "--workers", 2), 0, random.Random(0)
+    run, times = Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "out", "--workers", 2), 0
+    draw = random.Random(0)
     ends = time.monotonic() + LIMIT
     while run.running() and time.monotonic() < ends:
         time.sleep(20)
@@ -149,7 +168,8 @@ def workers_killed(folder):
 
 def _damage(cache, how, draw):
     "Truncate, flip a bit of, or delete one file of the cache; whether there was one."
-    files = [path for kind in ("detectors", "evaluations", "features") for path in (cache / kind).rglob("*") if path.is_file() and path.suffix != ".lock" and ".part" not in str(path)]
+    files = [path for kind in ("detectors", "evaluations", "features") for path in (cache / kind).rglob("*")
+        if path.is_file() and path.suffix != ".lock" and ".part" not in str(path)]
     if not files: return False
     path = draw.choice(files)
     with contextlib.suppress(OSError):
@@ -185,7 +205,9 @@ def cache_emptied(folder):
 
 def two_at_once(folder):
     "The same study twice at the same time, on one cache."
-    first, second = Run(folder), Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "second", "--workers", workers, name="second")
+    first = Run(folder)
+    second = Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "second", "--workers",
+        workers, name="second")
     ended = [first.finish(), second.finish()]
     same = first.tables() == second.tables()
     return 2, ended[0] if ended[0] == ended[1] and same else f"{ended}, tables {'equal' if same else 'differ'}", first
@@ -194,7 +216,8 @@ def half_written_files_left(folder):
     "Leftovers of processes that no longer run lie in the cache; they are swept."
     cache = Path(folder) / "cache/detectors"
     cache.mkdir(parents=True)
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True).stdout.strip()
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True,
+        text=True).stdout.strip()
     for i in range(5): (cache / f".ab{i}.{socket.gethostname()}+{gone}+0123456{i}.part").mkdir()
     run = Run(folder)
     ended = run.finish()
@@ -218,8 +241,11 @@ def clock_moved(folder):
     clock, times, draw = Path(folder) / "clock", 0, random.Random(3)
     clock.write_text("+0d\n")
     (Path(folder) / "sleep").mkdir()                # libfaketime does not know the call by which Python sleeps
-    (Path(folder) / "sleep/sitecustomize.py").write_text("import select, time\ntime.sleep = lambda seconds: select.select([], [], [], seconds) and None\n")
-    run = Run(folder, environment={"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(folder) / 'sleep'}", "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"})
+    (Path(folder) / "sleep/sitecustomize.py").write_text(
+        "import select, time\ntime.sleep = lambda seconds: select.select([], [], [], seconds) and None\n")
+    run = Run(folder, environment={"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(folder) / 'sleep'}",
+        "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"})
     ends = time.monotonic() + LIMIT
     while run.running() and time.monotonic() < ends:
         time.sleep(3)
@@ -231,7 +257,8 @@ def clock_moved(folder):
 @contextlib.contextmanager
 def _mounted(path, *options):
     path.mkdir(parents=True, exist_ok=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", path], capture_output=True).returncode: raise PermissionError("mounting needs root")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", path], capture_output=True).returncode:
+        raise PermissionError("mounting needs root")
     try: yield path
     finally: subprocess.run(["umount", "-l", path], check=True)
 
@@ -241,7 +268,8 @@ def disk_full(folder):
         run = Run(folder)
         ended = run.finish()
         lines = [line for line in run.said().splitlines() if "no space left" in line.lower()]
-    return len(lines), f"{len(lines)} lines name the disk, the last: {lines[-1].replace(str(folder), 'FOLDER')}" if lines else f"{ended} (and no word of the disk)", run
+    return (len(lines), f"{len(lines)} lines name the disk, the last: {lines[-1].replace(str(folder), 'FOLDER')}"
+        if lines else f"{ended} (and no word of the disk)", run)
 
 def results_disk_full(folder):
     "The folder for the tables lies on a disk of 8 kB; then on one that is large enough."
@@ -264,7 +292,8 @@ def reproduction_undisturbed(folder):
     return 0, run.finish(), run
 
 def kernel_killed(folder):
-    "The notebook's kernel is killed before its first word, and the kernel that is started in its place in the midst of its work."
+    """The notebook's kernel is killed before its first word,
+    and the kernel that is started in its place in the midst of its work."""
     run, times = Reproduction(folder), 0
     ends = time.monotonic() + LIMIT
     while run.running() and times < 2 and time.monotonic() < ends:
@@ -293,8 +322,9 @@ def figures_read_only(folder):
     (run.cwd / "figures").unlink()
     return 1, ended, run
 
-STUDIES = (undisturbed, run_killed, workers_killed, cache_truncated, cache_bits_flipped, cache_files_deleted, cache_emptied, two_at_once, half_written_files_left, file_times_moved, clock_moved,
-           disk_full, results_disk_full, results_read_only)
+STUDIES = (undisturbed, run_killed, workers_killed, cache_truncated, cache_bits_flipped, cache_files_deleted,
+    cache_emptied, two_at_once, half_written_files_left, file_times_moved, clock_moved, disk_full, results_disk_full,
+    results_read_only)
 REPRODUCTIONS = (reproduction_undisturbed, kernel_killed, two_reproductions_at_once, figures_read_only)
 FAULTS = {one.__name__: one for one in (*STUDIES, *REPRODUCTIONS)}
 
@@ -305,13 +335,18 @@ class Cluster:
     "Scheduler and three workers; what is killed is started again, as a service manager or Slurm would."
     def __init__(self, folder):
         with socket.socket() as probe: probe.bind(("127.0.0.1", 0)); self.port = probe.getsockname()[1]
-        self.folder, self.environment = Path(folder), os.environ | {"THESIS_AD_CACHE": str(Path(folder) / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.folder = Path(folder)
+        self.environment = os.environ | {"THESIS_AD_CACHE": str(Path(folder) / "cache"), "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT)}
         self.processes = {name: self.start(name) for name in ("scheduler", "worker0", "worker1", "worker2")}
 
     def start(self, name):
         place = f"tcp://127.0.0.1:{self.port}"
-        arguments = ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--dashboard-address", "127.0.0.1:0"] if name == "scheduler" else ["distributed.cli.dask_worker", place, "--nthreads", "1", "--no-nanny", "--local-directory", str(self.folder / "dask")]
-        return subprocess.Popen([sys.executable, "-m", *arguments], env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder)
+        arguments = ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(self.port),
+            "--dashboard-address", "127.0.0.1:0"] if name == "scheduler" else ["distributed.cli.dask_worker", place,
+            "--nthreads", "1", "--no-nanny", "--local-directory", str(self.folder / "dask")]
+        return subprocess.Popen([sys.executable, "-m", *arguments], env=self.environment, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, cwd=self.folder)
 
     def keep_up(self):
         for name, process in self.processes.items():
@@ -329,12 +364,14 @@ def _on_cluster(folder, victims, pause):
     try:
         while socket.socket().connect_ex(("127.0.0.1", cluster.port)): time.sleep(0.2)
         time.sleep(3)
-        run = Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "out", "--cluster", f"tcp://127.0.0.1:{cluster.port}")
+        run = Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "out", "--cluster",
+            f"tcp://127.0.0.1:{cluster.port}")
         run.wait_for(1)
         struck, ends = time.monotonic(), time.monotonic() + LIMIT
         while run.running() and time.monotonic() < ends:
             cluster.keep_up()
-            if time.monotonic() > struck + pause and times < 8: cluster.kill(draw.choice(victims)); times += 1; struck = time.monotonic()
+            if time.monotonic() > struck + pause and times < 8:
+                cluster.kill(draw.choice(victims)); times += 1; struck = time.monotonic()
             time.sleep(0.2)
         return times, run.finish(), run
     finally: cluster.close()
@@ -348,10 +385,12 @@ with contextlib.suppress(ImportError):
     FAULTS |= {one.__name__: one for one in (cluster_undisturbed, cluster_workers_killed, cluster_scheduler_restarted)}
 
 
-COLUMNS = ["fault", "struck", "ended", "repeated", "tables_equal", "evaluations", "evaluations_undisturbed", "leftovers"]
+COLUMNS = ["fault", "struck", "ended", "repeated", "tables_equal", "evaluations",
+    "evaluations_undisturbed", "leftovers"]
 
 def strike(name, expected):
-    "The row of a fault, and its last run; `expected` is (tables, evaluations) of the undisturbed run, or None for that one itself."
+    """The row of a fault, and its last run; `expected` is (tables, evaluations) of the undisturbed run,
+    or None for that one itself."""
     with tempfile.TemporaryDirectory(prefix="faults_") as folder:
         try: times, ended, run = FAULTS[name](folder)
         except PermissionError as error: return dict(zip(COLUMNS, (name, 0, f"not injected: {error}"))), None
@@ -365,24 +404,29 @@ def strike(name, expected):
         row = dict(zip(COLUMNS, (name, times, ended, repeated, bool(found) and found == tables, fits, wanted, left)))
         if not row["tables_equal"] or "traceback" in ended or "Warning" in before: print(before + run.said())
         global rendered
-        if rendered is None: rendered = shutil.copytree(run.cache / "data", Path(tempfile.mkdtemp(prefix="faults_data_")) / "data")
+        if rendered is None:
+            rendered = shutil.copytree(run.cache / "data", Path(tempfile.mkdtemp(prefix="faults_data_")) / "data")
         return row, (found, fits)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sorted(FAULTS))
-    parser.add_argument("--workers", type=int, default=workers, help="processes of a study whose workers are not the ones to be killed; 1 is half the work")
+    parser.add_argument("--workers", type=int, default=workers,
+        help="processes of a study whose workers are not the ones to be killed; 1 is half the work")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     options = parser.parse_args()
     globals()["workers"] = options.workers
     rows, expected = {}, {}
-    if options.only and options.out.exists(): rows = {row["fault"]: row for row in pd.read_csv(options.out).to_dict("records")}
-    for name in dict.fromkeys(["undisturbed", *(["reproduction_undisturbed"] if {*(options.only or FAULTS)} & {one.__name__ for one in REPRODUCTIONS} else []), *(options.only or FAULTS)]):
+    if options.only and options.out.exists():
+        rows = {row["fault"]: row for row in pd.read_csv(options.out).to_dict("records")}
+    for name in dict.fromkeys(["undisturbed", *(["reproduction_undisturbed"] if {*(options.only or FAULTS)} & {
+            one.__name__ for one in REPRODUCTIONS} else []), *(options.only or FAULTS)]):
         start, kind = time.monotonic(), FAULTS[name] in REPRODUCTIONS
         rows[name], found = strike(name, expected.get(kind))
         expected.setdefault(kind, found)
-        print(", ".join(f"{key} {value}" for key, value in rows[name].items()), f"{time.monotonic() - start:.0f} s", flush=True)
+        print(", ".join(f"{key} {value}" for key, value in rows[name].items()),
+            f"{time.monotonic() - start:.0f} s", flush=True)
         pd.DataFrame([rows[one] for one in FAULTS if one in rows], columns=COLUMNS).to_csv(options.out, index=False)
     shutil.rmtree(rendered.parent, ignore_errors=True)
     sys.exit(0 if all(row.get("tables_equal", True) for row in rows.values()) else 1)

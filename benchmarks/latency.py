@@ -43,12 +43,15 @@ def judged(detector, image):
 def started(*arguments):
     "(seconds, processor seconds) of `thesis-ad` with these arguments in a new process."
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-c", "from thesis_ad.cli import main; main()", *arguments], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", "from thesis_ad.cli import main; main()", *arguments], check=True,
+        capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.perf_counter() - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def best_start(*arguments): return {name: round(min(part), 2) for name, part in zip(("start_s", "start_processor_s"), zip(*(started(*arguments) for _ in range(3))))}
+def best_start(*arguments):
+    return {name: round(min(part), 2) for name, part in zip(("start_s", "start_processor_s"),
+        zip(*(started(*arguments) for _ in range(3))))}
 
 
 def measure(method, data, folder, options):
@@ -78,8 +81,8 @@ def judgement(row):
     said = lambda value, limit: f"{value} of {limit}, {'met' if value <= limit else 'not met'}"
     if row["method"] in STARTS: return f"thesis-ad {row['method']}: {said(row['start_s'], STARTS[row['method']])} s"
     limit = goal(row["method"])
-    return (f"{row['method']}, {row['runtime']}: median {said(row['p50_ms'], limit)} ms; 99 % {said(row['p99_ms'], 2 * limit)} ms; "
-            f"start {said(row['start_s'], 2.0)} s")
+    return (f"{row['method']}, {row['runtime']}: median {said(row['p50_ms'], limit)} ms; 99 % "
+        f"{said(row['p99_ms'], 2 * limit)} ms; start {said(row['start_s'], 2.0)} s")
 
 
 def main():
@@ -93,7 +96,8 @@ def main():
     pin_threads(options.threads)
     data, folder = open_dataset("prefilter_a"), Path(tempfile.mkdtemp())
     rows = [row for method in options.methods for row in measure(method, data, folder, options)]
-    rows += [{"method": command, "runtime": "command", "threads": options.threads, **best_start(command)} for command in STARTS]
+    rows += [{"method": command, "runtime": "command", "threads": options.threads, **best_start(command)}
+        for command in STARTS]
     table = pd.DataFrame(rows).assign(processor=processor())
     print(table.to_string(index=False))
     for row in rows: print(judgement(row))

@@ -74,7 +74,8 @@ def vectors(key, count, dimensions):
     draw = rng("results", key)
     centres = 3 * rng("results", "centres").standard_normal((200, dimensions), dtype=np.float32)
     spread = np.geomspace(1, 0.2, dimensions, dtype=np.float32)
-    return centres[draw.integers(200, size=count)] + spread * draw.standard_normal((count, dimensions), dtype=np.float32)
+    return centres[draw.integers(200, size=count)] + spread * draw.standard_normal((count, dimensions),
+        dtype=np.float32)
 
 
 def coreset(count, dimensions, kept, pairs):
@@ -108,7 +109,8 @@ def search(count, dimensions, queries, k, against, pairs):
         other = lambda: index.search(queries, k)
     else: other = functools.partial(Brute(n_neighbors=k, algorithm="brute").fit(bank).kneighbors, queries)
     ours(tensor, k), other()
-    a, b, (_, found), (_, theirs) = pair(lambda: timed(lambda: ours(tensor, k)), lambda: timed(other), max(pairs, 5), 20)
+    a, b, (_, found), (_, theirs) = pair(lambda: timed(lambda: ours(tensor, k)), lambda: timed(other),
+        max(pairs, 5), 20)
     few = queries[:16].astype(np.float64)
     exact = np.stack([((one - bank) ** 2).sum(1).argsort(kind="stable")[:k] for one in few])
     return 1000 * a, 1000 * b, "ms", float((found[:16].numpy() == exact).mean()), float((theirs[:16] == exact).mean())
@@ -163,9 +165,11 @@ class Case:
         self.train = ImageSet.from_arrays((held["train"].transpose(0, 2, 3, 1) * 255).round().astype(np.uint8))
         self.held, (self.detector, _) = held, (None, None)
         stages = first.used_stages
-        for stage, m in zip(stages, first.network(torch.from_numpy(held["test"][:1]), stages)): held[f"stage_{stage}"] = m.numpy()
-        facts = {"backbone": first.network.name, "stages": stages, "bank": bank, "mean": first.network.mean.ravel().tolist(),
-                 "std": first.network.std.ravel().tolist(), "channels": int(sum(held[f"stage_{s}"].shape[1] for s in stages))}
+        for stage, m in zip(stages, first.network(torch.from_numpy(held["test"][:1]), stages)):
+            held[f"stage_{stage}"] = m.numpy()
+        facts = {"backbone": first.network.name, "stages": stages, "bank": bank,
+            "mean": first.network.mean.ravel().tolist(), "std": first.network.std.ravel().tolist(),
+            "channels": int(sum(held[f"stage_{s}"].shape[1] for s in stages))}
         state = load_model(first.network.name).state_dict()
         save_file({k: v.contiguous() for k, v in state.items()}, work / f"{facts['backbone']}.safetensors")
         np.savez(work / f"{data.name}.npz", facts=json.dumps(facts), **held)
@@ -186,7 +190,8 @@ class Case:
     def quality(self, which):
         "(ours, theirs): image AUROC or AUPRO."
         from anomalib_agreement import judged
-        return [judged(self.held, *found)[("image AUROC", "pixel AUROC", "AUPRO").index(which)] for found in (self.ours, self.theirs)]
+        return [judged(self.held, *found)[("image AUROC", "pixel AUROC", "AUPRO").index(which)]
+            for found in (self.ours, self.theirs)]
 
 
 def fit_of_anomalib(case, pairs):
@@ -227,7 +232,8 @@ def exported(runtime, pairs):
 
 
 def measures(peer, cookies, work):
-    "{name of a row: (function of `pairs`, goal of the ratio)}; rows that need `peer` or `cookies` only where they are there."
+    """{name of a row: (function of `pairs`, goal of the ratio)};
+    rows that need `peer` or `cookies` only where they are there."""
     found = {"coreset 20,000 x 64, 2,000 kept, against the naive loop; quality: same vectors":
                  (functools.partial(coreset, 20_000, 64, 2000), 20),
              "coreset 40,000 x 128, 1,500 kept, against the naive loop; quality: same vectors":
@@ -235,22 +241,27 @@ def measures(peer, cookies, work):
              "pixel AUROC of 30 maps, against scikit-learn; quality: its value":
                  (functools.partial(pixel_metric, "auroc", "scikit-learn"), 3)}
     for runtime, name in (("onnx", "ONNX Runtime"), ("openvino", "OpenVINO")):
-        found[f"PatchCore, one 256 px image, {name} against PyTorch; quality: mean score"] = (functools.partial(exported, runtime), 5 / 3)
-    sizes = (1500, 152, 784), (1500, 152, 4096), (16_000, 152, 1024), (100_000, 152, 1024), (1500, 1536, 1024), (16_000, 1536, 1024), (100_000, 1536, 784)
+        found[f"PatchCore, one 256 px image, {name} against PyTorch; quality: mean score"] = (
+            functools.partial(exported, runtime), 5 / 3)
+    sizes = ((1500, 152, 784), (1500, 152, 4096), (16_000, 152, 1024), (100_000, 152, 1024), (1500, 1536, 1024),
+        (16_000, 1536, 1024), (100_000, 1536, 784))
     for count, dimensions, queries in sizes:
         for k in (1, 9):
             for against in ("faiss", "scikit-learn")[:1 if count * dimensions > 3e7 else 2]:
                 if against == "faiss" and importlib.util.find_spec("faiss") is None: continue
-                what = f"search {queries:,} in {count:,} x {dimensions:,}, {k} nearest, against {against}; quality: exact neighbours"
+                what = (f"search {queries:,} in {count:,} x {dimensions:,}, {k} nearest, against {against}; quality: "
+                    "exact neighbours")
                 found[what] = functools.partial(search, count, dimensions, queries, k, against), 1
     if peer is None: return found
     for name, what in (("aupro", "AUPRO"), ("auroc", "pixel AUROC")):
         found[f"{what} of 30 maps, against anomalib; quality: its value"] = (
             functools.partial(pixel_metric, name, "anomalib", peer=peer, work=work), 3)
-    found["coreset 127,000 x 64, 12,700 kept, against anomalib's loop (multiplied from 1,000); quality: the same among 1,000"] = (
-        functools.partial(coreset_of_anomalib, 127_000, 64, 12_700, 1000, peer, work), 50)
-    cases = {"elpv_mono, 98 images": (functools.cache(lambda: Case("elpv_mono", 98, 40, 40, 1500, peer, work)), "image AUROC", 1500)}
-    if cookies: cases["cookies, 31 images"] = functools.cache(lambda: Case(cookies, 0, 0, 0, 3174, peer, work)), "AUPRO", 3174
+    found["coreset 127,000 x 64, 12,700 kept, against anomalib's loop (multiplied from 1,000); quality: the "
+        "same among 1,000"] = (functools.partial(coreset_of_anomalib, 127_000, 64, 12_700, 1000, peer, work), 50)
+    cases = {"elpv_mono, 98 images": (functools.cache(lambda: Case("elpv_mono", 98, 40, 40, 1500, peer, work)),
+        "image AUROC", 1500)}
+    if cookies:
+        cases["cookies, 31 images"] = functools.cache(lambda: Case(cookies, 0, 0, 0, 3174, peer, work)), "AUPRO", 3174
     for name, (case, quality, bank) in cases.items():
         title = f"PatchCore on {name}, bank {bank:,},"
         found[f"{title} fit, against anomalib; quality: image AUROC"] = functools.partial(fit_of_anomalib, case), 50
@@ -279,12 +290,14 @@ def main():
     parser.add_argument("--pairs", type=int, default=3, help="measurements of each side")
     parser.add_argument("--only", default="", help="rows whose name holds this text")
     parser.add_argument("--peer", help="a Python that has anomalib; its rows are left out without one")
-    parser.add_argument("--cookies", default=os.environ.get("THESIS_AD_COOKIES"), help="a folder in MVTec layout with masks")
+    parser.add_argument("--cookies", default=os.environ.get("THESIS_AD_COOKIES"),
+        help="a folder in MVTec layout with masks")
     options = parser.parse_args()
     pin_threads(1)
     table = measured(options.out)
     if options.again: table = table[table.processor != processor()]
-    if not options.cookies: print("no folder of cookies was given (--cookies or THESIS_AD_COOKIES): its rows are skipped")
+    if not options.cookies:
+        print("no folder of cookies was given (--cookies or THESIS_AD_COOKIES): its rows are skipped")
     if not options.peer: print("no Python with anomalib was given (--peer): its rows are skipped")
     with tempfile.TemporaryDirectory() as work:
         peer = Peer(options.peer) if options.peer else None
@@ -292,7 +305,8 @@ def main():
         for what, (measure, goal) in rows.items():
             if options.only not in what or ((table.what == what) & (table.processor == processor())).any(): continue
             ours, other, unit, quality, theirs = measure(pairs=options.pairs)
-            row = [what, float(f"{ours:.4g}"), float(f"{other:.4g}"), round(other / ours, 2), unit, round(quality, 6), round(theirs, 6), processor()]
+            row = [what, float(f"{ours:.4g}"), float(f"{other:.4g}"), round(other / ours, 2), unit, round(quality, 6),
+                round(theirs, 6), processor()]
             table = pd.DataFrame([*table.values.tolist(), row], columns=COLUMNS)
             table.to_csv(options.out, index=False)
             print("measured", verdict(table.iloc[-1], goal), flush=True)

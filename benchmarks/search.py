@@ -1,7 +1,8 @@
 """Exact nearest neighbours: the float32 product of chapter 34, FAISS with its finds measured anew, bare FAISS, and
 scikit-learn's brute force.
 
-    python benchmarks/search.py --out benchmarks/search.csv     # banks of 1,500 to 100,000 vectors, 152 and 1,536 dimensions
+    python benchmarks/search.py --out benchmarks/search.csv     # banks of 1,500 to 100,000 vectors,
+    152 and 1,536 dimensions
 
 Milliseconds of processor time on one thread, the best of three, measured in turns. Columns: `float32_ms` and
 `faiss_ms` are the two ways of `features.search`; `bare_faiss_ms` is faiss.IndexFlatL2 on the same vectors, which is
@@ -18,12 +19,14 @@ from sklearn.neighbors import NearestNeighbors
 from thesis_ad.features.search import NearestNeighbours, choose_way
 from thesis_ad.settings import pin_threads, processor, rng
 
-SIZES = [(count, dimensions) for dimensions, counts in ((152, (1500, 4000, 16_000, 100_000)), (1536, (1500, 4000, 16_000, 100_000))) for count in counts]
+SIZES = [(count, dimensions) for dimensions, counts in ((152, (1500, 4000, 16_000, 100_000)),
+    (1536, (1500, 4000, 16_000, 100_000))) for count in counts]
 
 
 def vectors(key, count, dimensions):
     "Rows whose variance falls off as that of real features does."
-    return rng("search", key).standard_normal((count, dimensions), dtype=np.float32) * np.geomspace(5, 0.3, dimensions, dtype=np.float32) + 4
+    return rng("search", key).standard_normal((count, dimensions), dtype=np.float32) * np.geomspace(5, 0.3, dimensions,
+        dtype=np.float32) + 4
 
 
 def timed(calls, repeats=3):
@@ -44,11 +47,15 @@ def measure(count, dimensions, queries, k):
         import faiss
         bare = faiss.IndexFlatL2(dimensions)
         bare.add(bank)
-        calls |= {"faiss": lambda search=NearestNeighbours(ours, "faiss"): search(asked, k)[1].numpy(), "bare_faiss": lambda: bare.search(x, k)[1]}
-    if bank.size < 3e7: calls["sklearn"] = lambda brute=NearestNeighbors(n_neighbors=k, algorithm="brute").fit(bank): brute.kneighbors(x)[1]
+        calls |= {"faiss": lambda search=NearestNeighbours(ours, "faiss"): search(asked, k)[1].numpy(),
+            "bare_faiss": lambda: bare.search(x, k)[1]}
+    if bank.size < 3e7:
+        calls["sklearn"] = lambda brute=NearestNeighbors(n_neighbors=k,
+            algorithm="brute").fit(bank): brute.kneighbors(x)[1]
     times, found = timed(calls)
-    return {"bank": count, "dimensions": dimensions, "queries": queries, "neighbours": k, **{f"{name}_ms": round(value, 1) for name, value in times.items()},
-            "auto": choose_way("auto", ours), "equal_indices": round(float(np.all([one == found["float32"] for one in found.values()], axis=0).mean()), 6)}
+    return {"bank": count, "dimensions": dimensions, "queries": queries, "neighbours": k,
+        **{f"{name}_ms": round(value, 1) for name, value in times.items()}, "auto": choose_way("auto", ours),
+        "equal_indices": round(float(np.all([one == found["float32"] for one in found.values()], axis=0).mean()), 6)}
 
 
 def main():

@@ -1,4 +1,5 @@
-"""Scheduler and workers as processes of their own on this machine: the same results as here, and one sentence for whatever is wrong."""
+"""Scheduler and workers as processes of their own on this machine: the same results as here,
+and one sentence for whatever is wrong."""
 import os
 import re
 import shutil
@@ -22,24 +23,28 @@ class Processes:
     "A Dask scheduler and workers, each a process."
     def __init__(self, folder, **environment):
         with socket.socket() as probe: probe.bind(("127.0.0.1", 0)); self.port = probe.getsockname()[1]
-        self.address, self.folder, self.running, self.scheduler, self.workers = f"tcp://127.0.0.1:{self.port}", folder, [], None, []
+        self.address, self.folder, self.running, self.scheduler = f"tcp://127.0.0.1:{self.port}", folder, [], None
+        self.workers = []
         self.environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"} | environment
         self.start_scheduler()
 
     def start(self, *arguments, **environment):
-        process = subprocess.Popen([sys.executable, "-m", *map(str, arguments)], env=self.environment | environment, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen([sys.executable, "-m", *map(str, arguments)], env=self.environment | environment,
+            cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         self.running.append(process)
         return process
 
     def start_scheduler(self):
-        self.scheduler = self.start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", self.port, "--dashboard-address", "127.0.0.1:0")
+        self.scheduler = self.start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", self.port,
+            "--dashboard-address", "127.0.0.1:0")
         for _ in range(600):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0: return
             time.sleep(0.1)
 
     def start_worker(self, *arguments, **environment):
-        self.workers.append(self.start("distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-nanny", "--local-directory", self.folder / "workers", *arguments, **environment))
+        self.workers.append(self.start("distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-nanny",
+            "--local-directory", self.folder / "workers", *arguments, **environment))
 
     def kill(self, process):
         process.kill()
@@ -74,8 +79,10 @@ def test_the_same_list_gives_the_same_results_and_errors_are_sentences(three):
         assert dict(each(slow_calls.odd_fails, [2, 3], keep_going=True)) == {0: 2, 1: Failed("3 is odd")}
         with pytest.raises(UserError, match="^3 is odd$"): list(each(slow_calls.odd_fails, [2, 3]))
         assert list(each(slow_calls.square, [])) == []
-    assert re.search(r"^cluster: \d workers? at tcp://127\.0\.0\.1:\d+, dashboard http://127\.0\.0\.1:\d+/status$", said[0])
-    assert dict(each(slow_calls.square, [3])) == {0: 9} and not [path for path in cache_dir().iterdir() if path.name.startswith(".shared")]
+    assert re.search(r"^cluster: \d workers? at tcp://127\.0\.0\.1:\d+, dashboard http://127\.0\.0\.1:\d+/status$",
+        said[0])
+    assert dict(each(slow_calls.square, [3])) == {0: 9}
+    assert not [path for path in cache_dir().iterdir() if path.name.startswith(".shared")]
 
 
 def test_killed_workers_lose_nothing_and_nothing_is_counted_twice(three):
@@ -96,7 +103,8 @@ def test_a_call_that_kills_its_workers_is_given_up_and_the_others_are_finished(t
     with on_cluster(three.address) as cluster:
         full(cluster, 6)
         results = dict(each(slow_calls.three_kills, range(8), keep_going=True))
-    assert results.pop(3) == Failed("its workers died 3 times; is there enough memory?") and results == {n: n for n in range(8) if n != 3}
+    assert results.pop(3) == Failed("its workers died 3 times; is there enough memory?")
+    assert results == {n: n for n in range(8) if n != 3}
 
 
 def test_a_restarted_scheduler_gets_what_is_left(three):
@@ -117,7 +125,9 @@ def test_a_scheduler_that_stays_away_is_one_sentence(three):
         results = each(slow_calls.noted, [(n, str(three.folder), 0.2) for n in range(20)])
         next(results)
         three.kill(three.scheduler)
-        with pytest.raises(UserError, match="was lost and has not come back in 2 s; what is finished is kept|has had no worker for 2 s"): list(results)
+        with pytest.raises(UserError,
+                match="was lost and has not come back in 2 s; what is finished is kept|has had no worker for 2 s"):
+            list(results)
 
 
 # ---- one sentence each ----
@@ -171,7 +181,8 @@ def test_a_worker_that_joins_later_is_checked_too(processes, tmp_path):
     with on_cluster(processes.address) as cluster:
         processes.start_worker(THESIS_AD_CACHE=str(tmp_path / "its own"))
         full(cluster, 2)
-        with pytest.raises(UserError, match="a worker that joined later does not see the caller's cache folder"): list(each(slow_calls.square, range(60)))
+        with pytest.raises(UserError, match="a worker that joined later does not see the caller's cache folder"):
+            list(each(slow_calls.square, range(60)))
 
 
 def test_slurm_where_there_is_none(monkeypatch):
@@ -183,8 +194,11 @@ def test_slurm_where_there_is_none(monkeypatch):
 def test_slurm_asks_for_one_thread_a_job():
     "The script that Slurm would be given; there is no Slurm to give it to."
     jobqueue = pytest.importorskip("dask_jobqueue")
-    script = jobqueue.SLURMCluster(cores=1, processes=1, memory="6 GB", scheduler_options={"dashboard_address": ":0"}, n_workers=0)
-    try: assert "--cpus-per-task=1" in script.job_script() and "--mem=6G" in script.job_script() and "--nthreads 1" in script.job_script()
+    script = jobqueue.SLURMCluster(cores=1, processes=1, memory="6 GB",
+        scheduler_options={"dashboard_address": ":0"}, n_workers=0)
+    try:
+        assert "--cpus-per-task=1" in script.job_script() and "--mem=6G" in script.job_script()
+        assert "--nthreads 1" in script.job_script()
     finally: script.close()
 
 
@@ -195,7 +209,9 @@ def test_versions_are_compared_by_name():
 # ---- whole commands ----
 
 def command(clone, cache, *arguments):
-    result = subprocess.run([sys.executable, "-c", "from thesis_ad.cli import main; main()", *map(str, arguments)], capture_output=True, text=True, cwd=clone, env=os.environ | {"PYTHONPATH": str(clone), "THESIS_AD_CACHE": str(cache)})
+    result = subprocess.run([sys.executable, "-c", "from thesis_ad.cli import main; main()", *map(str, arguments)],
+        capture_output=True, text=True, cwd=clone,
+        env=os.environ | {"PYTHONPATH": str(clone), "THESIS_AD_CACHE": str(cache)})
     return result
 
 
@@ -206,9 +222,12 @@ def test_reproduction_on_three_workers_gives_the_tables_of_one_process(tmp_path)
     "One notebook of profile smoke and its fits; all of them with THESIS_AD_FULL=1."
     pytest.importorskip("papermill")
     clone = tmp_path / "clone"
-    for name in ("nbs", "thesis_ad", "data_manifest"): shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("nbs", "thesis_ad", "data_manifest"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     shutil.copy2(ROOT / "settings.ini", clone)
-    def tables(): return {path.relative_to(clone / "figures").as_posix(): path.read_bytes() for path in sorted((clone / "figures").rglob("*")) if path.is_file()}
+    def tables():
+        return {path.relative_to(clone / "figures").as_posix(): path.read_bytes()
+            for path in sorted((clone / "figures").rglob("*")) if path.is_file()}
     alone = command(clone, tmp_path / "one", "reproduce", "--profile", "smoke", "--workers", 1, *ONLY)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     expected = tables()
@@ -217,7 +236,8 @@ def test_reproduction_on_three_workers_gives_the_tables_of_one_process(tmp_path)
     try:
         for _ in range(3): processes.start_worker()
         time.sleep(3)
-        there = command(clone, tmp_path / "three", "reproduce", "--profile", "smoke", "--cluster", processes.address, *ONLY)
+        there = command(clone, tmp_path / "three", "reproduce", "--profile", "smoke", "--cluster",
+            processes.address, *ONLY)
     finally: processes.close()
     assert there.returncode == 0 and "dashboard http" in there.stdout, there.stdout + there.stderr
     found = tables()
@@ -225,7 +245,8 @@ def test_reproduction_on_three_workers_gives_the_tables_of_one_process(tmp_path)
     assert any((tmp_path / "three").rglob("bundle.json")) and not [*(tmp_path / "three").rglob(".*.part*")]
 
 
-STUDY = "profile: smoke\ndatasets: [{folder: parts, categories: [bottle]}]\ndetectors: [padim, global_knn]\nseeds: [0, 1]\nsettings: {small: {size: [64, 64], replicates: 50}}\n"
+STUDY = ("profile: smoke\ndatasets: [{folder: parts, categories: [bottle]}]\ndetectors: [padim, global_knn]\nseeds: "
+    "[0, 1]\nsettings: {small: {size: [64, 64], replicates: 50}}\n")
 
 
 @pytest.mark.parametrize("carry", [False, True])
@@ -238,10 +259,12 @@ def test_a_study_on_a_cluster_gives_the_tables_of_one_process(mvtec_folder, tmp_
     try:
         for i in range(3): processes.start_worker(THESIS_AD_CACHE=str(tmp_path / (f"worker{i}" if carry else "shared")))
         time.sleep(3)
-        there = command(ROOT, tmp_path / "shared", "study", tmp_path / "study.yaml", "-o", tmp_path / "cluster", "--cluster", processes.address, *["--carry"] * carry)
+        there = command(ROOT, tmp_path / "shared", "study", tmp_path / "study.yaml", "-o", tmp_path / "cluster",
+            "--cluster", processes.address, *["--carry"] * carry)
     finally: processes.close()
     assert alone.returncode == there.returncode == 0, alone.stderr + there.stdout + there.stderr
-    for name in ("results", "summary", "ranks", "significance"): assert (tmp_path / f"alone/{name}.csv").read_bytes() == (tmp_path / f"cluster/{name}.csv").read_bytes(), name
+    for name in ("results", "summary", "ranks", "significance"):
+        assert (tmp_path / f"alone/{name}.csv").read_bytes() == (tmp_path / f"cluster/{name}.csv").read_bytes(), name
     assert len([*(tmp_path / "shared/detectors").glob("*/bundle")]) == 3
     assert carry == any(tmp_path.glob("worker*/detectors/*/bundle"))
 
@@ -256,6 +279,7 @@ def test_a_cluster_of_this_machine(mvtec_folder, tmp_path):
 
 
 def test_a_wrong_place_is_one_sentence(tmp_path):
-    for arguments, words in ((("reproduce", "--profile", "smoke", "--cluster", "host"), "tcp://HOST:PORT, local:N or slurm:N"),):
+    for arguments, words in ((("reproduce", "--profile", "smoke", "--cluster", "host"),
+            "tcp://HOST:PORT, local:N or slurm:N"),):
         said = command(ROOT, tmp_path, *arguments)
         assert said.returncode == 2 and words in said.stderr and len(said.stderr.strip().splitlines()) == 1, said.stderr

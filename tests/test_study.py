@@ -1,4 +1,5 @@
-"""Studies from the command line: one table, resumed, extended, with failures as rows, ranks and tests as scipy and Demšar have them."""
+"""Studies from the command line: one table, resumed, extended, with failures as rows,
+ranks and tests as scipy and Demšar have them."""
 import os
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from thesis_ad import study as module
 from thesis_ad.evaluation import protocol
 from thesis_ad.models.detector import methods
 from thesis_ad.settings import UserError, get_profile, repository_root
-from thesis_ad.study import RESULT_COLUMNS, combinations, friedman, holm, nemenyi, parse_study, plan, plan_lines, ranks, read_results, read_study, run_study, summary
+from thesis_ad.study import (RESULT_COLUMNS, combinations, friedman, holm, nemenyi, parse_study, plan, plan_lines,
+    ranks, read_results, read_study, run_study, summary)
 
-TEXT = "profile: smoke\ndatasets: [{folder: parts, categories: all}]\ndetectors: [padim, global_knn]\nseeds: [0]\nsettings: {small: {size: [64, 64], replicates: 50}}\n"
+TEXT = ("profile: smoke\ndatasets: [{folder: parts, categories: all}]\ndetectors: [padim, global_knn]\nseeds: "
+    "[0]\nsettings: {small: {size: [64, 64], replicates: 50}}\n")
 QUIET = {"say": lambda line: None}
 
 
@@ -30,29 +33,35 @@ def parts(mvtec_folder, tmp_path):
 
 
 def thesis_ad(*arguments):
-    return subprocess.run([sys.executable, "-c", "from thesis_ad.cli import main; main()", "study", *map(str, arguments)], capture_output=True, text=True, env=os.environ)
+    return subprocess.run([sys.executable, "-c", "from thesis_ad.cli import main; main()", "study",
+        *map(str, arguments)], capture_output=True, text=True, env=os.environ)
 
 
 def test_from_the_command_line(parts):
     "Dry run, run with a failed category, the same again from the cache, another seed, and every byte as before."
     said = thesis_ad(parts, "--dry-run", "--workers", 2)
-    assert said.returncode == 0 and "4 combinations: 2 to run, 2 fails" in said.stdout and not parts.with_suffix("").exists(), said.stdout + said.stderr
+    assert (said.returncode == 0 and "4 combinations: 2 to run, 2 fails" in said.stdout
+        and not parts.with_suffix("").exists()), said.stdout + said.stderr
     said = thesis_ad(parts, "--workers", 2)
-    assert said.returncode == 1 and len(said.stderr.strip().splitlines()) == 2 and "empty" in said.stderr and "Traceback" not in said.stderr, said.stderr
+    assert (said.returncode == 1 and len(said.stderr.strip().splitlines()) == 2 and "empty" in said.stderr
+        and "Traceback" not in said.stderr), said.stderr
     folder = parts.with_suffix("")
     first = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
     assert set(first) == {"results.csv", "summary.csv", "ranks.csv", "significance.csv", "costs.csv"}
     results = read_results(folder)
     assert list(results) == RESULT_COLUMNS and set(results.category) == {"bottle", "empty"}
-    assert (results[results.category == "empty"].error != "").all() and (results[results.category == "bottle"].error == "").all()
+    assert (results[results.category == "empty"].error != "").all()
+    assert (results[results.category == "bottle"].error == "").all()
     assert thesis_ad(parts, "-o", folder.with_name("again")).returncode == 1
-    assert {path.name: path.read_bytes() for path in folder.with_name("again").glob("*.csv")} == first, "a second run is read from the cache"
+    assert {path.name: path.read_bytes()
+        for path in folder.with_name("again").glob("*.csv")} == first, "a second run is read from the cache"
     parts.write_text(TEXT.replace("seeds: [0]", "seeds: [0, 1]"))
     said = thesis_ad(parts, "--dry-run")
     assert "2 finished, 1 to run, 3 fails" in said.stdout and "known from itself (1)" in said.stdout, said.stdout
     assert thesis_ad(parts).returncode == 1
     more = read_results(folder)
-    assert more[(more.seed == 0)].reset_index(drop=True).equals(results) and set(more[more.seed == 1].detector) == {"padim"}
+    assert more[(more.seed == 0)].reset_index(drop=True).equals(results)
+    assert set(more[more.seed == 1].detector) == {"padim"}
     spread = pd.read_csv(folder / "summary.csv").set_index(["detector", "metric"]).loc[("padim", "image_auroc")]
     values = more[(more.detector == "padim") & (more.metric == "image_auroc")].value
     assert spread.seeds == 2 and np.allclose([spread["mean"], spread.sd_seeds], [values.mean(), values.std(ddof=1)])
@@ -73,8 +82,10 @@ def test_only_what_is_missing_is_computed(parts, monkeypatch, tmp_path):
     assert sorted(fits) == ["global_knn", "padim"]
     run_study(parse_study(text.replace("[0]", "[0, 7]"), beside=parts.parent), tmp_path / "a", **QUIET)
     assert sorted(fits) == ["global_knn", "padim", "padim"], "an added seed ran more than that seed"
-    run_study(parse_study(text.replace("[padim, global_knn]", "[mine: {detector: padim, channels: 5}, global_knn]"), beside=parts.parent), tmp_path / "b", **QUIET)
-    assert sorted(fits) == ["global_knn", "padim", "padim", "padim"], "a detector that another study has fitted was fitted again"
+    run_study(parse_study(text.replace("[padim, global_knn]", "[mine: {detector: padim, channels: 5}, global_knn]"),
+        beside=parts.parent), tmp_path / "b", **QUIET)
+    assert sorted(fits) == ["global_knn", "padim", "padim",
+        "padim"], "a detector that another study has fitted was fitted again"
 
 
 def test_a_damaged_cache_is_made_again_and_changes_no_number(parts, tmp_path, monkeypatch):
@@ -108,23 +119,31 @@ def test_what_a_past_run_cost_is_what_the_next_one_is_expected_to(parts, tmp_pat
     run_study(study, tmp_path / "a", **QUIET)
     costs = pd.read_csv(tmp_path / "a/costs.csv").set_index("detector")
     assert (costs.memory_mib > 50).all() and (costs.fit_seconds > 0).all()
-    again = plan(combinations(parse_study(TEXT.replace("categories: all", "categories: [bottle]").replace("[0]", "[3]"), beside=parts.parent))).set_index("detector")
-    assert again.state.to_dict() == {"padim": "to run", "global_knn": "finished"} or again.state.to_dict() == {"padim": "to run", "global_knn": "to run"}
-    assert again.known_from["padim"] == "itself" and np.isclose(again.seconds["padim"], costs.fit_seconds["padim"] + costs.evaluate_seconds["padim"])
+    again = plan(combinations(parse_study(TEXT.replace("categories: all", "categories: [bottle]").replace("[0]", "[3]"),
+        beside=parts.parent))).set_index("detector")
+    assert (again.state.to_dict() == {"padim": "to run", "global_knn": "finished"}
+        or again.state.to_dict() == {"padim": "to run", "global_knn": "to run"})
+    assert again.known_from["padim"] == "itself"
+    assert np.isclose(again.seconds["padim"], costs.fit_seconds["padim"] + costs.evaluate_seconds["padim"])
     assert again.memory_mib["padim"] == costs.memory_mib["padim"]
 
 
 @pytest.mark.parametrize("text, said", [
-    ("datasets: [a]\ndetectors: [padimm]", "padimm"), ("datasets: [a]\ndetectors: [x: {detector: padim, chanels: 3}]", "chanels"), ("datasets: []\ndetectors: [padim]", "datasets"),
-    ("datasets: [a]\ndetectors: [padim]\nsettings: {x: {patchcore: {coreset: 1}}}", "patchcore"), ("datasets: [a]\ndetectors: [padim]\nseeds: [a]", "seeds"), ("datasets: [a", "YAML"),
-    ("datasets: [a]\ndetectors: [padim]\nseeds: [1, 1]", "twice"), ("- a", "mapping"), ("datasets: [{folder: nowhere}]\ndetectors: [padim]", "nowhere"), ("profile: mini\ndatasets: [a]\ndetectors: [padim]", "mini")])
+    ("datasets: [a]\ndetectors: [padimm]", "padimm"), ("datasets: [a]\ndetectors: [x: {detector: padim, chanels: 3}]",
+        "chanels"), ("datasets: []\ndetectors: [padim]", "datasets"),
+    ("datasets: [a]\ndetectors: [padim]\nsettings: {x: {patchcore: {coreset: 1}}}", "patchcore"),
+    ("datasets: [a]\ndetectors: [padim]\nseeds: [a]", "seeds"), ("datasets: [a", "YAML"),
+    ("datasets: [a]\ndetectors: [padim]\nseeds: [1, 1]", "twice"),
+    ("- a", "mapping"), ("datasets: [{folder: nowhere}]\ndetectors: [padim]", "nowhere"),
+    ("profile: mini\ndatasets: [a]\ndetectors: [padim]", "mini")])
 def test_a_mistake_in_the_file_is_one_sentence_before_any_work(text, said, tmp_path):
     with pytest.raises(UserError, match=said) as error: combinations(parse_study(text, beside=tmp_path))
     assert "\n" not in str(error.value)
 
 
 def test_yaml_cannot_run_code(tmp_path):
-    (tmp_path / "study.yaml").write_text(f"datasets: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{tmp_path}/ran']]\ndetectors: [padim]")
+    (tmp_path / "study.yaml").write_text("datasets: !!python/object/apply:pathlib.Path.touch "
+        f"[!!python/object/apply:pathlib.Path ['{tmp_path}/ran']]\ndetectors: [padim]")
     with pytest.raises(UserError, match="not YAML"): read_study(tmp_path / "study.yaml")
     assert not (tmp_path / "ran").exists()
 
@@ -132,20 +151,24 @@ def test_yaml_cannot_run_code(tmp_path):
 def test_profile_paper_is_a_study(monkeypatch):
     "The study file asks for exactly what reproduction fits, under the same names in the cache."
     study, profile = read_study(repository_root() / "benchmarks/studies/paper.yaml"), get_profile("paper")
-    assert {one[1] for one in study.detectors} == {*methods(), *protocol.VARIANTS} and study.seeds == profile.seeds and tuple(one[2] for one in study.datasets) == profile.datasets
+    assert {one[1] for one in study.detectors} == {*methods(), *protocol.VARIANTS} and study.seeds == profile.seeds
+    assert tuple(one[2] for one in study.datasets) == profile.datasets
     enhanced = type("Data", (), {"enhance": True})
     for place in (protocol, module): monkeypatch.setattr(place, "dataset_for", lambda name, profile: enhanced)
     mine = {(one.task.dataset, one.task.method, one.task.seed) for one in combinations(study)}
-    assert mine == {(task.dataset, task.method, task.seed) for task in protocol.tasks_for(profile, [*methods(), *protocol.VARIANTS])}
+    assert mine == {(task.dataset, task.method, task.seed)
+        for task in protocol.tasks_for(profile, [*methods(), *protocol.VARIANTS])}
     one = combinations(study)[0].task.profile
-    assert {name: value for name, value in vars(one).items() if name != "seeds"} == {name: value for name, value in vars(profile).items() if name != "seeds"}
+    assert {name: value for name, value in vars(one).items() if name != "seeds"} == {name: value
+        for name, value in vars(profile).items() if name != "seeds"}
 
 
 # ---- ranks ----
 
 def table(values, names=None):
     "A results table of image AUROCs [N, k]."
-    return pd.DataFrame([(f"d{i}", "", f"m{j}", "base", 0, "image_auroc", value, np.nan, np.nan, 5, 5, "") for i, row in enumerate(values) for j, value in enumerate(row)], columns=RESULT_COLUMNS)
+    return pd.DataFrame([(f"d{i}", "", f"m{j}", "base", 0, "image_auroc", value, np.nan, np.nan, 5, 5, "")
+        for i, row in enumerate(values) for j, value in enumerate(row)], columns=RESULT_COLUMNS)
 
 
 @budget(max_examples=40, deadline=None)
@@ -156,11 +179,13 @@ def test_ranks_and_p_values_are_those_of_scipy_and_of_the_formula(n, k, seed):
     ranked = np.array([stats.rankdata(-row) for row in values])
     by_name = means.set_index("detector")
     assert np.allclose([by_name.mean_rank[f"m{j}"] for j in range(k)], ranked.mean(0)) and (by_name.datasets == n).all()
-    if not (ranked == ranked[:, :1]).all(): assert np.allclose(by_name.p_friedman, stats.friedmanchisquare(*values.T).pvalue)
+    if not (ranked == ranked[:, :1]).all():
+        assert np.allclose(by_name.p_friedman, stats.friedmanchisquare(*values.T).pvalue)
     if len(np.unique(values)) == n * k:
         chi = 12 * n / (k * (k + 1)) * ((ranked.mean(0) ** 2).sum() - k * (k + 1) ** 2 / 4)
         assert np.isclose(by_name.p_friedman.iloc[0], stats.chi2.sf(chi, k - 1))
-    assert ((pairs.p_wilcoxon_holm >= pairs.p_wilcoxon - 1e-12) & (pairs.p_wilcoxon_holm <= 1)).all() and len(pairs) == k * (k - 1) / 2
+    assert ((pairs.p_wilcoxon_holm >= pairs.p_wilcoxon - 1e-12) & (pairs.p_wilcoxon_holm <= 1)).all()
+    assert len(pairs) == k * (k - 1) / 2
     wider = pairs.assign(wide=pairs.rank_difference.abs()).sort_values("wide")
     assert (np.diff(wider.p_nemenyi) <= 1e-12).all(), "a larger difference in rank is less likely by chance"
 
@@ -183,5 +208,6 @@ def test_a_lower_false_negative_rate_is_the_better_rank():
 
 def test_a_single_dataset_has_ranks_and_no_p_values():
     means, pairs = ranks(table([[0.9, 0.8, 0.7]]))
-    assert means.mean_rank.tolist() == [1, 2, 3] and means.p_friedman.isna().all() and pairs[["p_nemenyi", "p_wilcoxon", "p_wilcoxon_holm"]].isna().all(axis=None)
+    assert means.mean_rank.tolist() == [1, 2, 3] and means.p_friedman.isna().all()
+    assert pairs[["p_nemenyi", "p_wilcoxon", "p_wilcoxon_holm"]].isna().all(axis=None)
     assert len(summary(table([[0.9]]))) == 1
