@@ -26,12 +26,15 @@ CHAPTERS = ("nbs/*.ipynb", "nbs/book/*.ipynb")
 SKIPPED = "skip_exec: true"
 MAY_DIFFER = re.compile(
     r"\x1b\[[0-9;]*m|<style.*?</style>|<[^<>]*>|0x[0-9a-f]+|/tmp/\S+|\s+|[─━-]+|"
-    r"[-+]?\d*\.\d+(e[-+]?\d+)?|[-+]?\d+\.?e[-+]?\d+|[-+]?\bnan\b", re.DOTALL)
+    r"[-+]?\d*\.\d+(e[-+]?\d+)?|[-+]?\d+\.(?!\w)|[-+]?\d+\.?e[-+]?\d+|[-+]?\bnan\b", re.DOTALL)
+
+
+def has_widget(output): return any("widget" in kind for kind in output.get("data", {}))
 
 
 def has_image(outputs):
-    "Whether a cell shows a figure or a widget, which only Jupyter can make; what it prints is compared all the same."
-    return any(kind.startswith("image/") or "widget" in kind for one in outputs for kind in one.get("data", {}))
+    "Whether a cell shows a figure, which only Jupyter can make; what it prints is compared all the same."
+    return any(kind.startswith("image/") for one in outputs for kind in one.get("data", {}))
 
 
 def words(outputs, printed=False):
@@ -45,7 +48,7 @@ def words(outputs, printed=False):
 
 
 def updated(old, new):
-    "New outputs of a cell; figures and widgets stay as they are committed."
+    "New outputs of a cell; figures stay as they are committed."
     return [one for one in new if "text" in one] + [one for one in old if "text" not in one] if has_image(old) else new
 
 
@@ -71,8 +74,8 @@ def run(path, update=False):
             sys.modules["joblib.externals.loky"].get_reusable_executor(reuse=True).shutdown(kill_workers=True)
     stale, name = [], path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     for number, (cell, done) in enumerate(zip(committed.cells, executed.cells)):
-        if cell.cell_type != "code": continue
-        new = nbformat.from_dict(done.get("outputs", []))
+        if cell.cell_type != "code" or cell.source.rstrip().endswith(";"): continue  # it keeps nothing of those
+        new = [one for one in nbformat.from_dict(done.get("outputs", [])) if not has_widget(one)]
         old, fresh = (words(outputs, has_image(cell.outputs)) for outputs in (cell.outputs, new))
         if "varies" in cell.metadata.get("tags", []) or old == fresh: continue
         now, before = first_difference(old, fresh)
