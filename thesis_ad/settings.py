@@ -129,7 +129,7 @@ class RunSize:
 @dataclass(frozen=True)
 class Profile(RunSize):
     "How large a run is. Every field can be overridden by name."
-    autoencoder_steps: int = 60         # updates at most, of the two baselines, cae_l1 and vae
+    autoencoder_steps: int = 120        # updates at most, of the two baselines, cae_l1 and vae
     autoencoder_epochs: int = 0         # passes over the training images in place of them, if above 0
     autoencoder_batch: int = 8
     dfr_cells: tuple = (64, 64)         # map size of DFR: image // cells is the pooling stride
