@@ -466,3 +466,31 @@ def test_no_cache_folder_costs_no_fit(tmp_path, monkeypatch):
     monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "file" / "cache"))
     images = ImageSet.from_arrays(rng("no cache").integers(0, 256, (2, 64, 64, 3)).astype(np.uint8))
     assert np.isfinite(create("gaussian", size=(64, 64), device="cpu").fit(images).predict(images[0][None])[0]).all()
+
+
+# ---- OpenVINO as the runtime of backbones ----
+
+@pytest.mark.parametrize("name, margin", [("tf_efficientnet_lite0", 0), ("tf_efficientnet_lite0", 32),
+    ("wide_resnet50_2", 0)])
+def test_maps_by_openvino_are_those_of_torch(name, margin, images, monkeypatch):
+    network = load_backbone(name, weights=None if "lite" in name else "random", margin=margin)
+    wanted = network.stages_at(16, 8)
+    expected = network(images, wanted)
+    monkeypatch.setenv("THESIS_AD_EXTRACTION", "openvino")
+    for one, other in zip(network(images, wanted), expected, strict=True):
+        assert one.shape == other.shape and (one - other).abs().max() < 1e-4 * other.abs().max()
+    assert tuple(wanted) in network._compiled, "OpenVINO was not asked"
+
+
+def test_what_openvino_computed_is_kept_apart(lite0, images, tmp_path, monkeypatch):
+    with backbones.kept_features(tmp_path):
+        expected = lite0(images, [2])[0]
+        monkeypatch.setenv("THESIS_AD_EXTRACTION", "openvino")
+        other = lite0(images, [2])[0]
+        assert not other.equal(expected) and lite0(images, [2])[0].equal(other)
+    assert len({file.parent.parent.name for file in tmp_path.rglob("*.npy")}) == 2
+
+
+def test_an_unknown_runtime_is_refused(lite0, images, monkeypatch):
+    monkeypatch.setenv("THESIS_AD_EXTRACTION", "tensorrt")
+    with pytest.raises(UserError, match="unknown THESIS_AD_EXTRACTION 'tensorrt'"): lite0(images)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'PUBLIC_PROFILES', 'OK_COLOUR', 'NOK_COLOUR', 'UserError', 'one_of', 'rng', 'torch_seed', 'pin_threads',
-           'return_memory', 'resolve_device', 'computes_bf16', 'processor', 'updates_at_once', 'cache_dir',
-           'repository_root', 'RunSize', 'Profile', 'get_profile']
+           'return_memory', 'resolve_device', 'computes_bf16', 'processor', 'updates_at_once', 'extraction',
+           'cache_dir', 'repository_root', 'RunSize', 'Profile', 'get_profile']
 
 # %% ../nbs/00_settings.ipynb #84b36bf6
-import contextlib, ctypes, dataclasses, difflib, hashlib, os, sys
+import contextlib, ctypes, dataclasses, difflib, hashlib, importlib.util, os, sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,20 +73,27 @@ def computes_bf16(device):
     "Whether a torch device has instructions for bfloat16, so that 16-bit products are faster and not only shorter."
     import torch
     if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+    return device.type == "cpu" and "bf16" in processor()
 
 def processor():
     """Vector instructions of this machine's processor, such as 'avx512+avx512_bf16+amx_bf16': they decide how sums are
-    rounded, so two machines that differ in them fit slightly different networks."""
+    rounded, so two machines that differ in them fit slightly different networks. ATEN_CPU_CAPABILITY=avx2 hides the
+    newer ones."""
     import torch
-    able = getattr(torch.cpu, "get_capabilities", dict)()
-    return "+".join([torch.backends.cpu.get_cpu_capability().lower(),
-        *(name for name in ("avx512_bf16", "amx_bf16") if able.get(name))])
+    used, able = torch.backends.cpu.get_cpu_capability().lower(), getattr(torch.cpu, "get_capabilities", dict)()
+    return "+".join([used, *(name for name in ("avx512_bf16", "amx_bf16") if "avx512" in used and able.get(name))])
 
 def updates_at_once(device):
     "Whether torch's optimisers can update all weights in one call on a torch device (their `fused`)."
     return device.type in ("cpu", "cuda")
+
+# %% ../nbs/00_settings.ipynb #948fa1ab
+def extraction():
+    "What computes the maps of frozen backbones on a CPU: the environment's `THESIS_AD_EXTRACTION`, torch or openvino."
+    name = one_of(os.environ.get("THESIS_AD_EXTRACTION") or "torch", ("torch", "openvino"), "THESIS_AD_EXTRACTION")
+    if name == "openvino" and importlib.util.find_spec(name) is None:
+        raise UserError("THESIS_AD_EXTRACTION asks for openvino, which is not installed: pip install openvino")
+    return name
 
 # %% ../nbs/00_settings.ipynb #8f835d71
 def cache_dir():

@@ -25,7 +25,7 @@ from .metrics import PixelStream, evaluate_scores, over_seeds, per_defect
 from ..features.backbones import kept_features
 from ..files import cached, content_key, is_sealed, sha256, write_json
 from ..models.detector import create, load_bundle, methods, predict_each, predict_set, settings_of
-from ..settings import cache_dir, one_of, pin_threads, return_memory
+from ..settings import cache_dir, extraction, one_of, pin_threads, return_memory
 from ..work import each, peak_memory
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #77b109d2
@@ -112,7 +112,7 @@ def prepared(task):
     settings = settings_for(task.method, task.profile, data.enhance, task.seed) | dict(task.settings)
     detector = create(base_method(task.method), **settings, device="cpu")
     return (detector, data, content_key(fit_code(task.method), task.method, settings_of(detector),
-        detector.pretrained(), data.train.key, data.calibration.key))
+        detector.pretrained(), extraction(), data.train.key, data.calibration.key))
 
 def fit_cached(task):
     "(bundle folder, dataset) of a task; fits and keeps the detector if it is not in the cache yet."

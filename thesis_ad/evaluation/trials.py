@@ -18,7 +18,7 @@ from .protocol import base_method, fit_code, score_table, seconds_per_picture, s
 from ..features.backbones import kept_features
 from ..files import cached, content_key, write_json
 from ..models.detector import create, predict_set, settings_of
-from ..settings import pin_threads
+from ..settings import extraction, pin_threads
 
 # %% ../../nbs/64_evaluation.trials.ipynb #69885a73
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def trial(method, profile, train, calibration, judged, seed=None, enhance=False,
     chosen = settings_for(method, profile, enhance, seed) | settings
     detector = create(base_method(method), **chosen, device="cpu")
     sets = {"calibration": calibration, **judged}
-    key = content_key("trial", fit_code(method), method, settings_of(detector), detector.pretrained(), train.key, timed,
-                      [(name, images.key) for name, images in sets.items()])
+    key = content_key("trial", fit_code(method), method, settings_of(detector), detector.pretrained(), extraction(),
+                      train.key, timed, [(name, images.key) for name, images in sets.items()])
     def make(folder):
         with kept_features():                       # shared with trials on the same images
             detector.fit(train, calibration)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURE_LIMIT', 'FEATURE_FORMAT', 'read_weights', 'in_order', 'weight_hash', 'cut_stages', 'fold_batchnorm',
-           'kept_features', 'Backbone', 'build_model', 'load_model', 'load_backbone']
+           'compiled', 'kept_features', 'Backbone', 'build_model', 'load_model', 'load_backbone']
 
 # %% ../../nbs/30_features.backbones.ipynb #5694a2d7
 import contextlib, difflib, functools, hashlib, importlib, io, os, re, warnings, zlib
@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..files import atomic_write, folder_bytes, sha256
-from ..settings import UserError, cache_dir, resolve_device, torch_seed
+from ..settings import UserError, cache_dir, extraction, resolve_device, torch_seed
 
 # %% ../../nbs/30_features.backbones.ipynb #9e66f49b
 def _config(name):
@@ -206,6 +206,30 @@ def _run(stages, x, wanted, autocast=None):
             maps.append(x)
     return [maps[i].float() for i in wanted]
 
+# %% ../../nbs/30_features.backbones.ipynb #cbce51e6
+class _Chain(nn.Module):
+    "Stages as one module that returns the maps of the `wanted` ones."
+    def __init__(self, stages, wanted):
+        super().__init__()
+        self.stages, self.wanted = nn.ModuleList(map(nn.ModuleList, stages)), wanted
+
+    def forward(self, x): return tuple(_run(self.stages, x, self.wanted))
+
+# %% ../../nbs/30_features.backbones.ipynb #191247e5
+def compiled(stages, wanted):
+    "The maps of the `wanted` stages as a function of one normalised image [1, 3, H, W] of any size, in OpenVINO."
+    import openvino
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                     # of torch's tracing
+        model = openvino.convert_model(_Chain(stages, wanted).eval(), example_input=torch.zeros(1, 3, 64, 64))
+    model.reshape([1, 3, -1, -1])
+    facts = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    network = openvino.Core().compile_model(model, "CPU", facts)
+    def maps(x):
+        found = network([x.numpy()])
+        return [torch.tensor(found[i]) for i in range(len(wanted))]             # the memory is OpenVINO's
+    return maps
+
 # %% ../../nbs/30_features.backbones.ipynb #09c9686a
 FEATURE_LIMIT = 4 * 2**30       # bytes of features kept on disk
 FEATURE_FORMAT = 3              # raise it when the same weights and images begin to give other maps
@@ -240,13 +264,19 @@ def kept_features(folder=None):
     finally: _kept = before
 
 # %% ../../nbs/30_features.backbones.ipynb #6e680e83
+def _run_by(backbone, x, wanted):
+    "The maps of the `wanted` stages of a normalised batch, by the runtime of this backbone."
+    if backbone.runtime == "torch": return _run(backbone._stages, x, wanted, backbone.autocast)
+    if (key := tuple(wanted)) not in backbone._compiled: backbone._compiled[key] = compiled(backbone._stages, key)
+    return [torch.cat(maps) for maps in zip(*(backbone._compiled[key](image[None]) for image in x))]
+
 def _maps(backbone, images, wanted):
     """The maps of the `wanted` stages, computed; mirrored surroundings of `margin` pixels are added,
     and cut off again unless they are kept."""
     edge = backbone.margin
     x = (nn.functional.pad(backbone.normalise(images), (edge,) * 4, mode="reflect") if edge
         else backbone.normalise(images))
-    maps = _run(backbone._stages, x, wanted, backbone.autocast)
+    maps = _run_by(backbone, x, wanted)
     cut = lambda m, k: m[..., k:m.shape[-2] - k, k:m.shape[-1] - k].contiguous()
     return [cut(m, edge // backbone.strides[i]) if edge and not backbone.keep_margin else m.contiguous()
         for i, m in zip(wanted, maps)]
@@ -274,7 +304,8 @@ def _one(backbone, image, wanted):
     # processors have instructions for it
     digest = hashlib.sha256(image.numpy().tobytes() + repr(image.shape).encode()).hexdigest()[:32]
     margin = f"{backbone.margin}{'_kept' * backbone.keep_margin}"
-    network = f"{FEATURE_FORMAT}_{backbone.weight_hash[:16]}_{backbone.autocast or 'float32'}_{margin}"
+    kind = "openvino" if backbone.runtime == "openvino" else backbone.autocast or "float32"
+    network = f"{FEATURE_FORMAT}_{backbone.weight_hash[:16]}_{kind}_{margin}"
     folder = _kept["folder"] / network / digest[:2]
     files = {i: folder / f"{digest}_{i}.npy" for i in wanted}
     maps = {i: _read(file, backbone.channels[i]) for i, file in files.items()}
@@ -295,8 +326,8 @@ class Backbone(_Frozen):
         super().__init__(model)
         self.name, self.weight_hash, self.autocast = name, weight_hash, autocast
         self._stages = cut_stages(model)[:depth]
-        self.margin, self.keep_margin = 0, keep_margin
-        maps = _maps(self, torch.zeros(1, 3, 64, 64), range(len(self._stages)))
+        self.keep_margin, self._compiled = keep_margin, {}
+        maps = _run(self._stages, self.normalise(torch.zeros(1, 3, 64, 64)), range(len(self._stages)))
         self.channels = [m.shape[1] for m in maps]        # C_i
         self.strides = [64 // m.shape[-1] for m in maps]  # input pixels a cell, H / h_i
         if margin < 0 or any(margin % stride for stride in self.strides):
@@ -305,6 +336,11 @@ class Backbone(_Frozen):
         self.margin = margin                              # pixels mirrored around an image
 
 # %% ../../nbs/30_features.backbones.ipynb #6a3ff0ca
+@patch(as_prop=True)
+def runtime(self: Backbone):
+    "torch or openvino: what computes the maps."
+    return extraction() if self.autocast is None and self.mean.device.type == "cpu" else "torch"
+
 @patch
 def forward(self: Backbone, images, stages=None):
     """Feature maps, float32 [B, C_i, h_i, w_i], one a stage, of RGB `images` float [B, 3, H, W] in [0, 1].

@@ -38,10 +38,12 @@ class _Bank:
         self.near = np.full(n, np.inf, np.float32)  # D as the fast formula sees it, over the first `seen` chosen
         self.upper, self.lower, self.seen = self.near.copy(), -self.near, np.zeros(n, int)
         self.exact, self.exact_seen = np.full(n, np.inf), np.zeros(n, int)
-        self.free, self.chosen = np.ones(n, bool), []
+        self.free, self.chosen = np.ones(n, bool), np.empty(0, int)
+        self.order, self.C, self.C_square = np.empty(n, int), torch.empty(n, d), torch.empty(n)    # in order of choice
 
     def choose(self, i):
-        self.chosen.append(int(i))
+        k = len(self.chosen)
+        self.order[k], self.C[k], self.C_square[k], self.chosen = i, self.Z[i], self.square[i], self.order[:k + 1]
         self.free[i], self.upper[i], self.lower[i] = False, -np.inf, -np.inf
 
     def error(self, i, near): return self.gamma * (2 * self.norm[i] + np.sqrt(np.maximum(near, 0))) ** 2 + 1e-36
@@ -58,8 +60,8 @@ def learn(self: _Bank, i, near):
 # %% ../../nbs/33_features.coreset.ipynb #8491f3ef
 def _distances(bank, i, since, upto):
     "Squared distances [len(i), upto - since] of points `i` to the vectors chosen in between, by the fast formula."
-    c = torch.as_tensor(bank.chosen[since:upto])
-    return torch.addmm(bank.square[c][None], bank.Z[i], bank.Z[c].T, alpha=-2).add_(bank.square[i][:, None])
+    C, square = bank.C[since:upto], bank.C_square[since:upto]
+    return torch.addmm(square[None], bank.Z[i], C.T, alpha=-2).add_(bank.square[i][:, None])
 
 def _refresh(bank, i, block=2**22):
     "Bring the bounds of points `i` up to date, `block` distances at a time."
@@ -88,7 +90,7 @@ def _draw_pool(bank, size):
 # %% ../../nbs/33_features.coreset.ipynb #7032b055
 def _measure(bank, i, rows=256):
     "Squared distances of points `i` to the chosen vectors as the definition gives them, float64."
-    k, chosen = len(bank.chosen), np.array(bank.chosen)
+    k, chosen = len(bank.chosen), bank.chosen
     for since in np.unique(bank.exact_seen[i]):
         part = i[bank.exact_seen[i] == since]
         for p in np.split(part, range(rows, len(part), rows)) if since < k else ():
@@ -126,7 +128,7 @@ def greedy_coreset(X, count, first=None, seed=0, pool=2048, progress=True):
 
     first: index of the first vector (default: drawn from `seed`). Ties go to the lowest index, and no index comes
     twice. Equal to the definition in float64 (Roth et al. 2022, algorithm 1), whatever the number of threads.
-    Memory beyond X: one float32 copy, some 50 bytes a vector, 50 MB."""
+    Memory beyond X: one float32 copy of it and of the chosen vectors, some 60 bytes a vector, 50 MB."""
     X = _vectors(X, count, first)
     bank, count, floor, points, near = _Bank(X), min(int(count), len(X)), np.inf, np.empty(0, int), None
     bank.choose(rng("coreset", seed).integers(len(X)) if first is None else first)

@@ -24,7 +24,7 @@ from ..files import Reading, Region, atomic_folder, atomic_write, check_writable
 from ..images.augmentation import Augment, Compose
 from ..images.enhancement import Enhance
 from ..images.tiles import Blend, canvas_size, tiled
-from ..settings import UserError, cache_dir, one_of
+from ..settings import UserError, cache_dir, extraction, one_of
 
 # %% ../../nbs/39_models.detector.ipynb #e67b9958
 def check_fitted(detector):
@@ -226,7 +226,7 @@ def checkpoint_place(detector, train, calibration=None):
     keys = [images.key for images in (train, calibration) if images is not None]
     try:
         return cache_dir() / "checkpoints" / content_key(detector.method, settings_of(detector),
-            detector.pretrained(), keys, _code())
+            detector.pretrained(), extraction(), keys, _code())
     except UserError: return None
 
 # %% ../../nbs/39_models.detector.ipynb #efa1d57b
