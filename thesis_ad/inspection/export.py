@@ -95,10 +95,14 @@ def bank_search(bank, k=1):
     """A function from queries [n, C] to squared distances [n, k] of the nearest vectors of `bank` [K, C],
     and their indices [n, k]."""
     mean = bank.double().mean(0).float()
-    square, twice = (bank - mean).square().sum(1), 2 * (bank - mean).T.contiguous()
+    square, twice = (bank - mean).square().sum(1), -2 * (bank - mean).T.contiguous()
+    place = torch.arange(len(bank), dtype=torch.float32)
+    def nearest(far):                                           # argmin, for which OpenVINO would sort
+        least = far.amin(1, keepdim=True)
+        return torch.where(far == least, place, len(bank) - 1.0).amin(1, keepdim=True).long()
     def search(rows):
-        far = square - (rows - mean) @ twice
-        index = far.argmin(1, keepdim=True) if k == 1 else far.topk(k, largest=False).indices
+        far = torch.addmm(square, rows - mean, twice)
+        index = nearest(far) if k == 1 else far.topk(k, largest=False).indices
         return (rows[:, None] - bank[index]).square().sum(2), index
     return search
 
