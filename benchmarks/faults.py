@@ -156,12 +156,12 @@ def run_killed(folder):
     return times, run.finish(), run
 
 def workers_killed(folder):
-    "A worker of the pool is killed every 20 seconds."
+    "A worker of the pool is killed every five seconds."
     run, times = Run(folder, "study", Path(folder) / "study.yaml", "-o", Path(folder) / "out", "--workers", 2), 0
     draw = random.Random(0)
     ends = time.monotonic() + LIMIT
     while run.running() and time.monotonic() < ends:
-        time.sleep(20)
+        time.sleep(5)
         if run.running() and times < 8 and (there := run.workers()):
             with contextlib.suppress(ProcessLookupError): os.kill(draw.choice(there), signal.SIGKILL); times += 1
     return times, run.finish(), run
@@ -377,7 +377,7 @@ def _on_cluster(folder, victims, pause):
     finally: cluster.close()
 
 def cluster_undisturbed(folder): return _on_cluster(folder, ["worker0"], LIMIT)
-def cluster_workers_killed(folder): return _on_cluster(folder, ["worker0", "worker1", "worker2"], 20)
+def cluster_workers_killed(folder): return _on_cluster(folder, ["worker0", "worker1", "worker2"], 5)
 def cluster_scheduler_restarted(folder): return _on_cluster(folder, ["scheduler"], 20)
 
 with contextlib.suppress(ImportError):
