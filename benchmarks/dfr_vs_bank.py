@@ -18,7 +18,7 @@ from thesis_ad.evaluation.metrics import auroc_interval, image_auroc, paired_dif
 from thesis_ad.features.backbones import kept_features
 from thesis_ad.models.border import border, border_level, image_scores, levelled
 from thesis_ad.models.detector import create
-from thesis_ad.models.dfr import collect_rows
+from thesis_ad.models.linear import collect_rows
 from thesis_ad.settings import pin_threads
 
 

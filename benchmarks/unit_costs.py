@@ -37,7 +37,7 @@ from thesis_ad.features import backbones
 from thesis_ad.features.coreset import greedy_coreset
 from thesis_ad.features.search import NearestNeighbours
 from thesis_ad.files import folder_bytes
-from thesis_ad.models import dfr, featcae, patchcore, training
+from thesis_ad.models import featcae, linear, patchcore, training
 from thesis_ad.models.detector import create, methods, predict_set
 from thesis_ad.settings import get_profile, pin_threads, processor, return_memory, rng
 from thesis_ad.work import peak_memory
@@ -239,7 +239,7 @@ def main():
         clock.watch(backbones, "_one", "features kept")
         clock.watch(training, "_update", "update")
         clock.watch(patchcore, "greedy_coreset", "coreset")
-        clock.watch(dfr, "rows_pca", "rows")
+        clock.watch(linear, "rows_pca", "rows")
         clock.watch(featcae, "rows_pca", "rows")
         if "thesis" in options.parts: thesis(table, folder / "noise", clock)
         if "detectors" in options.parts:

@@ -12,7 +12,8 @@ from thesis_ad.models.autoencoder import CBAM, ConvAutoencoder
 from thesis_ad.models.convolutional import (L1Autoencoder, VariationalAutoencoder, VariationalNetwork,
     huber, kl_divergence)
 from thesis_ad.models.detector import Detector, create, predict_set, settings_of
-from thesis_ad.models.dfr import DFR, AttentionDFR, Convolution
+from thesis_ad.models.dfr import DFR, Convolution
+from thesis_ad.models.dfr_attention import AttentionDFR
 from thesis_ad.models.featcae import neighbourhoods, three_sigma
 from thesis_ad.settings import UserError, pin_threads, rng
 

@@ -10,8 +10,9 @@ from thesis_ad.data.datasets import ImageSet
 from thesis_ad.features.latent import StreamingPCA
 from thesis_ad.models.border import border, border_level, image_scores, levelled
 from thesis_ad.models.detector import Detector, create, predict_set
-from thesis_ad.models.dfr import (Convolution, FeatureAutoencoder, Normalisation, collect_rows, folded, mean_residual,
-    residual, rows_pca, standardisation, standardised, start_as_pca, widths)
+from thesis_ad.models.dfr import (Convolution, FeatureAutoencoder, Normalisation, folded, mean_residual, residual,
+    start_as_pca, widths)
+from thesis_ad.models.linear import collect_rows, rows_pca, standardisation, standardised
 from thesis_ad.models.training import DECIDES
 from thesis_ad.settings import UserError, rng
 

@@ -41,14 +41,16 @@ class _Bank:
         self.free, self.chosen = np.ones(n, bool), np.empty(0, int)
         self.order, self.C, self.C_square = np.empty(n, int), torch.empty(n, d), torch.empty(n)    # in order of choice
 
-    def choose(self, i):
-        k = len(self.chosen)
-        self.order[k], self.C[k], self.C_square[k], self.chosen = i, self.Z[i], self.square[i], self.order[:k + 1]
-        self.free[i], self.upper[i], self.lower[i] = False, -np.inf, -np.inf
-
     def error(self, i, near): return self.gamma * (2 * self.norm[i] + np.sqrt(np.maximum(near, 0))) ** 2 + 1e-36
 
 # %% ../../nbs/33_features.coreset.ipynb #526a8088
+@patch
+def choose(self: _Bank, i):
+    "Point `i` is the next chosen vector; the chosen ones are kept together, for products with all of them."
+    k = len(self.chosen)
+    self.order[k], self.C[k], self.C_square[k], self.chosen = i, self.Z[i], self.square[i], self.order[:k + 1]
+    self.free[i], self.upper[i], self.lower[i] = False, -np.inf, -np.inf
+
 @patch
 def learn(self: _Bank, i, near):
     "Points `i` have the distance `near` to vectors chosen since they were last looked at."

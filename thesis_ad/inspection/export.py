@@ -27,9 +27,10 @@ from ..files import atomic_folder, cached, content_key, sha256
 from ..models.auto import resizing_matrix
 from ..models.border import border, levelled
 from ..models.detector import MODEL_FILES, check_place, load_bundle, predict_each, read_bundle, write_bundle
-from ..models.dfr import _backbone, _edge, _grid, folded, residual
+from ..models.dfr import folded, residual
 from ..models.exported import RUNTIMES, Exported, runner
 from ..models.features import FeatureDetector
+from ..models.linear import _backbone, _edge, _grid
 from ..models.student_teacher import _maps, _rim, normalise_map, product_map
 from ..settings import UserError, one_of, rng
 

@@ -18,8 +18,9 @@ from ..features.aggregation import upsample
 from ..features.patches import check_pixels
 from .detector import looks, register
 from .border import border, image_scores
-from .dfr import collect_rows, folded, new_network, prepared_network, residual, rows_pca, train_on_rows
+from .dfr import folded, new_network, prepared_network, residual, train_on_rows
 from .features import FeatureDetector
+from .linear import collect_rows, rows_pca
 from .training import DECIDES, Trained
 from ..settings import UserError, one_of
 

@@ -15,7 +15,7 @@ import torch
 from ..features.coreset import coreset_size, greedy_coreset, random_projection
 from ..features.latent import StreamingCovariance
 from .detector import create, settings_of
-from .dfr import _level, rows_pca, standardisation
+from .linear import _level, rows_pca, standardisation
 from .padim import PositionGaussians, draw_channels, stage_gaussian, whitening
 from ..settings import UserError, one_of, rng
 from ..work import each
