@@ -73,7 +73,7 @@ def _faiss_index(vectors):
     index.add(vectors.cpu().numpy())
     return index
 
-def _faiss_shortlist(index, products, x, k, more=8):
+def _faiss_shortlist(index, products, x, k, more):
     "(bool [n]: which queries x [n, C] surely have their k nearest in FAISS's first k + `more`; pairs of `_shortlist`.)"
     z, error = products.centred(x)
     count = min(k + more, len(products.c))
@@ -87,8 +87,9 @@ def _faiss_shortlist(index, products, x, k, more=8):
 def _by_faiss(search, x, k, distance, index, block=1024):
     "Fill in `distance` and `index` of `search`; the numbers of the queries of which FAISS is not sure."
     sure = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    more = 24 if search.bank.numel() > 2**24 else 8             # a query left over costs as much as the first pass
     for rows in (slice(a, a + block) for a in range(0, len(x), block)):
-        sure[rows], pairs = _faiss_shortlist(search.index, search.products, x[rows], k)
+        sure[rows], pairs = _faiss_shortlist(search.index, search.products, x[rows], k, more)
         distance[rows], index[rows] = _measure(x[rows], search.bank, *pairs, k)
     return (~sure).nonzero()[:, 0]
 
