@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-from thesis_ad.evaluation.metrics import auroc_interval, image_auroc
+from thesis_ad.evaluation.metrics import image_auroc
+
+from thesis_ad.evaluation.statistics import auroc_interval
 from thesis_ad.settings import rng
 
 # name: (OK parts, NOK parts, shared parts, share of the variance between parts); 0 parts = every photo its own

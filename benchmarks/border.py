@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 
 from thesis_ad.data.datasets import open_dataset
-from thesis_ad.evaluation.metrics import image_auroc, paired_difference
+from thesis_ad.evaluation.metrics import image_auroc
+from thesis_ad.evaluation.statistics import paired_difference
 from thesis_ad.evaluation.protocol import settings_for
 from thesis_ad.features.backbones import kept_features
 from thesis_ad.files import atomic_write

@@ -14,7 +14,8 @@ import torch
 
 from thesis_ad.data.datasets import Dataset, open_dataset
 from thesis_ad.data.manifest import elpv_table, nearly_all_bad
-from thesis_ad.evaluation.metrics import auroc_interval, image_auroc, paired_difference
+from thesis_ad.evaluation.metrics import image_auroc
+from thesis_ad.evaluation.statistics import auroc_interval, paired_difference
 from thesis_ad.features.backbones import kept_features
 from thesis_ad.models.border import border, border_level, image_scores, levelled
 from thesis_ad.models.detector import create

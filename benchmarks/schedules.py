@@ -15,7 +15,9 @@ from pathlib import Path
 import joblib
 import pandas as pd
 
-from thesis_ad.evaluation.metrics import image_auroc, paired_difference
+from thesis_ad.evaluation.metrics import image_auroc
+
+from thesis_ad.evaluation.statistics import paired_difference
 from thesis_ad.evaluation.protocol import on_calibration, tasks_for
 from thesis_ad.settings import get_profile, one_of
 

@@ -16,7 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from thesis_ad.evaluation.metrics import auroc_interval, image_auroc, over_seeds
+from thesis_ad.evaluation.metrics import image_auroc
+
+from thesis_ad.evaluation.statistics import auroc_interval, over_seeds
 from thesis_ad.settings import rng
 
 PARTS, IMAGES, BETWEEN = 12, 6, 0.3  # parts of each class, images a part, fraction of the variance between parts

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from thesis_ad.data.datasets import open_dataset
 from thesis_ad.data.prefilter import Part, render
 from thesis_ad.evaluation.figures import plot_maps
-from thesis_ad.evaluation.metrics import evaluate_scores
+from thesis_ad.evaluation.statistics import evaluate_scores
 from thesis_ad.evaluation.protocol import base_method, settings_for
 from thesis_ad.models.detector import create, predict_set
 from thesis_ad.models.dfr import FeatureAutoencoder, mean_residual

@@ -18,7 +18,9 @@ from pathlib import Path
 import joblib
 import pandas as pd
 
-from thesis_ad.evaluation.metrics import auroc_interval, image_auroc
+from thesis_ad.evaluation.metrics import image_auroc
+
+from thesis_ad.evaluation.statistics import auroc_interval
 from thesis_ad.evaluation.protocol import dataset_for, on_calibration, tasks_for
 from thesis_ad.settings import get_profile
 

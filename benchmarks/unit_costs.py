@@ -31,7 +31,7 @@ from thesis_scale import gflop, random_weights
 from torch.utils.flop_counter import FlopCounterMode
 
 from thesis_ad.data.datasets import open_dataset
-from thesis_ad.evaluation.metrics import evaluate_scores
+from thesis_ad.evaluation.statistics import evaluate_scores
 from thesis_ad.evaluation.protocol import base_method, settings_for
 from thesis_ad.features import backbones
 from thesis_ad.features.coreset import greedy_coreset

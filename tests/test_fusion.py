@@ -11,7 +11,8 @@ from thesis_ad.decision.fusion import (Fusion, NormalTail, best_single, equal_we
     fit_sigmoids, fuse_maps, group_folds, log_odds, out_of_fold, simplex_weights, with_map_scales)
 from thesis_ad.decision.multiview import combine, part_scores, poses, probability_of_any
 from thesis_ad.decision.threshold import platt_targets
-from thesis_ad.evaluation.metrics import compare, delong, holm, image_auroc, paired_difference
+from thesis_ad.evaluation.metrics import image_auroc
+from thesis_ad.evaluation.statistics import compare, delong, holm, paired_difference
 from thesis_ad.settings import UserError, rng
 
 seeds = st.integers(0, 10_000)

@@ -1,4 +1,4 @@
-"""thesis_ad.evaluation.metrics against independent implementations: scikit-learn, a flood fill,
+"""Metrics and their statistics against independent implementations: scikit-learn, a flood fill,
 and thresholds taken one by one."""
 import warnings
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from thesis_ad.evaluation import metrics as M
+from thesis_ad.evaluation import metrics as M, statistics as S
 from thesis_ad.settings import UserError
 
 SETTINGS = settings(max_examples=60, deadline=None)
@@ -74,7 +74,7 @@ def test_a_missing_class_is_undefined_and_bad_input_is_said():
     for labels in ([0, 0], [1, 1]):
         assert np.isnan(M.image_auroc(labels, [1, 2])) and np.isnan(M.average_precision(labels, [1, 2]))
         assert np.isnan(M.best_f1(labels, [1, 2]).f1)
-        assert np.isnan(M.auroc_interval(labels, [1, 2])).all()
+        assert np.isnan(S.auroc_interval(labels, [1, 2])).all()
     with pytest.raises(UserError, match="image 1"): M.image_auroc([0, 1], [1, np.nan])
     with pytest.raises(UserError, match="0 .OK. or 1"): M.image_auroc([0, 2], [1, 2])
     with pytest.raises(UserError, match="3 scores"): M.image_auroc([0, 1], [1, 2, 3])
@@ -253,9 +253,9 @@ def test_auroc_interval_holds_the_value(data, more):
     labels, scores = data
     groups = np.array(more.draw(st.lists(st.integers(0, 6), min_size=len(labels), max_size=len(labels))))
     for g in (None, groups, groups.astype(str)):
-        low, high = M.auroc_interval(labels, scores, g)
+        low, high = S.auroc_interval(labels, scores, g)
         assert 0 <= low <= M.image_auroc(labels, scores) <= high <= 1
-    mirrored = M.auroc_interval(labels, -scores, groups)
+    mirrored = S.auroc_interval(labels, -scores, groups)
     np.testing.assert_allclose(mirrored, [1 - high, 1 - low], atol=1e-9)
 
 
@@ -263,7 +263,7 @@ def test_auroc_interval_agrees_with_delong_for_independent_images():
     labels, scores, _ = grouped(parts=400, photos=1)
     wins = scores[labels == 1][:, None] > scores[labels == 0]
     se = np.sqrt(wins.mean(0).var(ddof=1) / 400 + wins.mean(1).var(ddof=1) / 400)
-    low, high = M.auroc_interval(labels, scores)
+    low, high = S.auroc_interval(labels, scores)
     assert high - low == pytest.approx(2 * 1.96 * se, rel=0.06)
 
 
@@ -271,36 +271,36 @@ def test_fewer_groups_widen_every_interval():
     labels, scores, groups = grouped(parts=12, photos=6)
     alone, by_part = np.arange(len(labels)), groups
     by_two = groups // 2
-    width = [np.diff(M.auroc_interval(labels, scores, g))[0] for g in (alone, by_part, by_two)]
+    width = [np.diff(S.auroc_interval(labels, scores, g))[0] for g in (alone, by_part, by_two)]
     assert width[1] > 1.5 * width[0], "photos of one part must not count as independent"
     noise = np.random.default_rng(5).normal(size=len(labels)) + 1.5 * labels
     few, many = (grouped(parts=p, photos=72 // p, between=0.5, seed=3) for p in (3, 36))
-    assert np.diff(M.auroc_interval(*few))[0] > np.diff(M.auroc_interval(*many))[0]
+    assert np.diff(S.auroc_interval(*few))[0] > np.diff(S.auroc_interval(*many))[0]
     ap = lambda w: M.average_precision(labels, scores, w)
-    width = [np.diff(M.bootstrap(ap, labels, g))[0] for g in (alone, by_part)]
+    width = [np.diff(S.bootstrap(ap, labels, g))[0] for g in (alone, by_part)]
     assert width[1] > 1.3 * width[0]
-    assert M.auroc_interval(labels, noise, labels) == (0.0, 1.0), "one part a class tells nothing of the next"
+    assert S.auroc_interval(labels, noise, labels) == (0.0, 1.0), "one part a class tells nothing of the next"
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.5, 3.0, 50.0])
 def test_copies_within_a_group_tell_nothing(shift):
     labels, scores, groups = grouped(shift=shift)
     for g in (groups, np.arange(len(labels)), groups % 6):
-        once = M.auroc_interval(labels, scores, g)
-        np.testing.assert_allclose(M.auroc_interval(np.tile(labels, 3), np.tile(scores, 3), np.tile(g, 3)),
+        once = S.auroc_interval(labels, scores, g)
+        np.testing.assert_allclose(S.auroc_interval(np.tile(labels, 3), np.tile(scores, 3), np.tile(g, 3)),
             once, atol=1e-9)
     ap = lambda w: M.average_precision(labels, scores, w)
     ap3 = lambda w: M.average_precision(np.tile(labels, 3), np.tile(scores, 3), w)
-    np.testing.assert_allclose(M.bootstrap(ap3, np.tile(labels, 3), np.tile(groups, 3)),
-        M.bootstrap(ap, labels, groups), atol=1e-12)
+    np.testing.assert_allclose(S.bootstrap(ap3, np.tile(labels, 3), np.tile(groups, 3)),
+        S.bootstrap(ap, labels, groups), atol=1e-12)
 
 
 def test_perfect_separation_leaves_room():
     for parts, photos in ((40, 1), (5, 8)):
         labels, scores, groups = grouped(parts, photos, shift=100.0)
-        low, high = M.auroc_interval(labels, scores, groups)
+        low, high = S.auroc_interval(labels, scores, groups)
         assert high == 1.0 and 0.2 < low < 0.99
-    lows = [M.auroc_interval(*grouped(parts, 1, shift=100.0))[0] for parts in (5, 10, 50, 500)]
+    lows = [S.auroc_interval(*grouped(parts, 1, shift=100.0))[0] for parts in (5, 10, 50, 500)]
     assert lows == sorted(lows) and lows[-1] > 0.98, "more parts are more evidence"
 
 
@@ -310,20 +310,20 @@ def test_auroc_interval_covers(auroc, parts, photos, between):
     """300 runs: 0.95 nominal; below 0.915 is three standard errors. The full table is benchmarks/auroc_coverage.py."""
     from scipy.stats import norm
     runs = [grouped(parts, photos, between, seed=1000 + i, shift=np.sqrt(2) * norm.ppf(auroc)) for i in range(300)]
-    hit = np.mean([low <= auroc <= high for low, high in (M.auroc_interval(*run) for run in runs)])
+    hit = np.mean([low <= auroc <= high for low, high in (S.auroc_interval(*run) for run in runs)])
     assert hit >= 0.915
 
 
 def test_replicates_draw_whole_groups_and_keep_both_classes():
     labels, groups = np.array([0] * 8 + [1] * 4), np.array(list("aabbccddxxyy"))
-    weights = M.replicate_weights(labels, groups, 500, seed=3)
+    weights = S.replicate_weights(labels, groups, 500, seed=3)
     assert (weights[:, ::2] == weights[:, 1::2]).all() and (weights[:, :8].sum(1) == 8).all()
     assert (weights[:, 8:].sum(1) == 4).all()
-    assert np.array_equal(weights, M.replicate_weights(labels, groups, 500, seed=3))
-    assert not np.array_equal(weights, M.replicate_weights(labels, groups, 500, seed=4))
+    assert np.array_equal(weights, S.replicate_weights(labels, groups, 500, seed=3))
+    assert not np.array_equal(weights, S.replicate_weights(labels, groups, 500, seed=4))
     np.testing.assert_allclose(weights.mean(0), 1, atol=0.15)
     mixed = np.array(list("aabbccddabbb"))                       # a and b hold OK and NOK
-    weights = M.replicate_weights(labels, mixed, 500)
+    weights = S.replicate_weights(labels, mixed, 500)
     for group in "abcd": assert (np.ptp(weights[:, mixed == group], axis=1) == 0).all()
     assert (weights[:, labels == 1].sum(1) > 0).all() and (weights[:, labels == 0].sum(1) > 0).all()
     assert (len(np.unique(weights[:, labels == 1].sum(1)))
@@ -333,7 +333,7 @@ def test_replicates_draw_whole_groups_and_keep_both_classes():
 def test_bootstrap_of_a_mean_is_the_textbook_interval():
     r = np.random.default_rng(0)
     values, labels = r.normal(size=300), np.repeat([0, 1], 150)
-    low, high = M.bootstrap(lambda w: (w * values).sum(-1) / w.sum(-1), labels, np.arange(300), n=4000)
+    low, high = S.bootstrap(lambda w: (w * values).sum(-1) / w.sum(-1), labels, np.arange(300), n=4000)
     spread = np.sqrt((values[:150].var() + values[150:].var()) / 2 / 300)
     assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.08) and low < values.mean() < high
 
@@ -360,7 +360,7 @@ def test_binned_curves_match_exact_ones(seed, decimals):
     _, maps, masks = pictures(seed=seed, decimals=decimals)
     pixels = M.sort_pixels(maps, masks)
     weights = np.stack([np.ones(10), np.array([0, 0, 1, 1, 1, 2, 2, 2, 1, 1])])
-    binned = M.pixel_replicates(pixels, maps, masks, weights)
+    binned = S.pixel_replicates(pixels, maps, masks, weights)
     again = [i for i in range(10) for _ in range(int(weights[1, i]))]
     for row, (a, b) in enumerate(((maps, masks), ([maps[i] for i in again], [masks[i] for i in again]))):
         exact = [M.pixel_auroc(a, b), *M.aupro(a, b)]
@@ -375,7 +375,7 @@ def test_evaluate_scores_table():
     scores = [m.max() for m in maps]
     groups = np.array([f"part{i // 2 % 4}-{label}" for i, label in enumerate(labels)])
     masks[3] = np.zeros((48, 48), bool)                           # an all-black mask of a NOK image counts as none
-    table = M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200, threshold=float(np.median(scores)))
+    table = S.evaluate_scores(labels, scores, groups, maps, masks, replicates=200, threshold=float(np.median(scores)))
     assert list(table.columns) == ["metric", "value", "ci_low", "ci_high", "n_ok", "n_nok"]
     assert (table["metric"].tolist() == "image_auroc pixel_auroc aupro_0.30 aupro_0.05 image_ap image_f1max "
         "fnr_at_fpr5 fnr_at_fpr1 false_alarms misses".split())
@@ -387,9 +387,9 @@ def test_evaluate_scores_table():
         [masks[i] if masks[i] is not None else np.zeros((48, 48), bool) for i in keep], (0.30,))
     assert value["aupro_0.30"] == pytest.approx(exact[1][0], abs=1e-10)
     assert value["pixel_auroc"] == pytest.approx(exact[0], abs=1e-10)
-    assert table.equals(M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200,
+    assert table.equals(S.evaluate_scores(labels, scores, groups, maps, masks, replicates=200,
         threshold=float(np.median(scores))))
-    other = M.evaluate_scores(labels, scores, groups, maps, masks, replicates=200, seed=1,
+    other = S.evaluate_scores(labels, scores, groups, maps, masks, replicates=200, seed=1,
         threshold=float(np.median(scores)))
     assert other["value"].equals(table["value"]) and not other["ci_low"].equals(table["ci_low"])
 
@@ -399,26 +399,26 @@ def test_evaluate_scores_where_something_is_missing():
     scores = [m.max() for m in maps]
     for kwargs, n_ok in (({}, 0), ({"masks": masks}, 0), ({"maps": maps}, 5),
             ({"maps": maps, "masks": [None] * 10}, 5)):
-        table = M.evaluate_scores(labels, scores, None, replicates=50, **kwargs).set_index("metric")
+        table = S.evaluate_scores(labels, scores, None, replicates=50, **kwargs).set_index("metric")
         pixel = table.loc[["pixel_auroc", "aupro_0.30", "aupro_0.05"]]
         assert pixel[["value", "ci_low", "ci_high"]].isna().all(axis=None) and (pixel["n_nok"] == 0).all()
         assert (pixel["n_ok"] == n_ok).all()
         assert table.loc[["image_auroc", "image_ap", "image_f1max"]].notna().all(axis=None)
     nok = np.flatnonzero(labels)
-    table = M.evaluate_scores(labels[nok], [scores[i] for i in nok], None, [maps[i] for i in nok],
+    table = S.evaluate_scores(labels[nok], [scores[i] for i in nok], None, [maps[i] for i in nok],
         [masks[i] for i in nok], replicates=50).set_index("metric")
     assert table["value"].isna().tolist() == [True, False, False, False, True, True, True, True, True,
         True], "NOK alone have background pixels but no OK image"
     ok = np.flatnonzero(labels == 0)
-    assert M.evaluate_scores(labels[ok], [scores[i] for i in ok], None, [maps[i] for i in ok])["value"].isna().all()
-    with pytest.raises(UserError, match="labelled OK"): M.evaluate_scores(1 - labels, scores, None, maps, masks)
+    assert S.evaluate_scores(labels[ok], [scores[i] for i in ok], None, [maps[i] for i in ok])["value"].isna().all()
+    with pytest.raises(UserError, match="labelled OK"): S.evaluate_scores(1 - labels, scores, None, maps, masks)
 
 
 def test_per_defect_compares_each_type_with_all_ok_images():
     labels, maps, masks = pictures(12)
     scores = np.array([float(m.max()) for m in maps])
     defects = np.where(labels == 0, "good", np.where(np.arange(12) < 6, "burn", "scratch"))
-    table = M.per_defect(labels, scores, np.arange(12), defects, maps, masks, replicates=50)
+    table = S.per_defect(labels, scores, np.arange(12), defects, maps, masks, replicates=50)
     assert list(table.columns) == ["defect", "metric", "value", "ci_low", "ci_high", "n"]
     assert table["defect"].tolist() == ["burn"] * 10 + ["scratch"] * 10 and (table["n"] == 3).all()
     for defect in ("burn", "scratch"):
@@ -426,7 +426,7 @@ def test_per_defect_compares_each_type_with_all_ok_images():
         rows = table[table["defect"] == defect].set_index("metric")["value"]
         assert rows["image_auroc"] == pytest.approx(roc_auc_score(labels[keep], scores[keep]))
         assert rows["aupro_0.05"] == pytest.approx(M.aupro([maps[i] for i in keep], [masks[i] for i in keep], 0.05))
-    assert M.per_defect([0, 0], [1, 2], None, ["good", "good"]).empty
+    assert S.per_defect([0, 0], [1, 2], None, ["good", "good"]).empty
 
 
 def test_paired_difference_against_plain_resampling():
@@ -434,13 +434,13 @@ def test_paired_difference_against_plain_resampling():
     generator = np.random.default_rng(5)
     labels, groups = np.repeat([0, 1], 20), np.arange(40) // 4
     a, b = (labels * gain + generator.normal(size=40) for gain in (2.0, 1.0))
-    weights = M.replicate_weights(labels, groups, 60, 3)
+    weights = S.replicate_weights(labels, groups, 60, 3)
     for row in weights:
         images = np.repeat(np.arange(40), row.astype(int))
-        assert abs(M.weighted_auroc(labels, a, row) - roc_auc_score(labels[images], a[images])) < 1e-12
-    value, low, high = M.paired_difference(labels, a, b, groups)
+        assert abs(S.weighted_auroc(labels, a, row) - roc_auc_score(labels[images], a[images])) < 1e-12
+    value, low, high = S.paired_difference(labels, a, b, groups)
     assert abs(value - (roc_auc_score(labels, a) - roc_auc_score(labels, b))) < 1e-12 and low < value < high
-    assert M.paired_difference(labels, a, a, groups) == (0.0, 0.0, 0.0), "a detector does not differ from itself"
+    assert S.paired_difference(labels, a, a, groups) == (0.0, 0.0, 0.0), "a detector does not differ from itself"
 
 
 @settings(max_examples=20, deadline=None)
@@ -457,7 +457,7 @@ def test_counted_pixels_are_within_their_bound(seed, kept, unit, ties):
         heat[mask] += unit * r.normal(1, 1)
         maps.append(np.round(heat / unit).astype(np.float32) * np.float32(unit) if ties else heat.astype(np.float32))
         masks.append(mask if i % 2 else None)
-    stream, kinds = M.PixelStream(limit=kept * 720), np.array(["good", "a"] * 3 + ["good", "b"])
+    stream, kinds = S.PixelStream(limit=kept * 720), np.array(["good", "a"] * 3 + ["good", "b"])
     labels = np.array([0, 1] * 4)
     for i in range(8): stream.add(i, labels[i], kinds[i], maps[i], masks[i])
     assert stream.bins is not None and not stream.maps
@@ -478,12 +478,12 @@ def test_a_stream_that_keeps_all_gives_the_same_tables_as_lists():
     maps = [r.normal(size=(16, 20)).astype(np.float32) for _ in range(10)]
     masks = [None] * 5 + [np.pad(np.ones((4, 3 + i), bool), ((2, 10), (5, 12 - i))) for i in range(4)] + [None]
     labels, kinds, groups = np.repeat([0, 1], 5), np.array(["good"] * 5 + list("aabbb")), np.arange(10) // 2
-    scores, stream = np.array([heat.max() for heat in maps]), M.PixelStream()
+    scores, stream = np.array([heat.max() for heat in maps]), S.PixelStream()
     for i in range(10): stream.add(i, labels[i], kinds[i], maps[i], masks[i])
-    for lists, streamed in ((M.evaluate_scores(labels, scores, groups, maps, masks, replicates=50),
-            M.evaluate_scores(labels, scores, groups, stream, replicates=50)),
-            (M.per_defect(labels, scores, groups, kinds, maps, masks, replicates=50),
-                M.per_defect(labels, scores, groups, kinds, stream, replicates=50))):
+    for lists, streamed in ((S.evaluate_scores(labels, scores, groups, maps, masks, replicates=50),
+            S.evaluate_scores(labels, scores, groups, stream, replicates=50)),
+            (S.per_defect(labels, scores, groups, kinds, maps, masks, replicates=50),
+                S.per_defect(labels, scores, groups, kinds, stream, replicates=50))):
         assert lists.equals(streamed)
     with pytest.raises(UserError, match="labelled OK"): stream.add(10, 0, "good", maps[0], maps[0] > 0)
 
@@ -509,15 +509,15 @@ def test_the_miss_rate_at_a_false_positive_rate_is_the_best_of_all_thresholds(ro
 @given(st.lists(st.booleans(), min_size=2, max_size=40), st.integers(1, 10))
 def test_an_interval_of_a_rate_over_parts_is_no_narrower_than_that_of_its_images(events, size):
     groups = np.arange(len(events)) // size
-    rate, low, high = M.rate_interval(events, groups)
-    _, alone_low, alone_high = M.rate_interval(events)
+    rate, low, high = S.rate_interval(events, groups)
+    _, alone_low, alone_high = S.rate_interval(events)
     assert 0 <= low <= rate <= high <= 1 and low <= alone_low + 1e-12 and high >= alone_high - 1e-12
-    assert len(set(groups)) <= M.effective_number(events, groups) <= len(events)
+    assert len(set(groups)) <= S.effective_number(events, groups) <= len(events)
 
 
 def test_delivered_rates_are_those_at_the_threshold_and_not_known_without_one():
     labels, scores = np.repeat([0, 1], 20), np.r_[np.arange(20.0), np.arange(10.0, 30)]
-    table = M.evaluate_scores(labels, scores, replicates=50, threshold=14.0).set_index("metric").value
+    table = S.evaluate_scores(labels, scores, replicates=50, threshold=14.0).set_index("metric").value
     assert table.false_alarms == 5 / 20 and table.misses == 5 / 20                      # 14 itself is OK
-    assert M.evaluate_scores(labels, scores,
+    assert S.evaluate_scores(labels, scores,
         replicates=50).set_index("metric").value[["false_alarms", "misses"]].isna().all()

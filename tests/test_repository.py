@@ -157,19 +157,19 @@ def imports(path):
             yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
 
 
-def numbers():
-    "Number of the chapter that exports each module: {'thesis_ad.files': 1, …}."
-    return {f"thesis_ad.{stem}": int(number) for number, stem in (path.stem.split("_", 1) for path in CHAPTERS)}
+def places():
+    "Place in the book of the chapter that exports each module: {'thesis_ad.files': 1, …}."
+    return {f"thesis_ad.{path.stem.split('_', 1)[1]}": place for place, path in enumerate(CHAPTERS)}
 
 
 def test_a_module_imports_only_from_chapters_before_it():
-    order, wrong = numbers(), []
+    order, wrong = places(), []
     for path in MODULES:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if path.name in ("__init__.py", "_modidx.py"): continue
         assert name in order, f"{where(path)} has no chapter"
-        wrong += {f"{where(path)}:{line} imports {other} ({order[other]:02d})" for other, line in imports(path)
-                  if other in order and order[other] >= order[name]}
+        wrong += {f"{where(path)}:{line} imports {other} ({CHAPTERS[order[other]].name})"
+            for other, line in imports(path) if other in order and order[other] >= order[name]}
     assert not wrong, wrong
 
 
@@ -343,7 +343,8 @@ def test_published_numbers_recompute():
     The threshold of `auto` rests on training images, too, whose scores are in no table."""
     from thesis_ad.decision.threshold import conformal_threshold
     from thesis_ad.evaluation.figures import read_table
-    from thesis_ad.evaluation.metrics import auroc_interval, image_auroc
+    from thesis_ad.evaluation.metrics import image_auroc
+    from thesis_ad.evaluation.statistics import auroc_interval
     from thesis_ad.evaluation.protocol import summarise
     if not PUBLISHED.exists():
         pytest.skip("nothing is published: make reproduce ARGS='--profile paper', then make publish")

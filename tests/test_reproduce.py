@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from thesis_ad.evaluation import protocol
 from thesis_ad.evaluation.figures import read_table
-from thesis_ad.evaluation.metrics import auroc_interval, over_seeds, paired_difference
+from thesis_ad.evaluation.statistics import auroc_interval, over_seeds, paired_difference
 from thesis_ad.reproduce import beside_published, run_notebook
 from thesis_ad.settings import UserError, cache_dir, get_profile, repository_root
 

@@ -20,7 +20,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .metrics import _alarms, image_auroc, replicate_weights
+from .metrics import _alarms, image_auroc
+
+from .statistics import replicate_weights
 from .protocol import code_hash, dataset_for, stack, summarise
 from ..files import atomic_write, write_json
 from ..settings import NOK_COLOUR, OK_COLOUR, processor, repository_root

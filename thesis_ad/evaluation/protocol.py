@@ -21,7 +21,7 @@ from tqdm import tqdm
 import thesis_ad
 from ..data.datasets import open_dataset
 from ..decision.threshold import conformal_threshold, out_of_sample
-from .metrics import PixelStream, evaluate_scores, over_seeds, per_defect
+from .statistics import PixelStream, evaluate_scores, over_seeds, per_defect
 from ..features.backbones import kept_features
 from ..files import cached, content_key, is_sealed, sha256, write_json
 from ..models.detector import create, load_bundle, methods, predict_each, predict_set, settings_of
@@ -82,7 +82,7 @@ def evaluation_code():
     "A hash of the chapters that turn predictions into scores and metrics."
     root = Path(thesis_ad.__file__).parent
     return content_key([sha256(root / f"{name}.py")
-        for name in ("evaluation/metrics", "evaluation/protocol", "decision/threshold")])
+        for name in ("evaluation/metrics", "evaluation/statistics", "evaluation/protocol", "decision/threshold")])
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #094e58a4
 @functools.cache

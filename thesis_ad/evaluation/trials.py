@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from ..decision.threshold import above, conformal_threshold
-from .metrics import auroc_interval, image_auroc, paired_difference
+from .metrics import image_auroc
+from .statistics import auroc_interval, paired_difference
 from .protocol import base_method, fit_code, score_table, seconds_per_picture, settings_for
 from ..features.backbones import kept_features
 from ..files import cached, content_key, write_json
