@@ -7,11 +7,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from thesis_ad.data.datasets import ImageSet
-from thesis_ad.models import student_teacher as chapter
+from thesis_ad.models import efficientad, student_teacher
 from thesis_ad.models.border import border_level, levelled
 from thesis_ad.models.detector import Detector, create, predict_set
-from thesis_ad.models.student_teacher import (PDN, GlobalAutoencoder, find_pdn, hard_loss, map_quantiles,
-    map_statistics, normalise_map, product_map, read_pdn, scaling, squared_distance)
+from thesis_ad.models.efficientad import (PDN, GlobalAutoencoder, find_pdn, hard_loss, map_quantiles, map_statistics,
+    normalise_map, read_pdn, scaling)
+from thesis_ad.models.student_teacher import product_map, squared_distance
 from thesis_ad.settings import UserError, rng
 
 QUICK = {"stfpm": dict(size=(48, 64), steps=4, device="cpu"),
@@ -148,12 +149,12 @@ def test_quantiles_come_from_training_pictures_that_the_student_did_not_learn_fr
     train, calibration = pictures(10), pictures(5, 3, seed=1)
     detector = create("efficientad", **QUICK["efficientad"]).fit(train, calibration)
     learned, held = detector.split(train)
-    maps = chapter._maps(detector, torch.stack(list(held)))
+    maps = efficientad._maps(detector, torch.stack(list(held)))
     levels = [border_level(m) for m in maps]
     assert torch.allclose(torch.stack(levels), detector.level, rtol=1e-3) and detector.facts["held_out"] == 2
     assert np.allclose([map_quantiles(levelled(m, level)) for m, level in zip(maps, levels)],
         detector.facts["quantiles"], rtol=1e-2)
-    found = map_statistics([chapter._seen(detector, torch.stack(list(learned)))])[0]
+    found = map_statistics([efficientad._seen(detector, torch.stack(list(learned)))])[0]
     assert torch.allclose(found, detector.mean, rtol=1e-3,
         atol=1e-4), "the teacher was not standardised by the images that are learned"
 
@@ -164,7 +165,7 @@ def test_the_published_teacher_is_taken_where_it_is_at_hand(tmp_path, monkeypatc
     monkeypatch.setenv("THESIS_AD_WEIGHTS", str(tmp_path))
     assert create("efficientad").teacher == "backbone"
     assert create("efficientad", teacher="backbone").backbone != "pdn_small"
-    torch.save(chapter.PDN().state_dict(), tmp_path / "pdn_small.pth")
+    torch.save(efficientad.PDN().state_dict(), tmp_path / "pdn_small.pth")
     detector = create("efficientad", **QUICK["efficientad"])
     assert (detector.teacher, detector.backbone) == ("published", "pdn_small")
     assert create("efficientad", teacher="backbone").teacher == "backbone"
@@ -180,14 +181,15 @@ def test_mean_reference_is_the_distance_to_the_training_mean(whiten):
     train = pictures(5)
     detector = create("efficientad", **QUICK["efficientad"], reference="mean", whiten=whiten, rim=0,
         window=1).fit(train, pictures(4, seed=1))
-    see, train = lambda images: chapter._seen(detector, torch.stack(list(images))).double(), detector.split(train)[0]
+    see = lambda images: efficientad._seen(detector, torch.stack(list(images))).double()
+    train = detector.split(train)[0]
     rows, test = see(train).transpose(0, 1).flatten(1), pictures(1, 1, seed=4)
     std = rows.std(1).clamp(min=1e-3)
     off = (see(test) - see(train).mean(0)) / std[:, None, None]
     inverse = (torch.linalg.inv(torch.corrcoef(rows) + 0.01 * torch.eye(len(rows))) if whiten
         else torch.eye(len(rows), dtype=torch.float64))
     by_hand = torch.einsum("bchw,cd,bdhw->bhw", off, inverse, off) / len(rows)
-    assert torch.allclose(chapter._maps(detector, torch.stack(list(test)))[0].double(), by_hand, rtol=2e-2,
+    assert torch.allclose(efficientad._maps(detector, torch.stack(list(test)))[0].double(), by_hand, rtol=2e-2,
         atol=1e-3 * float(by_hand.max()))
     assert set(detector.tensors()) == {"mean", "scaling", "mean_map", "level"}
 
@@ -197,9 +199,9 @@ def test_the_rim_never_decides():
     detector = create("efficientad", **QUICK["efficientad"] | dict(rim=0.25, window=1, size=(64, 64))).fit(pictures(4,
         shape=(64, 64)), pictures(3, seed=1, shape=(64, 64)))
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    local, whole = chapter._maps(detector, x)
+    local, whole = efficientad._maps(detector, x)
     assert local.shape == whole.shape == (2, 4, 4)                      # of 8 x 8 cells
-    cells = torch.stack([chapter.normalise_map(levelled(m, level), q)
+    cells = torch.stack([efficientad.normalise_map(levelled(m, level), q)
         for m, level, q in zip((local, whole), detector.level, detector.facts["quantiles"])]).mean(0)
     _, maps = detector.predict(x)
     assert np.allclose(maps[:, 0, 0], cells[:, 0, 0]) and np.allclose(maps[:, -1, -1], cells[:, -1, -1])
@@ -215,7 +217,7 @@ def test_margin_and_kept_maps(name, monkeypatch):
     plain, wide = (create(name, **QUICK[name], margin=margin).fit(train, held) for margin in (0, 32))
     assert plain.predict(x)[1].shape == wide.predict(x)[1].shape
     assert not np.allclose(plain.predict(x)[1], wide.predict(x)[1])
-    monkeypatch.setattr(chapter, "MAP_LIMIT", 0)
+    monkeypatch.setattr(student_teacher, "MAP_LIMIT", 0)
     asked = create(name, **QUICK[name]).fit(train, held)
     assert np.allclose(asked.predict(x)[1], plain.predict(x)[1], rtol=0.1, atol=0.05 * np.ptp(plain.predict(x)[1]))
 
@@ -226,7 +228,8 @@ def test_the_pupil_sees_the_teachers_surroundings():
         detector = create("stfpm", **QUICK["stfpm"], margin=margin).fit(pictures(2))
         detector.student.chain = nn.ModuleList(nn.Sequential(*stage)
             for stage in detector.network._stages[:1 + max(detector.used_stages)])
-        assert all(float(d.max()) < 1e-5 for d in chapter._distances(detector, torch.stack(list(pictures(2, 1)))))
+        images = torch.stack(list(pictures(2, 1)))
+        assert all(float(d.max()) < 1e-5 for d in student_teacher._distances(detector, images))
 
 
 def test_other_picture_sizes():

@@ -12,7 +12,6 @@ __all__ = ['GRAPHS', 'PRECISIONS', 'LIMIT', 'SharedMaps', 'graph', 'graph_of', '
 import contextlib, io, math, shutil, tempfile, warnings
 from importlib.metadata import version
 from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,10 +27,11 @@ from ..models.auto import resizing_matrix
 from ..models.border import border, levelled
 from ..models.detector import MODEL_FILES, check_place, load_bundle, predict_each, read_bundle, write_bundle
 from ..models.dfr import folded, residual
+from ..models.efficientad import _maps, _rim, normalise_map
 from ..models.exported import RUNTIMES, Exported, runner
 from ..models.features import FeatureDetector
 from ..models.linear import _backbone, _edge, _grid
-from ..models.student_teacher import _maps, _rim, normalise_map, product_map
+from ..models.student_teacher import product_map
 from ..settings import UserError, one_of, rng
 
 # %% ../../nbs/72_inspection.export.ipynb #4b8e2fc5
