@@ -53,7 +53,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[500, 2000, 11_250])
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--out", type=Path, help="write the table here as CSV")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options, rows = parser.parse_args(), []
     if options.one:
@@ -66,7 +66,7 @@ def main():
                 rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE,
                     text=True).stdout.splitlines()[-1]))
                 print(rows[-1], flush=True)
-                if options.out: pd.DataFrame(rows).to_csv(options.out, index=False)
+                pd.DataFrame(rows).to_csv(options.out, index=False)
     print(f"largest process: {max(row['peak_mib'] for row in rows)} MiB of 4096, "
         f"{'met' if max(row['peak_mib'] for row in rows) < 4096 else 'not met'}")
 

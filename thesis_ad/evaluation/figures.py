@@ -18,6 +18,7 @@ from fastcore.basics import patch
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps, colors
 from PIL import Image
 
 from .metrics import _alarms, image_auroc
@@ -37,6 +38,16 @@ MAPS = "inferno"                              # the colour map of anomaly maps, 
 PUBLISHED_PROFILE = "paper"                   # its figures are committed and must be small
 DPI, LARGEST, NARROWEST = 200, 80_000, 600    # of a PNG; bytes above which it has a palette and fewer dots; pixels
 
+# %% ../../nbs/62_evaluation.figures.ipynb #699fb1b3
+def _with_palette(image, colours=128):
+    "An RGB image with a palette: colours that carry a meaning, and as many of the image's own as there is room for."
+    meant = [colors.to_rgb(one) for one in (OK_COLOUR, NOK_COLOUR, "white", "black")]
+    meant += [one[:3] for one in colormaps[MAPS](np.linspace(0, 1, 40))]
+    own = image.quantize(colours - len(meant)).getpalette()[:3 * (colours - len(meant))]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([round(255 * part) for one in meant for part in one] + own)
+    return image.quantize(palette=palette, dither=Image.Dither.NONE)
+
 # %% ../../nbs/62_evaluation.figures.ipynb #7f07dc9a
 def _png(figure, path, largest=LARGEST):
     """Write a matplotlib figure as a lossless PNG of `DPI`, or with a palette and as many dots as `largest` bytes and
@@ -48,7 +59,7 @@ def _png(figure, path, largest=LARGEST):
     def packed(width, palette):
         found = io.BytesIO()
         resized = image if width == image.width else image.resize((width, round(image.height * width / image.width)))
-        (resized.quantize(128) if palette else resized).save(found, "PNG", optimize=True)
+        (_with_palette(resized) if palette else resized).save(found, "PNG", optimize=True)
         return found.getvalue()
     width, lowest = image.width, min(image.width, NARROWEST)
     data = packed(width, False)
