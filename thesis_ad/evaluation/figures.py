@@ -260,14 +260,14 @@ def outline(ax, mask, colour=NOK_COLOUR):
 
 def _map_row(figure, row, name, heats, masks, scores=None):
     """A row of anomaly maps on one scale, from the median of its pixels to their 99.9th percentile,
-    with a bar that says so."""
+    with a bar that says so in the last of the axes."""
     low, high = np.quantile(np.concatenate([heat.ravel() for heat in heats]), (0.5, 0.999))
     for i, (ax, heat, mask) in enumerate(zip(row, heats, masks)):
         shown = ax.imshow(heat, cmap=MAPS, vmin=low, vmax=high)
         outline(ax, mask, "w")
         if scores is not None: ax.set_title(f"{scores[i]:.3g}", fontsize=7, pad=2)
     row[0].set_ylabel(name, fontsize=8)
-    bar = figure.colorbar(shown, ax=list(row), aspect=12, pad=0.01)
+    bar = figure.colorbar(shown, cax=row[-1])
     bar.set_ticks([low, high], labels=[f"{low:.3g}", f"{high:.3g}"])
     bar.set_label("score of a pixel", fontsize=6)
     bar.ax.tick_params(labelsize=6)
@@ -278,8 +278,8 @@ def plot_maps(images, masks, maps, scores=None, width=1.6, titles=None, title=No
     and a row for each method in `maps` (name -> anomaly maps)."""
     marked = any(mask is not None and mask.any() for mask in masks)
     rows = 1 + marked + len(maps)
-    figure, axes = plt.subplots(rows, len(images), figsize=(width * len(images) + 0.5, width * rows), squeeze=False,
-        layout="constrained")
+    figure, axes = plt.subplots(rows, len(images) + 1, figsize=(width * len(images) + 0.5, width * rows), squeeze=False,
+        layout="constrained", width_ratios=[1] * len(images) + [0.06])  # every row has room for a bar: columns line up
     for ax, image, kind in zip(axes[0], images, titles or [""] * len(images)):
         ax.imshow(image); ax.set_title(kind, fontsize=7, pad=2)
     if marked:
@@ -287,9 +287,10 @@ def plot_maps(images, masks, maps, scores=None, width=1.6, titles=None, title=No
         axes[1, 0].set_ylabel("defect outlined", fontsize=7)
     for row, (name, heats) in zip(axes[1 + marked:], maps.items()):
         _map_row(figure, row, name, heats, masks, None if scores is None else scores[name])
-    for ax in axes.flat:
+    for ax in axes[:, :-1].flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
+    for ax in axes[:1 + marked, -1]: ax.axis("off")
     if title: figure.suptitle(title, fontsize=9)
     return figure
 
