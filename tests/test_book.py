@@ -149,3 +149,13 @@ def test_prose_keeps_to_the_word_list(path):
     found = [text[max(match.start() - 40, 0):match.end() + 20].replace("\n", " ") for pattern in WORDS.values()
         for match in re.finditer(pattern, text)]
     assert not found, found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_no_more_than_two_exported_cells_follow_one_another(path):
+    "A reader gets a sentence or a result in between."
+    row, wrong = 0, []
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        row = row + 1 if cell["cell_type"] == "code" and "".join(cell["source"]).startswith("#| export") else 0
+        if row == 3: wrong.append(f"{path.name}, cell {number}")
+    assert not wrong, wrong
