@@ -29,7 +29,7 @@ test: export OMP_NUM_THREADS = 1
 test: install ## lint, run every chapter and compare its outputs, run the tests
 	$(BIN)/ruff check thesis_ad tests benchmarks site .ci
 	$(BIN)/python .ci/chapters.py
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 reproduce: install ## bring every figure and table up to date, e.g. ARGS='--profile smoke'
 	$(BIN)/thesis-ad reproduce $(ARGS)

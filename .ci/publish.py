@@ -18,7 +18,16 @@ from thesis_ad.evaluation.figures import central_table, read_table
 
 root = Path(__file__).resolve().parents[1]
 LARGE = 40_000    # base64 characters of an image above which it is kept as JPEG …
-WIDTH = 640       # … of at most so many pixels; the PNG itself is in figures/paper
+WIDTH, HEIGHT = 640, 900   # … of at most so many pixels; the PNG itself is in figures/paper
+
+
+def with_palette(data):
+    "The PNG of an output with 256 colours, where it has one and that makes it smaller."
+    if "image/png" not in data: return {}
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB").quantize(256,
+        dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return {"image/png": min(data["image/png"], base64.b64encode(buffer.getvalue()).decode(), key=len)}
 
 
 def smaller(output, name):
@@ -27,12 +36,13 @@ def smaller(output, name):
     data = output.get("data", {})
     if "text/html" in data: data["text/html"] = re.sub(r"T_[0-9a-f]{5}", f"T_{name}", data["text/html"])
     for kind in ("image/png", "image/jpeg"):
+        if kind == "image/png" and len(data.get(kind, "")) <= LARGE: data.update(with_palette(data))
         if len(data.get(kind, "")) <= LARGE: continue
         picture = Image.open(io.BytesIO(base64.b64decode(data[kind]))).convert("RGB")
         if kind == "image/jpeg" and picture.width <= WIDTH: continue          # it has been here before
-        picture.thumbnail((WIDTH, picture.height))
+        picture.thumbnail((WIDTH, HEIGHT))
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=60)
+        picture.save(buffer, "JPEG", quality=45, optimize=True, progressive=True)
         del data[kind]
         data["image/jpeg"] = base64.b64encode(buffer.getvalue()).decode()
     return output

@@ -49,14 +49,17 @@ notebooks_at = os.environ.get("GITHUB_REPOSITORY", ""), os.environ.get("GITHUB_R
 
 
 def _buttons(name, repository, branch):
-    "Links that open a notebook: in Binder and Colab if the repository is known, and as a file in any case."
+    """Links that open a notebook: in Binder and Colab if the repository is known, and as a file in any case. Colab has
+    only the notebook: what to run there first stands beside the link."""
     path = f"{name}.ipynb"
     links = [f'<a href="{Path(path).name}" download>Download the notebook</a>']
     if repository:
         links += [f'<a href="https://mybinder.org/v2/gh/{repository}/{branch}?labpath={quote(path, safe="")}">Open '
             'in Binder</a>',
             f'<a href="https://colab.research.google.com/github/{repository}/blob/{branch}/{quote(path)}">Open '
-            'in Colab</a>']
+            'in Colab</a>',
+            f'<br>In Colab, run first: <code>!git clone -q --depth 1 https://github.com/{repository} book &amp;&amp; '
+            'pip install -q -e "book[thesis]"</code>, then <code>import sys; sys.path.insert(0, "book")</code>']
     return '<p class="book-buttons">' + " ".join(links) + "</p>"
 
 

@@ -39,11 +39,7 @@ def tables_page(root):
     rows = ["# Result tables", "", "All tables of the published run. Click on the head of a column to sort by it. "
         "Intervals are 95 %, fractions lie between 0 and 1.", ""]
     for path in sorted((root / "figures" / "paper" / "tables").glob("*.csv")):
-        facts = path.with_suffix(".json")
-        caption = (json.loads(facts.read_text())["caption"] if facts.exists()
-            else {"metrics": "A row per dataset, method, metric and seed.",
-                "summary": "Means over seeds, with intervals.", "scores": "The score of every test image.",
-                "scores_calibration": "The score of every calibration image."}.get(path.stem, ""))
+        caption = json.loads(path.with_suffix(".json").read_text())["caption"]
         rows += [f"## {path.stem}", "", caption, "", f"[Download {path.name}]({path.relative_to(root).as_posix()})", ""]
         if path.stat().st_size < LARGEST: rows += ['<div class="book-table">', html_table(path), "</div>", ""]
     return "\n".join(rows)

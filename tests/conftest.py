@@ -17,6 +17,16 @@ from PIL import Image
 from thesis_ad.settings import pin_threads, rng
 
 
+# files of tests that take minutes, the longest first: two processes then end at about the same time
+SLOW = ("test_reproduce", "test_cluster", "test_together", "test_cli", "test_study", "test_dashboard", "test_export",
+    "test_every_detector", "test_no_leak")
+
+
+def pytest_collection_modifyitems(items):
+    names = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: names.get(item.path.stem, len(SLOW)))          # stable: the rest keeps its order
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     pin_threads(1)

@@ -179,10 +179,20 @@ def test_a_camera_that_is_lost_is_opened_again(monkeypatch):
     assert set(opened) == {"rtsp://127.0.0.1/stream"} and source.newest.get(0) is not None
 
 
+@pytest.mark.parametrize("place", ["0", "0.0.0.0:0"])
+def test_a_line_of_text_triggers(place):
+    trigger = open_trigger(f"tcp:{place}")
+    with socket.create_connection(("127.0.0.1", trigger.port)) as line, line.makefile("rwb") as stream:
+        stream.write(b"VIN7\n"); stream.flush()
+        assert stream.readline() == b"ok\n"
+    assert trigger.next(1) == "VIN7"
+    trigger.close()
+
+
 def test_what_cannot_be_opened_is_one_sentence(tmp_path):
     for source in (tmp_path / "none", ""):
         with pytest.raises(UserError, match="webcam"): open_source(source)
-    for text in ("gpio:4", "tcp:", "tcp:x", "file:", ""):
+    for text in ("gpio:4", "tcp:", "tcp:x", "tcp:192.0.2.1:5010", "tcp:127.0.0.1:99999", "file:", ""):
         with pytest.raises(UserError, match="trigger"): open_trigger(text)
     with pytest.raises(UserError, match="http://HOST:PORT"): Client("station")
     with pytest.raises(UserError, match="at least 1"): Stream([Given()], None, every=0)

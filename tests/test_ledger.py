@@ -21,6 +21,7 @@ from thesis_ad.inspection.ledger import (
     SECRETS,
     Entry,
     Ledger,
+    backup,
     canonical,
     entries,
     export,
@@ -330,6 +331,28 @@ def test_a_writer_between_the_two_heads(tmp_path, monkeypatch):
 
 
 # Keys, values and files
+
+def test_a_backup_is_of_one_moment_while_others_write(tmp_path):
+    "Copies made between the entries of another process verify, and hold what was acknowledged before; none overwrites."
+    path = fill(tmp_path / "line.db", 3)
+    writer = subprocess.Popen([sys.executable, "-c", "import sys, test_ledger as t\n"
+        "t.fill(sys.argv[1], 60, first=3)", path], cwd=Path(__file__).parent)
+    counts = []
+    while writer.poll() is None or not counts:
+        before = sum(1 for _ in entries(path))
+        counts.append(backup(path, tmp_path / f"copy{len(counts)}" / "line.db"))
+        copied = verify(tmp_path / f"copy{len(counts) - 1}" / "line.db", KEY)
+        assert copied.ok and copied.entries == counts[-1] >= before, copied
+    assert writer.returncode == 0 and counts == sorted(counts)
+    assert backup(path, tmp_path / "last.db") == 63 and not list(tmp_path.glob("last.db-*"))
+    with Ledger(tmp_path / "last.db", KEY) as ledger: assert ledger.last.sequence == 63, "a copy can be continued"
+    with pytest.raises(UserError, match="overwrites nothing"): backup(path, tmp_path / "last.db")
+    with pytest.raises(UserError, match="there is no ledger"): backup(tmp_path / "none.db", tmp_path / "x.db")
+    (tmp_path / "text.db").write_text("no database, but long enough to be one" * 40)
+    with pytest.raises(UserError, match="cannot be copied"): backup(tmp_path / "text.db", tmp_path / "x.db")
+    assert not (tmp_path / "x.db").exists()
+    assert "63 entries" in thesis_ad("ledger", "backup", path, "-o", tmp_path / "b.db").stdout
+
 
 def test_keys(tmp_path, monkeypatch):
     for name in SECRETS: monkeypatch.delenv(name, raising=False)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thesis_ad.cli import _controller
 from thesis_ad.inspection.plc import (
     BEAT,
     FAIL,
@@ -151,6 +152,19 @@ def test_modbus_dead_half_open_and_resetting():
         with SimulatedController(mode, size=15) as controller, ModbusPlc("127.0.0.1", controller.port) as plc:
             if mode != "dead": assert until(lambda: plc.connected)
             assert not any(plc.send("OK").delivered for _ in range(3))
+
+
+@pytest.mark.parametrize("kind", ["", "answered:"])
+def test_the_command_line_speaks_to_both_controllers_over_tcp(kind):
+    with SimulatedController(size=3 if kind else 1, answers=bool(kind)) as controller:
+        with _controller(f"{kind}127.0.0.1:{controller.port}") as link:
+            assert until(lambda: link.connected) and link.send("OK").delivered and until(lambda: controller.passing)
+    with _controller("modbus:127.0.0.1:1") as link: assert isinstance(link, ModbusPlc)
+
+
+@pytest.mark.parametrize("place", ["answered:", "modbus::502", ":1", "host:port"])
+def test_a_controller_that_is_none_is_one_sentence(place):
+    with pytest.raises(UserError, match="a controller is HOST"): _controller(place)
 
 
 def broker(server, heard):

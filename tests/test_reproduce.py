@@ -250,4 +250,6 @@ def test_verify_names_the_tables_that_left_their_interval(tmp_path):
     found = {name: (verdict, names) for name, verdict, names in verify("demo", tmp_path)}
     assert found["summary"][0] == "outside" and "dfr image_auroc mean" in found["summary"][1][0]
     assert found["latent_size"][0] == "missing" and found["metrics"][0] == "equal"
+    (tmp_path / "figures/demo/tables/borders.csv").unlink()          # its notebook does not run in profile demo
+    assert dict(row[:2] for row in verify("demo", tmp_path))["borders"] == "left out"
     with pytest.raises(UserError, match="other images"): verify("smoke", tmp_path)

@@ -469,12 +469,16 @@ def started(*arguments, **environment):
 def test_served_over_a_socket(taught, tmp_path, capsys):
     (tmp_path / "key").write_text("0123456789abcdef0123456789abcdef")
     with started(taught[0], "--port", 0, "--ledger", tmp_path / "ledger.sqlite", "--key-file", tmp_path / "key",
-            "--folder", tmp_path / "s", THESIS_AD_TOKEN="teach") as process:
+            "--folder", tmp_path / "s", "--max-mib", 1, "--max-megapixels", 1, THESIS_AD_TOKEN="teach") as process:
         try:
             address = process.stdout.readline().split(" at ")[1].split()[0]
             assert httpx.get(f"{address}/ready").json()["ready"]
             found = httpx.post(f"{address}/predict", files={"file": (taught[0].parent / "bad.png").open("rb")}).json()
             assert found["decision"] == "NOK" and found["sequence"] == 1
+            for large, said in ((b"0" * 2**21, "bytes accepted"),
+                    (encoded(np.zeros((1001, 1000), np.uint8)), "at most 1,000,000")):
+                answer = httpx.post(f"{address}/predict", files={"file": large})
+                assert answer.status_code == 413 and said in answer.text, answer.text
             assert "swagger-ui-bundle.js" in httpx.get(f"{address}/docs").text
             assert httpx.get(f"{address}/static-offline-docs/swagger-ui-bundle.js").status_code == 200
             assert httpx.post(f"{address}/calibrate", files=ok_files(taught[1]), headers=TEACH).json()["n_images"] == 10

@@ -23,8 +23,10 @@ QUIET = {"say": lambda line: None}
 
 
 @pytest.fixture
-def parts(mvtec_folder, tmp_path):
-    "A study file beside a folder of two categories, one of which has no test images."
+def parts(mvtec_folder, tmp_path, monkeypatch):
+    """A study file beside a folder of two categories, one of which has no test images, with a cache of its own:
+    other tests work with the same images."""
+    monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "cache"))
     (tmp_path / "parts").mkdir()
     mvtec_folder.rename(tmp_path / "parts/bottle")
     (tmp_path / "parts/empty").mkdir()
@@ -86,6 +88,27 @@ def test_only_what_is_missing_is_computed(parts, monkeypatch, tmp_path):
         beside=parts.parent), tmp_path / "b", **QUIET)
     assert sorted(fits) == ["global_knn", "padim", "padim",
         "padim"], "a detector that another study has fitted was fitted again"
+
+
+def test_rows_of_another_machine_are_taken_where_their_key_is_that_of_a_combination(parts, tmp_path, monkeypatch):
+    "The other machine has another cache; other settings make another key; a table without keys is refused."
+    text = TEXT.replace("categories: all", "categories: [bottle]")
+    def run_here(name, text, **more):
+        monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / name / "cache"))
+        return run_study(parse_study(text, beside=parts.parent), tmp_path / name, **QUIET, **more)
+    run_here("there", text)
+    run_here("here", text, earlier=[tmp_path / "there"])
+    assert not (tmp_path / "here/cache/detectors").exists(), "something was fitted again"
+    for name in ("results", "summary", "ranks", "significance"):
+        assert ((tmp_path / f"here/{name}.csv").read_bytes() == (tmp_path / f"there/{name}.csv").read_bytes()), name
+    other = run_here("other", text.replace("replicates: 50", "replicates: 60"), earlier=[tmp_path / "there"])
+    assert not set(other.key) & set(read_results(tmp_path / "there").key)
+    parts.write_text(text)
+    said = thesis_ad(parts, "--dry-run", "--from", tmp_path / "there")
+    assert "2 combinations: 2 finished" in said.stdout and "earlier table" in said.stdout, said.stdout + said.stderr
+    (tmp_path / "old.csv").write_text("dataset,detector,value\nbottle,padim,1\n")
+    said = thesis_ad(parts, "--from", tmp_path / "old.csv")
+    assert said.returncode == 2 and "lacks the columns category" in said.stderr, said.stderr
 
 
 def test_a_damaged_cache_is_made_again_and_changes_no_number(parts, tmp_path, monkeypatch):
@@ -167,7 +190,7 @@ def test_profile_paper_is_a_study(monkeypatch):
 
 def table(values, names=None):
     "A results table of image AUROCs [N, k]."
-    return pd.DataFrame([(f"d{i}", "", f"m{j}", "base", 0, "image_auroc", value, np.nan, np.nan, 5, 5, "")
+    return pd.DataFrame([(f"d{i}", "", f"m{j}", "base", 0, "image_auroc", value, np.nan, np.nan, 5, 5, "", "")
         for i, row in enumerate(values) for j, value in enumerate(row)], columns=RESULT_COLUMNS)
 
 

@@ -7,12 +7,12 @@ __all__ = ['app', 'data_app', 'Out', 'Settings', 'Ignore', 'Device', 'Seed', 'Th
            'MaskFolders', 'ClusterPlace', 'Carry', 'Layout', 'CACHES', 'CalibrationData', 'Rule', 'Alpha', 'Confidence',
            'Among', 'Deviations', 'Quantile', 'Unit', 'PixelRule', 'LedgerFile', 'ReportFolder', 'Pdf', 'PartId',
            'Operator', 'Scale', 'KeyFiles', 'Controller', 'EXIT_CODES', 'Overlays', 'RawMaps', 'PixelMasks', 'Explain',
-           'ExitZero', 'ledger_app', 'LedgerArgument', 'TokenFile', 'StationFolder', 'Runtime', 'DriftWindow',
-           'DriftStops', 'Wait', 'Sources', 'Api', 'Every', 'Views', 'ViewRule', 'TriggerPlace', 'Existing',
-           'Responsible', 'Count', 'NO_MEMORY', 'parse_settings', 'main_options', 'methods', 'info', 'clean',
-           'data_list', 'data_make', 'data_verify', 'data_get', 'data_masks', 'data_check', 'fit', 'evaluate',
-           'calibrate', 'inspect', 'ledger_verify', 'ledger_export', 'serve', 'stream', 'export', 'dashboard',
-           'reproduce', 'verify', 'study', 'main']
+           'ExitZero', 'LedgerArgument', 'ledger_app', 'TokenFile', 'StationFolder', 'Runtime', 'DriftWindow',
+           'DriftStops', 'Wait', 'LargestFile', 'LargestImage', 'Sources', 'Api', 'Every', 'Views', 'ViewRule',
+           'TriggerPlace', 'Existing', 'Responsible', 'Count', 'NO_MEMORY', 'parse_settings', 'main_options', 'methods',
+           'info', 'clean', 'data_list', 'data_make', 'data_verify', 'data_get', 'data_masks', 'data_check', 'fit',
+           'evaluate', 'calibrate', 'inspect', 'ledger_verify', 'ledger_backup', 'ledger_export', 'serve', 'stream',
+           'export', 'dashboard', 'reproduce', 'verify', 'study', 'main']
 
 # %% ../nbs/90_cli.ipynb #8a07e2cc
 import ast, contextlib, json, math, os, platform, re, shutil, sys, warnings
@@ -28,13 +28,13 @@ from .settings import PROFILES, UserError, cache_dir, one_of, pin_threads
 # %% ../nbs/90_cli.ipynb #b55cb138
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Find visual defects when trained on good parts only.")
-data_app = typer.Typer(no_args_is_help=True, help="List, make and verify the datasets of the manifest.")
+data_app = typer.Typer(no_args_is_help=True, help="List, make, download, check and verify datasets.")
 app.add_typer(data_app, name="data")
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write.")]
 Settings = Annotated[Optional[list[str]], typer.Option("--set", help="A setting as key=value; may be repeated.")]
 Ignore = Annotated[Optional[Path], typer.Option(
-    help="A mask as large as the images: what it marks is never judged. Said to fit; afterwards the bundle knows it.")]
+    help="A mask as large as the images: what it marks is left out. Give it to fit; afterwards the bundle knows it.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; results are equal to the bit for an equal number only.")]
@@ -289,7 +289,7 @@ def _same_region(detector, bundle, ignore):
     from thesis_ad.files import Region, read_mask
     if ignore and detector.reading.region != Region(read_mask(ignore)):
         raise UserError(f"{bundle} was fitted {'without this' if detector.reading.region is None else 'with another'} "
-            f"region to ignore; fit it with --ignore {ignore}, and it is left unjudged from then on")
+            f"region to ignore; fit it with --ignore {ignore}, and it is left out from then on")
 
 # %% ../nbs/90_cli.ipynb #d824f6d2
 def _loaded(bundle, device, ignore):
@@ -331,7 +331,7 @@ def _report_metrics(metrics, scores, defects, data):
         print(f"\n{data} has no {'NOK' if 0 in labels else 'OK'} test image, so nothing can be told apart and most "
             "metrics are empty")
     elif metrics.set_index("metric").value.isna()["pixel_auroc"]:
-        print("\nno map or no mask to judge it by, so the pixel metrics are empty")
+        print("\nno map or no mask to compare it with, so the pixel metrics are empty")
     if len(defects):
         print("\nby kind of defect"); _print_table(defects[["defect", "metric", "value", "ci_low", "ci_high", "n"]])
 
@@ -368,10 +368,10 @@ Rule = Annotated[str, typer.Option(help="conformal, grouped, bounded, mean_sigma
 Alpha = Annotated[Optional[float], typer.Option(help="False-alarm rate allowed (conformal, grouped, bounded).")]
 Confidence = Annotated[Optional[float], typer.Option(help="How sure the bound is (bounded).")]
 Among = Annotated[Optional[int], typer.Option(
-    help="Bound the share among the next so many OK images or parts, not the rate in the long run (bounded).")]
+    help="Bound the rate among the next so many OK images or parts, not the rate in the long run (bounded).")]
 Deviations = Annotated[Optional[float], typer.Option(help="Standard deviations above the mean (mean_sigma).")]
 Quantile = Annotated[Optional[float], typer.Option(help="Quantile of OK scores (quantile).")]
-Unit = Annotated[str, typer.Option(help="What alpha counts: picture or part.")]
+Unit = Annotated[str, typer.Option(help="What alpha counts: image or part.")]
 PixelRule = Annotated[str, typer.Option(
     help="Threshold of the marked area: maxima, or a quantile of OK pixels such as 0.999.")]
 
@@ -392,7 +392,7 @@ def _report_calibration(threshold, sigmoid):
 @app.command()
 def calibrate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit.")],
               data: CalibrationData, method: Rule = "conformal", alpha: Alpha = None, confidence: Confidence = None,
-              among: Among = None, k: Deviations = None, q: Quantile = None, per: Unit = "picture",
+              among: Among = None, k: Deviations = None, q: Quantile = None, per: Unit = "image",
               pixel: PixelRule = "maxima", calibration: Calibration = None, ok: OkFolders = None,
               nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None, device: Device = "auto",
               threads: Threads = 1):
@@ -402,8 +402,8 @@ def calibrate(bundle: Annotated[Path, typer.Argument(help="A bundle written by f
     pin_threads(threads)
     detector = load_bundle(bundle, device)
     opened = _open(data, detector, calibration, ok=ok, nok=nok, masks=masks, layout=layout)
-    calibrate(detector, calibration_pictures(opened), method, per, pixel, progress="scoring", alpha=alpha,
-        confidence=confidence, among=among, k=k, q=q)
+    calibrate(detector, calibration_pictures(opened), method, "picture" if per == "image" else per, pixel,
+        progress="scoring", alpha=alpha, confidence=confidence, among=among, k=k, q=q)
     update_bundle(bundle, threshold=detector.threshold, sigmoid=detector.sigmoid)
     _report_skipped(opened)
     _report_folder(opened)
@@ -444,7 +444,8 @@ def _filing(detector, bundle, ledger, report, pdf, key_files, **facts):
 
 # %% ../nbs/90_cli.ipynb #a775b9b4
 Controller = Annotated[Optional[str], typer.Option("--plc",
-    help="Tell each decision to the controller HOST or HOST:PORT, one byte, all but OK as fail.")]
+    help="Send each decision to a controller, all but OK as fail: HOST[:PORT] one byte, "
+    "answered:HOST[:PORT] numbered and answered, modbus:HOST[:PORT] two registers.")]
 
 @contextlib.contextmanager
 def _telling(place, part_id):
@@ -512,6 +513,9 @@ RawMaps = Annotated[Optional[str], typer.Option(help="Write raw anomaly maps, to
 PixelMasks = Annotated[bool, typer.Option("--masks", help="Write masks of the pixels above the pixel threshold, too.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Print what each member of auto says of each image.")]
 ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever was found.")]
+LedgerArgument = Annotated[Path, typer.Argument(help="A ledger written by inspect or serve.")]
+ledger_app = typer.Typer(no_args_is_help=True, help="Verify, copy and export a ledger of decisions.")
+app.add_typer(ledger_app, name="ledger")
 
 # %% ../nbs/90_cli.ipynb #7a1c5805
 @app.command()
@@ -540,10 +544,6 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle, calibrated if
     if not exit_zero: raise typer.Exit(max(EXIT_CODES[status] for status in table.status))
 
 # %% ../nbs/90_cli.ipynb #c7a10003
-ledger_app = typer.Typer(no_args_is_help=True, help="Verify and export a ledger of decisions.")
-app.add_typer(ledger_app, name="ledger")
-LedgerArgument = Annotated[Path, typer.Argument(help="A ledger written by inspect.")]
-
 @ledger_app.command("verify")
 def ledger_verify(file: LedgerArgument, key_file: KeyFiles = None, report: Annotated[Optional[list[Path]],
         typer.Option(help="A report (JSON) whose entries have to be there; may be repeated.")] = None):
@@ -553,6 +553,12 @@ def ledger_verify(file: LedgerArgument, key_file: KeyFiles = None, report: Annot
     found = verify(file, _keys(key_file), known, progress="verifying")
     print(f"{_one_line(str(file))}: {found}")
     if not found.ok: raise typer.Exit(1)
+
+@ledger_app.command("backup")
+def ledger_backup(file: LedgerArgument, out: Out):
+    "Copy a ledger and its head as of one moment, also while a server writes to it."
+    from thesis_ad.inspection.ledger import backup
+    print(f"{backup(file, out)} entries in {_one_line(str(out))}")
 
 @ledger_app.command("export")
 def ledger_export(file: LedgerArgument, out: Out,
@@ -588,6 +594,8 @@ DriftWindow = Annotated[int, typer.Option(min=0,
 DriftStops = Annotated[bool, typer.Option("--drift-stops", help="Drift stops the station until a person looks: "
     "nothing is decided, and a controller reads a fail.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Start without a bundle and wait until one is taught.")]
+LargestFile = Annotated[int, typer.Option(min=1, help="MiB of the largest image file accepted.")]
+LargestImage = Annotated[int, typer.Option(min=1, max=170, help="Megapixels of the largest image accepted.")]
 
 # %% ../nbs/90_cli.ipynb #7a2da475
 @app.command()
@@ -597,14 +605,15 @@ def serve(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit."
           folder: StationFolder = None, ledger: LedgerFile = None, key_file: KeyFiles = None,
           mm_per_pixel: Scale = None, token_file: TokenFile = None, runtime: Runtime = "auto",
           drift_window: DriftWindow = 50, drift_stops: DriftStops = False, wait: Wait = False,
-          device: Device = "cpu", threads: Threads = 1):
+          max_mib: LargestFile = 32, max_megapixels: LargestImage = 40, device: Device = "cpu", threads: Threads = 1):
     "Inspect over HTTP: /predict, /calibrate, /ready, /metrics and more; /docs shows all of it."
     from thesis_ad.inspection.ledger import Ledger
     server, token, keys = _served("server"), _token(token_file), _keys(key_file) if ledger else []
     pin_threads(threads)
     book = Ledger(ledger, keys[0], keys[1:]) if ledger else None
-    station = server.Station(bundle, folder, book, token, device, runtime, mm_per_pixel=mm_per_pixel, wait=wait,
-        watch=server.Watch(drift_window, drift_stops))
+    limits = server.Limits(bytes=max_mib * 2**20, pixels=max_megapixels * 10**6, request=max(512, max_mib) * 2**20)
+    station = server.Station(bundle, folder, book, token, device, runtime, limits, mm_per_pixel=mm_per_pixel,
+        wait=wait, watch=server.Watch(drift_window, drift_stops))
     if not token: print("no token is set (THESIS_AD_TOKEN), so /calibrate and /reload are refused", file=sys.stderr)
     server.serve(station, host, port, threads)
 
@@ -649,15 +658,18 @@ def stream(sources: Sources, api: Api = "http://127.0.0.1:8000", every: Every = 
 
 # %% ../nbs/90_cli.ipynb #dca68d81
 def _controller(place):
-    "The link to a controller HOST:PORT, or None."
+    "The link to the controller of `--plc`, or None."
     if not place: return None
-    plc, (host, _, port) = _served("plc"), place.partition(":")
-    if not host or not (port or "1").isdigit(): raise UserError(f"a controller is HOST or HOST:PORT, not '{place}'")
-    return plc.Plc(host, int(port or plc.PORT))
+    plc, (kind, _, rest) = _served("plc"), place.partition(":")
+    if kind not in ("answered", "modbus") or rest.isdigit(): kind, rest = "byte", place
+    host, _, port = rest.partition(":")
+    if not host or not (port or "1").isdigit():
+        raise UserError(f"a controller is HOST[:PORT], answered:HOST[:PORT] or modbus:HOST[:PORT], not '{place}'")
+    if kind == "modbus": return plc.ModbusPlc(host, int(port or 502))
+    return plc.Plc(host, int(port or plc.PORT), *(("answered", True) if kind == "answered" else ()))
 
 def _print_drift(one, before):
-    """The drift that a `Verdict` tells of, printed on stderr where it begins;
-    that of `before` for one that tells nothing."""
+    "The drift that a `Verdict` tells of, printed on stderr where it begins; `before` for one that tells nothing."
     if one.decision == "unread": return before
     now = next((view["drift"] for view in (one.facts, *one.facts.get("views", ())) if view.get("drift")), None)
     if now and not before: print(f"warning: drift: {_one_line(now)}", file=sys.stderr, flush=True)
@@ -733,15 +745,15 @@ def verify(profile: Annotated[str, typer.Option(help="The profile whose last run
         print(f"{name}: {verdict}" + (f", {len(names)} numbers: {'; '.join(names[:3])}{'; …' * (len(names) > 3)}"
             if names else ""))
     counts = {verdict: sum(row[1] == verdict for row in rows)
-        for verdict in ("equal", "inside", "differs", "outside", "missing")}
+        for verdict in ("equal", "inside", "differs", "outside", "missing", "left out")}
     print(f"{len(rows)} tables: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n))
     if counts["outside"] or counts["missing"]: raise typer.Exit(1)
 
 # %% ../nbs/90_cli.ipynb #2b33a6fc
-def _print_plan(asked, workers):
+def _print_plan(asked, workers, earlier=()):
     "Print what a study would run on so many processes, and what of it cannot."
     from thesis_ad.study import combinations, plan, plan_lines
-    table = plan(combinations(asked))
+    table = plan(combinations(asked), earlier)
     _print_table(table.drop(columns=["error"] + ["category"] * bool((table.category == "").all())))
     for row in table[table.error != ""].itertuples():
         print(f"{' '.join(filter(None, row[1:5]))} seed {row.seed}: {_one_line(row.error)}")
@@ -753,6 +765,9 @@ def study(file: Annotated[Path, typer.Argument(help="A study file (YAML): datase
           out: Annotated[Optional[Path], typer.Option("-o", "--out",
               help="Where the tables go; default: beside the file, under its name.")] = None,
           workers: Annotated[Optional[int], typer.Option(min=1, help="Processes; default: all CPUs.")] = None,
+          earlier: Annotated[Optional[list[Path]], typer.Option("--from",
+              help="Folder or results.csv of an earlier run, perhaps of another machine; what it has is not run "
+              "again.")] = None,
           dry_run: Annotated[bool, typer.Option("--dry-run",
               help="Only say what would run, what is cached, and the expected time and memory.")] = False,
           cluster: ClusterPlace = None, carry: Carry = False):
@@ -761,10 +776,10 @@ def study(file: Annotated[Path, typer.Argument(help="A study file (YAML): datase
     from thesis_ad.study import read_study, run_study
     from thesis_ad.work import on_cluster
     asked, out, workers = read_study(file), out or file.with_suffix(""), workers or os.cpu_count() or 1
-    if dry_run: return _print_plan(asked, workers)
+    if dry_run: return _print_plan(asked, workers, earlier or ())
     with on_cluster(cluster, None, carry, lambda line: print(line, flush=True)) as there:
         results = run_study(asked, out, workers=len(there.workers()) if there else workers,
-            say=None if sys.stderr.isatty() else lambda line: print(_one_line(line), flush=True))
+            say=None if sys.stderr.isatty() else lambda line: print(_one_line(line), flush=True), earlier=earlier or ())
     for row in results[results.error != ""].itertuples():
         print(f"{' '.join(filter(None, row[1:5]))} seed {row.seed}: {_one_line(row.error)}", file=sys.stderr)
     print(f"{out}: results.csv, summary.csv, ranks.csv, significance.csv, costs.csv")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'COLUMNS', 'RESULT_COLUMNS', 'COST_COLUMNS', 'SAVE_SECONDS', 'LOWER_IS_BETTER', 'RANK_COLUMNS', 'PAIR_COLUMNS',
-           'Study', 'parse_study', 'read_study', 'Combination', 'combinations', 'note_cost', 'expected', 'plan',
-           'plan_lines', 'run_study', 'read_results', 'summary', 'nemenyi', 'friedman', 'holm', 'ranks',
-           'critical_difference', 'plot_ranks']
+           'Study', 'parse_study', 'read_study', 'Combination', 'combinations', 'Taken', 'read_results', 'taken',
+           'note_cost', 'expected', 'plan', 'plan_lines', 'run_study', 'summary', 'nemenyi', 'friedman', 'holm',
+           'ranks', 'critical_difference', 'plot_ranks']
 
 # %% ../nbs/81_study.ipynb #b2130bac
 import contextlib, dataclasses, itertools, json, math, time
@@ -20,8 +20,8 @@ from scipy import stats
 from tqdm import tqdm
 
 from .evaluation.figures import write_csv
-from thesis_ad.evaluation.protocol import (VARIANTS, Task, base_method, dataset_for, depends_on_seed, duration, kept,
-    prepared, run, settings_for)
+from .evaluation.protocol import (VARIANTS, Task, base_method, dataset_for, depends_on_seed, duration, kept,
+    prepared, result_key, run, settings_for)
 from .files import check_writable, content_key, sweep, write_json
 from .models.detector import create, methods, settings_of
 from .settings import PROFILES, Profile, UserError, cache_dir, get_profile, one_of
@@ -155,18 +155,52 @@ def combinations(study):
     return found
 
 # %% ../nbs/81_study.ipynb #b0f7be60
-RESULT_COLUMNS = [*COLUMNS, "metric", "value", "ci_low", "ci_high", "n_ok", "n_nok", "error"]
-COST_COLUMNS = [*COLUMNS, "fit_seconds", "evaluate_seconds", "image_seconds", "memory_mib"]
+RESULT_COLUMNS = [*COLUMNS, "metric", "value", "ci_low", "ci_high", "n_ok", "n_nok", "error", "key"]
+
+@dataclass
+class Taken:
+    "What another run's table says of a combination, in place of its evaluation."
+    rows: pd.DataFrame
 
 def _rows(combination, result):
     "RESULT_COLUMNS of one finished combination."
     head = dict(zip(COLUMNS, combination.key))
     if isinstance(result, Failed):
-        return pd.DataFrame([head | {"error": result.sentence}]).reindex(columns=RESULT_COLUMNS)
-    return result.metrics.drop(columns=["dataset", "seed"]).assign(**head, error="").reindex(columns=RESULT_COLUMNS)
+        return pd.DataFrame([head | {"error": result.sentence, "key": ""}]).reindex(columns=RESULT_COLUMNS)
+    if isinstance(result, Taken): return result.rows.assign(**head)[RESULT_COLUMNS]
+    return (result.metrics.drop(columns=["dataset", "seed"])
+        .assign(**head, error="", key=result_key(combination.task)).reindex(columns=RESULT_COLUMNS))
+
+# %% ../nbs/81_study.ipynb #c41f90d3
+def read_results(folder):
+    "results.csv of a study, or of a folder with one, with names as text and an empty `error` where there is none."
+    path = Path(folder) if Path(folder).is_file() else Path(folder) / "results.csv"
+    if not path.is_file(): raise UserError(f"there are no results of a study in {folder}")
+    table = pd.read_csv(path, keep_default_na=False,
+        na_values={name: [""] for name in ("value", "ci_low", "ci_high", "n_ok", "n_nok")})
+    if missing := [name for name in RESULT_COLUMNS if name not in table]:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)} of a study's results")
+    return table.astype({name: str for name in (*COLUMNS[:4], "metric", "error", "key")})
+
+def taken(grid, earlier=()):
+    """{index: `Taken`} of the combinations of a study that tables of earlier runs have: those with the same key.
+
+    earlier: folders with a results.csv, or such files. What cannot be opened is left to the run, which will say so."""
+    if not earlier: return {}
+    table = pd.concat([read_results(place) for place in earlier], ignore_index=True)
+    known = {key: rows.drop_duplicates("metric") for key, rows in table[table.error == ""].groupby("key")}
+    found = {}
+    for i, one in enumerate(grid):
+        with contextlib.suppress(Exception):
+            if (key := result_key(one.task)) in known: found[i] = Taken(known[key])
+    return found
+
+# %% ../nbs/81_study.ipynb #a90e3b17
+COST_COLUMNS = [*COLUMNS, "fit_seconds", "evaluate_seconds", "image_seconds", "memory_mib"]
 
 def _cost(combination, result):
-    "COST_COLUMNS of one finished combination as a dictionary."
+    "COST_COLUMNS of one finished combination as a dictionary; None for what was not computed here."
+    if isinstance(result, (Failed, Taken)): return None
     seconds = result.seconds
     values = (seconds["fit"], seconds["evaluate"], seconds.get("predict", math.nan),
         max(seconds.get("fit_mib", math.nan), seconds.get("evaluate_mib", math.nan)))
@@ -209,15 +243,16 @@ def expected(task, known):
     return math.nan, math.nan, "nothing"
 
 # %% ../nbs/81_study.ipynb #c9518763
-def plan(grid):
+def plan(grid, earlier=()):
     "A table of a study's combinations: state, expected seconds and MiB of what is left, and how they are known."
-    rows, known = [], _costs_known()
-    for one in grid:
+    rows, known, there = [], _costs_known(), taken(grid, earlier)
+    for i, one in enumerate(grid):
         row = dict(zip(COLUMNS, one.key))
         try:
             fit, evaluation = kept(one.task)
-            state = "finished" if fit and evaluation else "fitted" if fit else "to run"
-            seconds, memory, how = (0.0, 0.0, "cache") if state == "finished" else expected(one.task, known)
+            state = "finished" if fit and evaluation or i in there else "fitted" if fit else "to run"
+            seconds, memory, how = ((0.0, 0.0, "earlier table" if i in there else "cache") if state == "finished"
+                else expected(one.task, known))
             rows.append(row | {"state": state, "seconds": seconds, "memory_mib": memory,
                 "known_from": how, "error": ""})
         except Exception as error:
@@ -247,34 +282,28 @@ def _evaluated(combination): return run(combination.task)
 
 def _kept(combination): return kept(combination.task)
 
-def _tables(grid, done):
-    "(results, costs) of the finished combinations {index: result}, in the order of the grid."
-    results = [_rows(grid[i], done[i]) for i in sorted(done)]
-    costs = [_cost(grid[i], done[i]) for i in sorted(done) if not isinstance(done[i], Failed)]
-    return (pd.concat([one.astype({"error": str}) for one in results], ignore_index=True),
-        pd.DataFrame(costs, columns=COST_COLUMNS))
-
-def _save(grid, done, out):
-    for name, table in zip(("results", "costs"), _tables(grid, done)): write_csv(table, out / f"{name}.csv")
+def _save(done, out):
+    "Write results.csv and costs.csv of the finished combinations {index: (rows, cost)}, in the order of the grid."
+    rows, costs = zip(*(done[i] for i in sorted(done)))
+    write_csv(pd.concat([one.astype({"error": str, "key": str}) for one in rows], ignore_index=True),
+        out / "results.csv")
+    write_csv(pd.DataFrame(filter(None, costs), columns=COST_COLUMNS), out / "costs.csv")
 
 # %% ../nbs/81_study.ipynb #d7d2a21e
-def run_study(study, out, workers=1, say=None):
-    """Run what is not in the cache and write the study's tables into `out`; its results.
+def run_study(study, out, workers=1, say=None, earlier=()):
+    """Run what is neither in the cache nor in the tables `earlier`; writes the study's tables into `out`, and gives the
+    results.
 
     `say` is given a line for each combination; without it there is a progress bar."""
     out = Path(out)
     check_writable(out)
     swept = sum(map(sweep, (cache_dir(), out)))
     if swept and say: say(f"{swept} half-written files of killed runs removed")
-    grid, done, saved, start = combinations(study), {}, time.monotonic(), time.monotonic()
-    finished = each(_evaluated, grid, workers, keep_going=True, folders=_kept)
-    for i, result in tqdm(finished, total=len(grid), desc=study.name, unit="combination", leave=False,
-            disable=True if say else None):
-        done[i], failed = result, isinstance(result, Failed)
-        if not failed: note_cost(grid[i], result)
-        if say: say(_progress_line(grid[i], result, len(done), len(grid), time.monotonic() - start))
-        if time.monotonic() > saved + SAVE_SECONDS: _save(grid, done, out); saved = time.monotonic()
-    _save(grid, done, out)
+    grid = combinations(study)
+    there = taken(grid, earlier)
+    if there and say: say(f"{len(there)} of {len(grid)} combinations are in the earlier tables")
+    done = {i: (_rows(grid[i], one), None) for i, one in there.items()}
+    _run_rest(grid, done, study.name, out, workers, say)
     results = read_results(out)
     for name, table in zip(("summary", "ranks", "significance"), (summary(results), *ranks(results))):
         write_csv(table, out / f"{name}.csv")
@@ -287,13 +316,18 @@ def _progress_line(one, result, n, total, so_far):
     return (f"{n} of {total}: {' '.join(map(str, filter(None, one.key[:4])))} seed {one.seed}: {said}; "
         f"{duration(so_far)} so far, about {duration(so_far / n * (total - n))} left")
 
-def read_results(folder):
-    "results.csv of a study, with names as text and an empty `error` where there is none."
-    path = Path(folder) / "results.csv"
-    if not path.is_file(): raise UserError(f"there are no results of a study in {folder}")
-    table = pd.read_csv(path, keep_default_na=False,
-        na_values={name: [""] for name in ("value", "ci_low", "ci_high", "n_ok", "n_nok")})
-    return table.astype({name: str for name in (*COLUMNS[:4], "metric", "error")})
+def _run_rest(grid, done, name, out, workers, say):
+    "Run what is not `done` yet, and write the tables now and then."
+    todo, saved, start = [i for i in range(len(grid)) if i not in done], time.monotonic(), time.monotonic()
+    finished = each(_evaluated, [grid[i] for i in todo], workers, keep_going=True, folders=_kept)
+    for n, (place, result) in enumerate(tqdm(finished, total=len(todo), desc=name, unit="combination", leave=False,
+            disable=True if say else None), start=1):
+        one = grid[todo[place]]
+        done[todo[place]] = _rows(one, result), _cost(one, result)
+        if not isinstance(result, Failed): note_cost(one, result)
+        if say: say(_progress_line(one, result, n, len(todo), time.monotonic() - start))
+        if time.monotonic() > saved + SAVE_SECONDS: _save(done, out); saved = time.monotonic()
+    _save(done, out)
 
 # %% ../nbs/81_study.ipynb #96576c13
 def _one_seed_each(results):

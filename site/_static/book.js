@@ -1,5 +1,5 @@
 // Folds long code to its first lines and sorts tables by a click on the head of a column. No library, no network.
-const LINES = 25;
+const LINES = 14;
 
 function fold(input) {
   const code = input.querySelector("pre");

@@ -6,8 +6,8 @@
 __all__ = ['VARIANTS', 'SCORE_COLUMNS', 'METRIC_COLUMNS', 'TABLES', 'SUMMARY_COLUMNS', 'Task', 'base_method', 'settings_for',
            'depends_on_seed', 'code_hash', 'evaluation_code', 'fit_code', 'dataset_for', 'prepared', 'fit_cached',
            'Evaluation', 'score_table', 'evaluate', 'calibration_scores', 'set_from', 'seconds_per_picture', 'run',
-           'kept', 'on_calibration', 'tasks_for', 'run_all', 'duration', 'seconds_left', 'stack', 'first_seed',
-           'seed_scores', 'summarise']
+           'result_key', 'kept', 'on_calibration', 'tasks_for', 'run_all', 'duration', 'seconds_left', 'stack',
+           'first_seed', 'seed_scores', 'summarise']
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #9a85f76d
 import dataclasses, functools, json, re, time
@@ -214,6 +214,11 @@ def _evaluation_key(task, fit, test):
     "(key in the cache of the evaluation of a fit, whether it says how long a prediction takes)."
     timed = task.seed == task.profile.seed              # another seed takes as long
     return content_key(evaluation_code(), fit, test.key, task.method, timed, task.profile.replicates), timed
+
+def result_key(task):
+    "Hash of all that a result depends on: code, settings, seed and images; 16 hexadecimal digits."
+    _, data, fit = prepared(task)
+    return _evaluation_key(task, fit, data.open_test())[0]
 
 def kept(task):
     """(folder of the fit, folder of the evaluation) of a task in the cache, None for what is not there;

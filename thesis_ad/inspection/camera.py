@@ -232,11 +232,14 @@ class TcpTrigger(Trigger):
 
 # %% ../../nbs/74_inspection.camera.ipynb #17eb2419
 def open_trigger(text):
-    "The trigger of `file:PATH` or `tcp:PORT`."
+    "The trigger of `file:PATH`, `tcp:PORT` (from this machine) or `tcp:ADDRESS:PORT` (what arrives at that address)."
     kind, _, place = str(text).partition(":")
     if one_of(kind, ("file", "tcp"), "trigger") == "file" and place: return FileTrigger(place)
-    if kind == "tcp" and place.isdigit(): return TcpTrigger(int(place))
-    raise UserError(f"a trigger is file:PATH or tcp:PORT, not '{text}'")
+    address, _, port = place.rpartition(":")
+    if kind == "tcp" and port.isdigit():
+        try: return TcpTrigger(int(port), address or "127.0.0.1")
+        except (OSError, OverflowError) as error: raise UserError(f"no trigger listens at {place}: {error}") from None
+    raise UserError(f"a trigger is file:PATH, tcp:PORT or tcp:ADDRESS:PORT, not '{text}'")
 
 # %% ../../nbs/74_inspection.camera.ipynb #6609a20c
 @dataclass(frozen=True)

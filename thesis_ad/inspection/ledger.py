@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SECRETS', 'DECISIONS', 'START', 'TABLE', 'INDEX', 'ROWS', 'FORMATS', 'Key', 'make_key', 'signing_key', 'canonical',
-           'Entry', 'sign_entry', 'utc_now', 'head_file', 'write_head', 'read_head', 'check_row', 'head_fits', 'told',
-           'Ledger', 'entries', 'Verification', 'verify', 'reported', 'export']
+           'Entry', 'sign_entry', 'utc_now', 'head_file', 'write_head', 'read_head', 'parse_head', 'check_row',
+           'head_fits', 'told', 'Ledger', 'entries', 'Verification', 'verify', 'reported', 'backup', 'export']
 
 # %% ../../nbs/71_inspection.ledger.ipynb #8ffad57e
 import csv, hmac, json, math, os, sqlite3, threading, time
@@ -129,9 +129,14 @@ def write_head(path, key, sequence, hash, pending=""):
 # %% ../../nbs/71_inspection.ledger.ipynb #c3851376
 def read_head(path, keys):
     "The head of the ledger `path` as a dictionary or None; a `UserError` unless one of `keys` signed it."
-    file = head_file(path)
-    if not file.exists(): return None
-    try: head = dict(json.loads(file.read_text()))
+    return parse_head(_head_text(path), head_file(path), keys)
+
+def _head_text(path): return head_file(path).read_text() if head_file(path).exists() else None
+
+def parse_head(text, file, keys):
+    "The head that the `text` of a head `file` holds, as `read_head` says."
+    if text is None: return None
+    try: head = dict(json.loads(text))
     except (ValueError, TypeError, RecursionError): raise UserError(f"the head file {file} was changed") from None
     signature, signer = head.pop("signature", ""), _key(keys, head.get("key"))
     if signer is None: raise UserError(f"the head file {file} is {_foreign(head.get('key'))}")
@@ -285,16 +290,16 @@ class Verification:
         return told(self.bad, self.reason)
 
 # %% ../../nbs/71_inspection.ledger.ipynb #69ac91ea
-def _snapshot(db, path, keys):
-    "The head that belongs to the state of the database which `db` reads from now on."
+def _snapshot(db, path):
+    "The text of the head that belongs to the state of the database which `db` reads from now on."
     for _ in range(200):
-        head = read_head(path, keys)
+        text = _head_text(path)
         db.execute("BEGIN")
         db.execute("SELECT 1 FROM sqlite_schema").fetchone()         # the snapshot is taken by the first read
-        if read_head(path, keys) == head: return head
+        if _head_text(path) == text: return text
         db.execute("ROLLBACK")
         time.sleep(0.005)
-    raise UserError(f"the ledger {path} changes too quickly to be verified now; try again later")
+    raise UserError(f"the ledger {path} changes too quickly to be read as a whole now; try again later")
 
 def _first_bad(rows, keys):
     "(good entries, the last of them or None, sequence of the first bad one or None, reason) of database rows in order."
@@ -312,7 +317,7 @@ def _first_bad(rows, keys):
 def _verified(db, path, keys, progress):
     "The `Verification` of an open database."
     def found(reason): return Verification(0, START, None, reason)
-    head = _snapshot(db, path, keys)
+    head = parse_head(_snapshot(db, path), head_file(path), keys)
     tables = [sql for sql, in db.execute("SELECT sql FROM sqlite_schema WHERE sql NOT NULL ORDER BY rowid")]
     if tables != [TABLE, INDEX]: return found("the tables of the database are not those of a ledger")
     rows = tqdm(db.execute(f"{ROWS} ORDER BY sequence"), progress, leave=False, disable=None if progress else True)
@@ -345,6 +350,26 @@ def reported(file):
     except OSError as error: raise UserError(f"the report {file} cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError): raise UserError(f"{file} is not the JSON file of a report") from None
     return [one["entry"]["hash"] for one in inspections if one.get("entry")]
+
+# %% ../../nbs/71_inspection.ledger.ipynb #0f6a92cd
+def backup(path, out):
+    """Copy a ledger and its head to the file `out`, both as they were at one moment; the number of entries.
+
+    Others may write to the ledger meanwhile. A `UserError` where `out` or its head file exists."""
+    out = Path(out)
+    for file in (out, head_file(out)):
+        if file.exists(): raise UserError(f"{file} exists; a backup overwrites nothing")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with closing(_read(path)) as db, atomic_write(out) as part, closing(sqlite3.connect(part)) as copy:
+            text = _snapshot(db, path)
+            db.backup(copy)
+            copy.execute("PRAGMA journal_mode=DELETE")              # one file, complete in itself
+            count, = copy.execute("SELECT count(*) FROM entries").fetchone()
+    except sqlite3.Error as error: raise UserError(f"{path} cannot be copied ({error})") from None
+    if text is not None:
+        with atomic_write(head_file(out)) as part: part.write_text(text)
+    return count
 
 # %% ../../nbs/71_inspection.ledger.ipynb #42ee83de
 FORMATS = ("csv", "jsonl")
