@@ -1,57 +1,44 @@
-"""How far do the results move on another processor? Image AUROCs of two runs of one commit on two machines.
+"""How far do the results move on another processor? One run's metrics beside the published ones.
 
-Without arguments, what `make reproduce` wrote here is held against the tables of the last commit,
-which another machine may have made:
+    make reproduce ARGS='--profile paper --set seeds=0'     # on the other machine, in a clone OTHER
+    python benchmarks/processors.py OTHER/figures/paper/tables/metrics.csv --processor NAME --out processors.csv
 
-    make reproduce
-    python benchmarks/processors.py
-    python benchmarks/processors.py --first A/metrics.csv --second B/metrics.csv --out benchmarks/processors.csv
-
-Measured once (processors.csv), 100 training images a dataset, on an Intel processor with bfloat16 tiles (AMX) and an
-AMD one with bfloat16 vectors (AVX-512) and no tiles: 0.12 points in the median of 48 results. The banks and Gaussians
-stay where they are (padim moves by 0.01 points on prefilter_b).
-Of what is trained, dfr, dfr_fine and dfr_attention move by at most 0.15 points, featcae and efficientad by 0.3 and
-0.4, the autoencoders by 0.4 and 1.7, vae by 1.9, cae_l1 by 4.2, stfpm by 6.2.
+A metric is inside where it lies within the published interval, which covers new parts and new seeds. processors.csv
+holds the run that the discussion reads: the metrics of seed 0 of profile paper on a processor with AVX-512
+and bfloat16 instructions, where the published results come from one with AVX2 alone.
 """
 import argparse
-import io
-import subprocess
 from pathlib import Path
 
 import pandas as pd
 
-from thesis_ad.settings import repository_root
+from thesis_ad.settings import processor, repository_root
+
+KEY = ["dataset", "method", "metric"]
 
 
-def committed(path):
-    "The file at `path` as the last commit has it."
-    name = path.relative_to(repository_root()).as_posix()
-    return io.StringIO(subprocess.run(["git", "show", f"HEAD:{name}"], cwd=repository_root(), capture_output=True,
-        text=True, check=True).stdout)
+def compared(run, published):
+    """`run` (metrics.csv of one processor) with the published value of the same seed and the published interval.
 
-
-def image_aurocs(source):
-    "Image AUROCs of a metrics table by dataset, method and seed."
-    metrics = pd.read_csv(source)
-    return metrics[metrics.metric == "image_auroc"].set_index(["dataset", "method", "seed"]).value
+    published: the folder with metrics.csv and summary.csv."""
+    same = pd.read_csv(published / "metrics.csv")[[*KEY, "seed", "value"]].rename(columns={"value": "published"})
+    intervals = pd.read_csv(published / "summary.csv")[[*KEY, "mean", "ci_low", "ci_high"]]
+    table = run.merge(same, on=[*KEY, "seed"]).merge(intervals, on=KEY).dropna(subset=["value", "ci_low"])
+    return table.assign(moved=table.value - table.published, inside=table.value.between(table.ci_low, table.ci_high))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    here = repository_root() / "figures" / "demo" / "tables" / "metrics.csv"
-    parser.add_argument("--first", type=Path, help="metrics.csv of one machine (default: that of the last commit)")
-    parser.add_argument("--second", type=Path, default=here,
-        help="metrics.csv of the other one (default: figures/demo)")
-    parser.add_argument("--out", type=Path, help="write the table here as CSV")
+    parser.add_argument("run", type=Path, help="metrics.csv of a run of profile paper on this processor")
+    parser.add_argument("--processor", default=processor(), help="what to call it (default: that of this machine)")
+    parser.add_argument("--out", type=Path, help="write the run's metrics here as CSV")
     options = parser.parse_args()
-    table = pd.DataFrame({"first": image_aurocs(options.first or committed(here)),
-        "second": image_aurocs(options.second)}).dropna()
-    table["points"] = 100 * (table.second - table["first"])
-    largest = table.points.abs().groupby("method").max().sort_values()
-    print(table.reset_index().round(4).to_string(index=False))
-    print("\nlargest change of a method in points of image AUROC:",
-        ", ".join(f"{name} {value:.2f}" for name, value in largest.items()))
-    if options.out: table.reset_index().to_csv(options.out, index=False)
+    run = pd.read_csv(options.run)[[*KEY, "seed", "value"]].dropna().assign(processor=options.processor)
+    table = compared(run, repository_root() / "figures" / "paper" / "tables")
+    print(table.groupby("metric").agg(largest_move=("moved", lambda m: m.abs().max()), inside=("inside", "sum"),
+        of=("inside", "size")).round(4).to_string())
+    print("\noutside:", table[~table.inside][[*KEY, "value", "ci_low", "ci_high"]].round(4).to_string(index=False))
+    if options.out: run.to_csv(options.out, index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from commands import thesis_ad
 from conftest import write_picture
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -17,12 +18,6 @@ from thesis_ad import cli
 from thesis_ad.settings import rng
 
 FAST = ["--set", "size=64", "--set", "cells=16,16", "--set", "steps=20"]
-
-
-def thesis_ad(*arguments, **environment):
-    "Run the command in a process of its own."
-    command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
 def refused(result, *words):

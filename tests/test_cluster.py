@@ -10,6 +10,7 @@ import time
 
 import pytest
 import slow_calls
+from commands import thesis_ad
 
 from thesis_ad import work
 from thesis_ad.settings import UserError, cache_dir, repository_root
@@ -209,10 +210,7 @@ def test_versions_are_compared_by_name():
 # ---- whole commands ----
 
 def command(clone, cache, *arguments):
-    result = subprocess.run([sys.executable, "-c", "from thesis_ad.cli import main; main()", *map(str, arguments)],
-        capture_output=True, text=True, cwd=clone,
-        env=os.environ | {"PYTHONPATH": str(clone), "THESIS_AD_CACHE": str(cache)})
-    return result
+    return thesis_ad(*arguments, cwd=clone, PYTHONPATH=clone, THESIS_AD_CACHE=cache)
 
 
 ONLY = () if os.environ.get("THESIS_AD_FULL") else ("--only", "40_map_resolution")
@@ -249,24 +247,28 @@ STUDY = ("profile: smoke\ndatasets: [{folder: parts, categories: [bottle]}]\ndet
     "[0, 1]\nsettings: {small: {size: [64, 64], replicates: 50}}\n")
 
 
-@pytest.mark.parametrize("carry", [False, True])
-def test_a_study_on_a_cluster_gives_the_tables_of_one_process(mvtec_folder, tmp_path, carry):
+def test_a_study_on_a_cluster_gives_the_tables_of_one_process(mvtec_folder, tmp_path):
+    "With a cache that the workers share, and with one of their own each (`--carry`)."
     (tmp_path / "parts").mkdir()
     mvtec_folder.rename(tmp_path / "parts/bottle")
     (tmp_path / "study.yaml").write_text(STUDY)
-    alone = command(ROOT, tmp_path / "one", "study", tmp_path / "study.yaml", "-o", tmp_path / "alone", "--workers", 1)
-    processes = Processes(tmp_path, PYTHONPATH=str(ROOT))
-    try:
-        for i in range(3): processes.start_worker(THESIS_AD_CACHE=str(tmp_path / (f"worker{i}" if carry else "shared")))
-        time.sleep(3)
-        there = command(ROOT, tmp_path / "shared", "study", tmp_path / "study.yaml", "-o", tmp_path / "cluster",
-            "--cluster", processes.address, *["--carry"] * carry)
-    finally: processes.close()
-    assert alone.returncode == there.returncode == 0, alone.stderr + there.stdout + there.stderr
-    for name in ("results", "summary", "ranks", "significance"):
-        assert (tmp_path / f"alone/{name}.csv").read_bytes() == (tmp_path / f"cluster/{name}.csv").read_bytes(), name
-    assert len([*(tmp_path / "shared/detectors").glob("*/bundle")]) == 3
-    assert carry == any(tmp_path.glob("worker*/detectors/*/bundle"))
+    study = ("study", tmp_path / "study.yaml", "-o")
+    alone = command(ROOT, tmp_path / "one", *study, tmp_path / "alone", "--workers", 1)
+    assert alone.returncode == 0, alone.stderr
+    for carry in (False, True):
+        place = tmp_path / ("carried" if carry else "shared")
+        processes = Processes(tmp_path, PYTHONPATH=str(ROOT))
+        try:
+            for i in range(2):
+                processes.start_worker(THESIS_AD_CACHE=str(tmp_path / f"worker{i}" if carry else place))
+            time.sleep(3)
+            there = command(ROOT, place, *study, place / "tables", "--cluster", processes.address, *["--carry"] * carry)
+        finally: processes.close()
+        assert there.returncode == 0, there.stdout + there.stderr
+        for name in ("results", "summary", "ranks", "significance"):
+            assert (tmp_path / f"alone/{name}.csv").read_bytes() == (place / f"tables/{name}.csv").read_bytes(), name
+        assert len([*(place / "detectors").glob("*/bundle")]) == 3
+        assert carry == any(tmp_path.glob("worker*/detectors/*/bundle"))
 
 
 def test_a_cluster_of_this_machine(mvtec_folder, tmp_path):

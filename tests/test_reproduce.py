@@ -13,6 +13,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from commands import thesis_ad
 from sklearn.metrics import roc_auc_score
 
 from thesis_ad.evaluation import protocol
@@ -25,13 +26,8 @@ ROOT = repository_root()
 FIGURES = ROOT / "figures" / "smoke"
 
 
-def command(*arguments):
-    return [sys.executable, "-c", "from thesis_ad.cli import main; main()", "reproduce", "--profile",
-        "smoke", *arguments]
-
-
 def run(*arguments):
-    result = subprocess.run(command(*arguments), capture_output=True, text=True, env=os.environ)
+    result = thesis_ad("reproduce", "--profile", "smoke", *arguments)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -44,8 +40,9 @@ def tables():
 @pytest.fixture(scope="module")
 def first():
     "What is said by a run that was killed in the middle of a fit and run again to its end, and the tables."
-    process = subprocess.Popen(command("--force"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env=os.environ, start_new_session=True)
+    command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", "reproduce", "--profile", "smoke"]
+    process = subprocess.Popen([*command, "--force"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        start_new_session=True)
     for line in process.stdout:
         if line.startswith("2 of "): break                       # a fit is finished, the next one is under way
     os.killpg(process.pid, signal.SIGKILL)
@@ -127,8 +124,7 @@ def test_the_readme_detector_stands_beside_the_others(first, mvtec_folder, tmp_p
         encoding="utf-8")
 
     def said(*arguments):
-        result = subprocess.run([*command()[:3], *map(str, arguments)], capture_output=True, text=True, cwd=clone,
-            env=os.environ | {"PYTHONPATH": str(clone)})
+        result = thesis_ad(*arguments, cwd=clone, PYTHONPATH=clone)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 

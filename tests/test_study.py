@@ -1,12 +1,10 @@
 """Studies from the command line: one table, resumed, extended, with failures as rows,
 ranks and tests as scipy and Demšar have them."""
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import thesis_ad
 from hypothesis import given, settings as budget, strategies as st
 from scipy import stats
 
@@ -34,17 +32,15 @@ def parts(mvtec_folder, tmp_path, monkeypatch):
     return tmp_path / "study.yaml"
 
 
-def thesis_ad(*arguments):
-    return subprocess.run([sys.executable, "-c", "from thesis_ad.cli import main; main()", "study",
-        *map(str, arguments)], capture_output=True, text=True, env=os.environ)
+def command(*arguments): return thesis_ad("study", *arguments)
 
 
 def test_from_the_command_line(parts):
     "Dry run, run with a failed category, the same again from the cache, another seed, and every byte as before."
-    said = thesis_ad(parts, "--dry-run", "--workers", 2)
+    said = command(parts, "--dry-run")
     assert (said.returncode == 0 and "4 combinations: 2 to run, 2 fails" in said.stdout
         and not parts.with_suffix("").exists()), said.stdout + said.stderr
-    said = thesis_ad(parts, "--workers", 2)
+    said = command(parts, "--workers", 2)
     assert (said.returncode == 1 and len(said.stderr.strip().splitlines()) == 2 and "empty" in said.stderr
         and "Traceback" not in said.stderr), said.stderr
     folder = parts.with_suffix("")
@@ -54,13 +50,13 @@ def test_from_the_command_line(parts):
     assert list(results) == RESULT_COLUMNS and set(results.category) == {"bottle", "empty"}
     assert (results[results.category == "empty"].error != "").all()
     assert (results[results.category == "bottle"].error == "").all()
-    assert thesis_ad(parts, "-o", folder.with_name("again")).returncode == 1
+    assert command(parts, "--workers", 1, "-o", folder.with_name("again")).returncode == 1
     assert {path.name: path.read_bytes()
         for path in folder.with_name("again").glob("*.csv")} == first, "a second run is read from the cache"
     parts.write_text(TEXT.replace("seeds: [0]", "seeds: [0, 1]"))
-    said = thesis_ad(parts, "--dry-run")
+    said = command(parts, "--dry-run")
     assert "2 finished, 1 to run, 3 fails" in said.stdout and "known from itself (1)" in said.stdout, said.stdout
-    assert thesis_ad(parts).returncode == 1
+    assert command(parts, "--workers", 1).returncode == 1
     more = read_results(folder)
     assert more[(more.seed == 0)].reset_index(drop=True).equals(results)
     assert set(more[more.seed == 1].detector) == {"padim"}
@@ -70,7 +66,6 @@ def test_from_the_command_line(parts):
 
 
 def test_only_what_is_missing_is_computed(parts, monkeypatch, tmp_path):
-    monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "cache"))
     fits = []
     original = protocol.create
     def counted(*arguments, **settings):
@@ -104,15 +99,14 @@ def test_rows_of_another_machine_are_taken_where_their_key_is_that_of_a_combinat
     other = run_here("other", text.replace("replicates: 50", "replicates: 60"), earlier=[tmp_path / "there"])
     assert not set(other.key) & set(read_results(tmp_path / "there").key)
     parts.write_text(text)
-    said = thesis_ad(parts, "--dry-run", "--from", tmp_path / "there")
+    said = command(parts, "--dry-run", "--from", tmp_path / "there")
     assert "2 combinations: 2 finished" in said.stdout and "earlier table" in said.stdout, said.stdout + said.stderr
     (tmp_path / "old.csv").write_text("dataset,detector,value\nbottle,padim,1\n")
-    said = thesis_ad(parts, "--from", tmp_path / "old.csv")
+    said = command(parts, "--from", tmp_path / "old.csv")
     assert said.returncode == 2 and "lacks the columns category" in said.stderr, said.stderr
 
 
-def test_a_damaged_cache_is_made_again_and_changes_no_number(parts, tmp_path, monkeypatch):
-    monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "cache"))
+def test_a_damaged_cache_is_made_again_and_changes_no_number(parts, tmp_path):
     study = parse_study(TEXT.replace("categories: all", "categories: [bottle]"), beside=parts.parent)
     run_study(study, tmp_path / "a", **QUIET)
     before = (tmp_path / "a/results.csv").read_bytes()
@@ -127,7 +121,6 @@ def test_a_damaged_cache_is_made_again_and_changes_no_number(parts, tmp_path, mo
 
 
 def test_a_cost_that_cannot_be_kept_stops_no_study(parts, tmp_path, monkeypatch):
-    monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "cache"))
     def full(path, facts): raise UserError(f"no space left to write {path}")
     monkeypatch.setattr(module, "write_json", full)
     parts.write_text(TEXT.replace("categories: all", "categories: [bottle]"))
@@ -135,8 +128,7 @@ def test_a_cost_that_cannot_be_kept_stops_no_study(parts, tmp_path, monkeypatch)
     assert (results.error == "").all() and not (tmp_path / "cache/costs").exists()
 
 
-def test_what_a_past_run_cost_is_what_the_next_one_is_expected_to(parts, tmp_path, monkeypatch):
-    monkeypatch.setenv("THESIS_AD_CACHE", str(tmp_path / "cache"))
+def test_what_a_past_run_cost_is_what_the_next_one_is_expected_to(parts, tmp_path):
     study = parse_study(TEXT.replace("categories: all", "categories: [bottle]"), beside=parts.parent)
     assert "no past run" in list(plan_lines(plan(combinations(study))))[1]
     run_study(study, tmp_path / "a", **QUIET)
