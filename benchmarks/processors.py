@@ -38,7 +38,7 @@ def main():
     print(table.groupby("metric").agg(largest_move=("moved", lambda m: m.abs().max()), inside=("inside", "sum"),
         of=("inside", "size")).round(4).to_string())
     print("\noutside:", table[~table.inside][[*KEY, "value", "ci_low", "ci_high"]].round(4).to_string(index=False))
-    if options.out: run.to_csv(options.out, index=False, float_format="%.6g")
+    if options.out: run.to_csv(options.out, index=False)
 
 
 if __name__ == "__main__":
