@@ -1,4 +1,5 @@
 """The book: its order, its citations, its links, its words, and the pages that the site writes from the repository."""
+import ast
 import fnmatch
 import importlib.util
 import json
@@ -159,3 +160,25 @@ def test_no_more_than_two_exported_cells_follow_one_another(path):
         row = row + 1 if cell["cell_type"] == "code" and "".join(cell["source"]).startswith("#| export") else 0
         if row == 3: wrong.append(f"{path.name}, cell {number}")
     assert not wrong, wrong
+
+
+# Shown where what they call is defined, which is later.
+SHOWN_LATER = {("39_models.detector", "checkpoint_place"), ("41_models.linear", "weight_hash"),
+    ("49_models.auto", "member_scores"), ("72_inspection.export", "export_bundle"),
+    ("73_inspection.server", "check_ready"), ("90_cli", "parse_settings")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_each_exported_cell_is_used_within_the_next_two(path):
+    "A chapter of commands uses their names as words: `data list` is `data_list`."
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"]
+    missing = []
+    for place, cell in enumerate(cells):
+        if not cell.startswith("#| export"): continue
+        names = [one.name for one in ast.parse(cell).body
+            if isinstance(one, (ast.FunctionDef, ast.ClassDef)) and not one.name.startswith("_")]
+        after = "\n".join(cells[place + 1:place + 3])
+        if names and not any(re.search(rf"\b{name.replace('_', '[_ ]')}\b", after) for name in names):
+            missing.append((path.stem, names[0]))
+    assert set(missing) <= SHOWN_LATER, missing

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from commands import thesis_ad
 from conftest import write_picture
+from forked import thesis_ad
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import slow_calls
-from commands import thesis_ad
+from forked import kernels, thesis_ad
 
 from thesis_ad import work
 from thesis_ad.settings import UserError, cache_dir, repository_root
@@ -210,7 +210,7 @@ def test_versions_are_compared_by_name():
 # ---- whole commands ----
 
 def command(clone, cache, *arguments):
-    return thesis_ad(*arguments, cwd=clone, PYTHONPATH=clone, THESIS_AD_CACHE=cache)
+    return thesis_ad(*arguments, cwd=clone, PYTHONPATH=clone, THESIS_AD_CACHE=cache, **kernels())
 
 
 ONLY = () if os.environ.get("THESIS_AD_FULL") else ("--only", "40_map_resolution")

@@ -13,7 +13,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from commands import thesis_ad
+from forked import kernels, thesis_ad
 from sklearn.metrics import roc_auc_score
 
 from thesis_ad.evaluation import protocol
@@ -27,7 +27,7 @@ FIGURES = ROOT / "figures" / "smoke"
 
 
 def run(*arguments):
-    result = thesis_ad("reproduce", "--profile", "smoke", *arguments)
+    result = thesis_ad("reproduce", "--profile", "smoke", *arguments, **kernels())
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -40,6 +40,7 @@ def tables():
 @pytest.fixture(scope="module")
 def first():
     "What is said by a run that was killed in the middle of a fit and run again to its end, and the tables."
+    shutil.rmtree(FIGURES, ignore_errors=True)                       # what an earlier run here has left is current
     command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", "reproduce", "--profile", "smoke"]
     process = subprocess.Popen([*command, "--force"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         start_new_session=True)
@@ -124,7 +125,7 @@ def test_the_readme_detector_stands_beside_the_others(first, mvtec_folder, tmp_p
         encoding="utf-8")
 
     def said(*arguments):
-        result = thesis_ad(*arguments, cwd=clone, PYTHONPATH=clone)
+        result = thesis_ad(*arguments, cwd=clone, PYTHONPATH=clone, **kernels())
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 

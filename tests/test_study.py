@@ -4,7 +4,7 @@ ranks and tests as scipy and Demšar have them."""
 import numpy as np
 import pandas as pd
 import pytest
-from commands import thesis_ad
+from forked import thesis_ad
 from hypothesis import given, settings as budget, strategies as st
 from scipy import stats
 
