@@ -14,15 +14,14 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
+from growing import grown
 
 from thesis_ad.data.datasets import open_dataset
 from thesis_ad.evaluation.metrics import image_auroc, miss_rate_at
 from thesis_ad.evaluation.protocol import settings_for
 from thesis_ad.evaluation.statistics import paired_difference
 from thesis_ad.features.backbones import kept_features
-from thesis_ad.files import atomic_write
 from thesis_ad.models import auto
 from thesis_ad.models.border import levelled
 from thesis_ad.models.detector import create
@@ -87,14 +86,9 @@ def main():
     arguments = parser.parse_args()
     pin_threads(1)
     profile = get_profile(arguments.profile)
-    table = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame(columns=["dataset", "change"])
-    for source in arguments.data:
-        data = open_dataset(source).at_most(train=profile.train_pictures, calibration=240, test=240)
-        if (table.dataset == data.name).any(): continue
-        rows = pd.DataFrame(measure(data, profile)).round(4)
-        table = rows if table.empty else pd.concat([table, rows], ignore_index=True)
-        with atomic_write(arguments.out) as part: table.to_csv(part, index=False)
-        print(rows.to_string(index=False), flush=True)
+    opened = {data.name: data for data in map(open_dataset, arguments.data)}
+    table = grown(arguments.out, ["dataset"], [(name,) for name in opened], lambda name: measure(
+        opened[name].at_most(train=profile.train_pictures, calibration=240, test=240), profile))
     print((100 * table.pivot_table(index="change", columns="dataset", values="image_auroc")).assign(
         mean=lambda t: t.mean(axis=1)).round(1).loc[list(CHANGES)].to_string())
 

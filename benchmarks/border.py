@@ -13,17 +13,17 @@ elpv_poly; 0.72, 0.75, 0.76 on prefilter_a. Every interval of the gain includes 
 on the solar cells it is 47 to 64 points wide, since either split has five modules.
 """
 import argparse
+import itertools
 from pathlib import Path
 
-import pandas as pd
 import torch
+from growing import grown
 
 from thesis_ad.data.datasets import open_dataset
 from thesis_ad.evaluation.metrics import image_auroc
 from thesis_ad.evaluation.statistics import paired_difference
 from thesis_ad.evaluation.protocol import settings_for
 from thesis_ad.features.backbones import kept_features
-from thesis_ad.files import atomic_write
 from thesis_ad.models.border import border, image_scores, levelled
 from thesis_ad.models.detector import create
 from thesis_ad.settings import get_profile, pin_threads
@@ -57,14 +57,9 @@ def main():
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).with_suffix(".csv"))
     arguments = parser.parse_args()
     pin_threads(1)
-    table = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame(columns=["dataset", "seed"])
-    for name in arguments.data:
-        for seed in range(arguments.seeds):
-            if ((table.dataset == name) & (table.seed == seed)).any(): continue
-            row = pd.DataFrame([measure(name, seed, get_profile(arguments.profile), arguments.replicates)])
-            table = row if table.empty else pd.concat([table, row], ignore_index=True)
-            with atomic_write(arguments.out) as part: table.to_csv(part, index=False)
-            print(row.to_string(index=False, header=not seed), flush=True)
+    profile = get_profile(arguments.profile)
+    grown(arguments.out, ["dataset", "seed"], list(itertools.product(arguments.data, range(arguments.seeds))),
+        lambda name, seed: [measure(name, seed, profile, arguments.replicates)])
 
 
 if __name__ == "__main__": main()

@@ -18,10 +18,12 @@ the highest half percent of the map, which is taken
 AUROC to the map as it is with a 95 % interval over parts. `auto` takes off the median; its chapter says so.
 """
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from growing import grown
 
 from thesis_ad.data.datasets import open_dataset
 from thesis_ad.evaluation.metrics import image_auroc, miss_rate_at
@@ -29,7 +31,6 @@ from thesis_ad.evaluation.protocol import settings_for
 from thesis_ad.evaluation.statistics import paired_difference
 from thesis_ad.evaluation.trials import changed
 from thesis_ad.features.backbones import kept_features
-from thesis_ad.files import atomic_write
 from thesis_ad.models.detector import create, predict_set
 from thesis_ad.settings import get_profile, pin_threads
 
@@ -90,15 +91,10 @@ def main():
     arguments = parser.parse_args()
     pin_threads(1)
     profile = get_profile(arguments.profile)
-    table = pd.read_csv(arguments.out) if arguments.out.exists() else pd.DataFrame(columns=["dataset", "method"])
-    for source in arguments.data:
-        data = open_dataset(source).at_most(train=profile.train_pictures, calibration=180, test=180)
-        for method in arguments.methods:
-            if ((table.dataset == data.name) & (table.method == method)).any(): continue
-            rows = pd.DataFrame(measure(method, data, profile)).round(4)
-            table = rows if table.empty else pd.concat([table, rows], ignore_index=True)
-            with atomic_write(arguments.out) as part: table.to_csv(part, index=False)
-            print(rows.to_string(index=False), flush=True)
+    opened = {data.name: data for data in map(open_dataset, arguments.data)}
+    table = grown(arguments.out, ["dataset", "method"], list(itertools.product(opened, arguments.methods)),
+        lambda name, method: measure(method,
+            opened[name].at_most(train=profile.train_pictures, calibration=180, test=180), profile))
     print(table.pivot_table(index="candidate", columns="method", values="gain").round(3).to_string())
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from pathlib import Path
 
 LIBRARIES = ("torch", "torchvision", "timm", "cv2", "scipy.stats", "sklearn", "pandas", "typer", "joblib", "tqdm",
@@ -62,7 +63,7 @@ def kernels():
 # ---- between the processes ----
 
 def ask(where, request):
-    "What the forked process said before its end."
+    "What the forked process said before its end; nothing where it was killed."
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(where)
         line.sendall(json.dumps(request).encode() + b"\n")
@@ -99,6 +100,7 @@ def work(request, line):
     sys.argv, code = ["thesis-ad", *request["arguments"]], 0
     try: importlib.import_module("thesis_ad.cli").main()
     except SystemExit as end: code = end.code or 0
+    except Exception: traceback.print_exc(); code = 1
     line.sendall(str(code).encode())
     sys.exit(code)
 
