@@ -461,9 +461,10 @@ def test_every_route_answers_as_documented(documented, method, path):
 # A real process
 
 def started(*arguments, **environment):
+    "A server that a SIGINT ends, also where a shell has started the tests in the background and ignores it."
     command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", "serve", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | environment)
+        env=os.environ | environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def test_served_over_a_socket(taught, tmp_path, capsys):
