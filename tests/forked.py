@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 
 LIBRARIES = ("torch", "torchvision", "timm", "cv2", "scipy.stats", "sklearn", "pandas", "typer", "joblib", "tqdm",
-    "yaml", "ipykernel.kernelapp")  # not matplotlib, which looks at the environment when it is imported
+    "yaml", "ipykernel.kernelapp", "fastcore.all", "pyarrow", "matplotlib.pyplot", "seaborn")
 AT_IMPORT = ("OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
@@ -85,6 +85,8 @@ def become(request):
     for number, (path, flags) in enumerate(((os.devnull, os.O_RDONLY), (request["out"], os.O_WRONLY | os.O_CREAT),
             (request["err"], os.O_WRONLY | os.O_CREAT))):
         os.dup2(os.open(path, flags, 0o600), number)
+    if "MPLBACKEND" in request["env"]:          # matplotlib has read that of the process that forks
+        sys.modules["matplotlib"].rcParams["backend"] = request["env"]["MPLBACKEND"]
     sys.stdin = open(0, closefd=False)
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
     sys.path[:0] = [entry for entry in request["env"].get("PYTHONPATH", "").split(os.pathsep) if entry]

@@ -206,7 +206,7 @@ def test_the_command_ends_when_the_server_hangs(tmp_path):
         command = [sys.executable, "-c", "from thesis_ad.cli import main; main()", "stream", str(tmp_path),
             "--existing", "--api", f"http://127.0.0.1:{silent.getsockname()[1]}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env=os.environ) as process:
+                env=os.environ, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
             connection, _ = silent.accept()
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=60)

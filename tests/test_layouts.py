@@ -483,7 +483,7 @@ def test_most_undisturbed_trees_are_read(tmp_path, tree):
     if (lost or len({mask.rsplit("/", 1)[0] for mask in marks}) > 1
             or not any(label == 0 and split == "test" for split, label in truth.values())):
         return
-    stems = [path.rsplit("/", 1)[-1] for path, (label, _) in truth.items() if label == 1]
+    stems = [path.rsplit("/", 1)[-1] for path, (_, label) in truth.items() if label == 1]
     if len(set(stems)) < len(stems): return             # a mask could belong to two images
     read_folder(build(tmp_path / "tree", [*truth, *marks]))
 

@@ -87,7 +87,7 @@ def gain(one, other, name="test", replicates=1000):
     return paired_difference(a.label, a.score, b.score, a.group, replicates=replicates)
 
 # %% ../../nbs/64_evaluation.trials.ipynb #ac73e665
-FEW = {"smoke": 24, "demo": 40, "paper": 100}      # images of each split in trials; other profiles take all
+FEW = {"smoke": 18, "demo": 40, "paper": 100}      # images of each split in trials; other profiles take all
 
 def subset(data, profile):
     "A `Dataset` with as many images of each split as the trials of a profile are run on."
