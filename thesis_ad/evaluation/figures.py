@@ -64,18 +64,17 @@ def _coarse(images, pixels):
 def _png(figure, path, largest=LARGEST):
     """Write a matplotlib figure as a PNG of `DPI`. With a limit `largest` of bytes, one above `PLAIN` has a palette,
     and photos and maps have as many pixels as the limit allows, at least `COARSEST` on a side. The figure stays."""
-    small = bool(np.isfinite(largest))                                  # the smallest encoding takes seconds
     def packed(palette):
         drawn, found = io.BytesIO(), io.BytesIO()
         figure.savefig(drawn, dpi=DPI, format="png")
         figure.set_layout_engine("none")
         image = Image.open(drawn).convert("RGB")
-        (_with_palette(image) if palette else image).save(found, "PNG", optimize=small, dpi=(DPI, DPI))
+        (_with_palette(image) if palette else image).save(found, "PNG", optimize=largest < np.inf, dpi=(DPI, DPI))
         return found.getvalue()
     data = packed(False)
     images = {one: (one.get_array(), one.get_extent()) for one in figure.findobj(AxesImage)}
     side = max((max(array.shape[:2]) for array, _ in images.values()), default=0)
-    if len(data) > min(PLAIN, largest) and small: data = min(data, packed(True), key=len)
+    if len(data) > min(PLAIN, largest) and np.isfinite(largest): data = min(data, packed(True), key=len)
     while len(data) > largest and side > COARSEST:
         side = max(COARSEST, int(side * min(0.9, (largest / len(data)) ** 0.5)))
         _coarse(images, side)
