@@ -168,16 +168,19 @@ SHOWN_LATER = {"41_models.linear": ["weight_hash"], "49_models.auto": ["member_s
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_each_exported_cell_is_used_within_the_next_two(path):
+def test_each_exported_cell_is_used_within_the_next_two_and_asserted(path):
     "A chapter of commands uses their names as words: `data list` is `data_list`."
     cells = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
         if cell["cell_type"] == "code"]
-    missing = []
+    missing, not_asserted = [], []
     for place, cell in enumerate(cells):
         if not cell.startswith("#| export"): continue
         names = [one.name for one in ast.parse(cell).body
             if isinstance(one, (ast.FunctionDef, ast.ClassDef)) and not one.name.startswith("_")]
         after = "\n".join(cells[place + 1:place + 3])
+        examples = [one for one in cells[place + 1:] if not one.startswith("#| export")][:2]
+        if names and not re.search(r"\bassert\b|AssertionError", "\n".join(examples)): not_asserted.append(names[0])
         if names and not any(re.search(rf"\b{name.replace('_', '[_ ]')}\b", after) for name in names):
             missing.append(names[0])
     assert missing == SHOWN_LATER.get(path.stem, []), missing
+    assert not not_asserted, f"{not_asserted}: the two examples that follow assert nothing"
