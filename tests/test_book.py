@@ -152,6 +152,17 @@ def test_prose_keeps_to_the_word_list(path):
     assert not found, found
 
 
+def test_docstrings_keep_to_the_word_list():
+    found = []
+    for path in sorted((ROOT / "thesis_ad").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)): continue
+            text = re.sub(r"`[^`]*`", "", ast.get_docstring(node) or "")
+            found += [f"{path.name}, {getattr(node, 'name', 'module')}: {match.group()}"
+                for pattern in WORDS.values() for match in re.finditer(pattern, text)]
+    assert not found, found
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_no_more_than_two_exported_cells_follow_one_another(path):
     "A reader gets a sentence or a result in between."

@@ -341,7 +341,7 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
         data: Annotated[str, typer.Argument(help="A dataset of the manifest or a folder with a test split.")], out: Out,
         ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None,
         ignore: Ignore = None, device: Device = "auto", threads: Threads = 1):
-    """Judge a bundle on the test images of DATA: metrics.csv, scores.csv, per_defect.csv.
+    """Evaluate a bundle on the test images of DATA: metrics.csv, scores.csv, per_defect.csv.
     A broken image is named, skipped and counted."""
     from thesis_ad.decision.threshold import decide
     from thesis_ad.evaluation.figures import write_csv

@@ -28,7 +28,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".ti
 Image.MAX_IMAGE_PIXELS = None       # `Reading.max_pixels` stands in its place
 
 class Region:
-    """A region of images that is not judged, bool [H, W], True inside.
+    """A region of images that is not evaluated, bool [H, W], True inside.
 
     It is painted grey, so that nothing inside has any influence."""
     def __init__(self, mask):

@@ -332,7 +332,7 @@ def _aligned(run, published):
 
 # %% ../nbs/80_reproduce.ipynb #2f2e434e
 def compare_tables(run, published):
-    """(verdict, names): 'equal', 'inside', 'outside' or 'differs' (no interval to judge by) of a table, and the rows
+    """(verdict, names): 'equal', 'inside', 'outside' or 'differs' (without an interval) of a table, and the rows
     that are not equal and not inside."""
     both = _aligned(run, published)
     if both is None: return "differs", ["its rows"]

@@ -50,7 +50,7 @@ def log_odds(sigmoids, scores):
 
 # %% ../../nbs/51_decision.fusion.ipynb #0c38b4ea
 def group_folds(labels, groups, n=5):
-    """Fold number [N], whole groups, each class dealt evenly;
+    """Fold number [N], whole groups, each class spread evenly;
     at most n folds and at least two groups of each class in them, else all 0."""
     labels, groups = np.asarray(labels), np.asarray(groups)
     n = min(n, *(len(np.unique(groups[labels == label])) for label in np.unique(labels)))

@@ -207,7 +207,7 @@ def inspect(detector, files, out=None, progress=None, maps=None, masks=False, fi
 
     With `out`, a folder, overlays and decisions.csv are written there; maps: raw maps, too, in one of the forms `MAPS`;
     masks: the pixels above the pixel threshold, too.
-    filing: told of every file in order, by filing.judged(images, i, score, map) or filing.unread(path, reason)."""
+    filing: called for every file in order, `filing.judged(images, i, score, map)` or `filing.unread(path, reason)`."""
     if maps: one_of(maps, MAPS, "form of a map")
     if (maps or masks) and out is None: raise UserError("maps and masks need a folder to be written to (-o)")
     if masks and not (detector.threshold or {}).get("pixel"):

@@ -106,7 +106,7 @@ def one_each(scores, others=None):
 
 # %% ../../nbs/50_decision.threshold.ipynb #7ca81dc6
 def share_interval(hits, n, level=0.95):
-    """Exact (Clopper–Pearson) interval (low, high) of a share of which `hits` of `n` independent cases were seen;
+    """Exact (Clopper–Pearson) interval (low, high) of a rate of which `hits` of `n` independent cases were seen;
     (0, 1) for n = 0."""
     if n == 0: return 0.0, 1.0
     found = stats.binomtest(int(hits), int(n)).proportion_ci(level, method="exact")
@@ -195,7 +195,7 @@ def _at_rank(scores, rank, how, **facts):
         rank=int(rank), **facts)
 
 def quantile_threshold(ok_scores, q):
-    "The smallest OK score with a share of at least `q` in (0, 1) at or below it."
+    "The smallest OK score with a fraction of at least `q` in (0, 1) at or below it."
     scores = _ok(ok_scores)
     _share(q, "q")
     return _at_rank(scores, math.ceil(round(q * len(scores), 9)), "quantile", alpha=1 - q)
@@ -204,7 +204,7 @@ def quantile_threshold(ok_scores, q):
 def conformal_threshold(ok_scores, alpha=None):
     """The threshold that calls a new OK image NOK with probability at most `alpha` (mean over calibrations).
 
-    alpha: None is 0.05, or with fewer than 19 scores the least that n can promise, 1 / (n + 1)."""
+    alpha: None is 0.05, or with fewer than 19 scores the least that n can guarantee, 1 / (n + 1)."""
     scores = _ok(ok_scores)
     if alpha is None: alpha = max(0.05, 1 / (len(scores) + 1))
     _share(alpha)
@@ -217,14 +217,14 @@ def conformal_threshold(ok_scores, alpha=None):
 # %% ../../nbs/50_decision.threshold.ipynb #46cd6497
 @lru_cache(maxsize=10_000)
 def chance_kept(n, rank, alpha, among=None):
-    """Probability that a threshold at rank `rank` of n OK scores calls at most a share `alpha` of the next `among` OK
+    """Probability that a threshold at rank `rank` of n OK scores calls at most the part `alpha` of the next `among` OK
     images NOK; of all to come if None."""
     if among is None: return float(false_alarm_law(n, rank).cdf(alpha))
     return float(expected_false_alarms(n, rank, among).cdf(math.floor(round(alpha * among, 9))))
 
 def bounded_threshold(ok_scores, alpha, confidence=0.95, among=None):
     """The lowest OK score that keeps `alpha` with probability at least `confidence`: as the rate in the long run, or as
-    the share among the next `among` OK images."""
+    the rate among the next `among` OK images."""
     scores, enough = _ok(ok_scores), confidence - 1e-9
     _share(alpha); _share(confidence, "confidence")
     if among is not None and not (1 <= among <= 10**6 and among == int(among)):
@@ -299,7 +299,7 @@ def threshold(self: OkPixels, alpha=0.05):
 def grouped_threshold(ok_scores, alpha=None, groups=None):
     """The threshold that calls an OK image of a new group (part, batch) NOK with probability at most `alpha`.
 
-    groups [n]: of each score;  alpha: None is 0.05, or with G < 19 groups the least that they can promise,
+    groups [n]: of each score;  alpha: None is 0.05, or with G < 19 groups the least that they can guarantee,
         1 / (G + 1)."""
     scores, groups = one_each(ok_scores, groups), np.asarray(groups).ravel()
     _, number, counts = np.unique(groups, return_inverse=True, return_counts=True)

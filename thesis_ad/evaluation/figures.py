@@ -249,7 +249,7 @@ def plot_confusion(ax, labels, decisions):
 
 # %% ../../nbs/62_evaluation.figures.ipynb #6381fe02
 def beats(table, level=0.05):
-    "int of each row of a table of `compare`: 1 where a beats b, −1 where b beats a, 0 where no difference can be told."
+    "int of each row of a table of `compare`: 1 where a beats b, −1 where b beats a, 0 where neither can be said."
     clear = (table.p_holm < level) & ((table.ci_low > 0) | (table.ci_high < 0))
     return np.where(clear, np.sign(table.difference), 0).astype(int)
 

@@ -186,7 +186,7 @@ def calibration_scores(detector, images):
 
 def set_from(detector, images, scores, alpha=0.05):
     """Set the detector's threshold from the OK scores of a calibration split, or from all its out-of-fold scores;
-    the largest alpha that n scores can promise if 0.05 is below that."""
+    the largest alpha that n scores can guarantee if 0.05 is below that."""
     own = getattr(detector, "own", None)
     ok = own["score"].numpy() if own else np.asarray(scores)[images.labels == 0]
     detector.threshold = None if len(ok) < 3 else conformal_threshold(ok, max(alpha, 1 / (len(ok) + 1))).facts()

@@ -373,7 +373,7 @@ class PixelStream:
         self.images, self.kinds, self.maps, self.masks = [], [], [], []
 
     def add(self, i, label, kind, score_map, mask):
-        "Take in image i; a NOK image whose mask is missing or empty cannot be judged per pixel and is left out."
+        "Take in image i; a NOK image whose mask is missing or empty has no pixel metrics and is left out."
         if mask is not None and not np.any(mask): mask = None
         if mask is not None and not label: raise UserError(f"image {i} is labelled OK but its mask marks a defect")
         if label and mask is None: return

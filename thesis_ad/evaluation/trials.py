@@ -24,7 +24,7 @@ from ..settings import extraction, pin_threads
 # %% ../../nbs/64_evaluation.trials.ipynb #69885a73
 @dataclass(frozen=True)
 class Trial:
-    "Scores of one fit: SCORE_COLUMNS of the calibration images and of each set of judged images, by name."
+    "Scores of one fit: SCORE_COLUMNS of the calibration images and of each other image set, by name."
     calibration: pd.DataFrame
     judged: dict
     seconds: float | None            # of preparing and predicting one image, nothing from a cache; None: not timed
@@ -43,7 +43,7 @@ def _judged(detector, sets, folder, name):
 
 # %% ../../nbs/64_evaluation.trials.ipynb #ced3585d
 def trial(method, profile, train, calibration, judged, seed=None, enhance=False, timed=True, **settings):
-    "The `Trial` of a method under a profile with `settings` changed; train, calibration, judged[name] are `ImageSet`s."
+    "The `Trial` of a method under a profile with `settings` changed; all images are `ImageSet`s, `judged` by name."
     pin_threads(1)
     chosen = settings_for(method, profile, enhance, seed) | settings
     detector = create(base_method(method), **chosen, device="cpu")

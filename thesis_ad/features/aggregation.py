@@ -16,7 +16,7 @@ from ..settings import UserError
 # %% ../../nbs/31_features.aggregation.ipynb #1594fa07
 def pooling_stride(image_size, cells, kernel=None):
     """Pixels from one cell to the next along an axis of `image_size` pixels: a whole number where windows of `kernel`
-    pixels then give `cells`, else the cells' equal share."""
+    pixels then give `cells`, else an equal part for each cell."""
     if cells < 1: raise UserError(f"a grid has at least one cell, not {cells}")
     stride = image_size // cells
     if stride and (image_size - (kernel or stride)) // stride + 1 == cells: return stride

@@ -16,7 +16,7 @@ from ..settings import UserError, rng
 # %% ../../nbs/33_features.coreset.ipynb #18a92259
 def coreset_size(count, cap=1500, ratio=0.0):
     """How many of `count` vectors a coreset keeps: at most `cap`,
-    and at most the share `ratio` (0 = no share; cap 0 = no cap); at least 1."""
+    and at most the fraction `ratio` (0 = no fraction; cap 0 = no cap); at least 1."""
     if cap < 0 or not 0 <= ratio <= 1:
         raise UserError(f"a coreset wants a cap ≥ 0 and a ratio in [0, 1], not cap {cap} and ratio {ratio}")
     return max(1, min(count, cap or count, round(ratio * count) if ratio else count))

@@ -92,7 +92,7 @@ SIGMA_LIMIT = 1000      # pixels; more than that smooths an image to one number
 @lru_cache(maxsize=256)
 def smoothing_matrix(cells, pixels, sigma=4.0):
     """M = G U, float32 [pixels, cells]: bilinear upsampling, then a Gaussian of `sigma` pixels (0 = none),
-    mirrored at the rim."""
+    mirrored at the border."""
     U = F.interpolate(torch.eye(cells, dtype=torch.float64)[None], size=pixels, mode="linear", align_corners=False)[0].T
     return torch.from_numpy((gaussian_filter1d(U.numpy(), sigma, axis=0) if sigma > 0 else U.numpy())
         .astype(np.float32))

@@ -17,7 +17,7 @@ from ..settings import UserError
 
 # %% ../../nbs/22_images.tiles.ipynb #6c4b4b13
 def tile_starts(length, tile, overlap=0.25):
-    """First pixels of tiles of `tile` pixels that cover `length` pixels and overlap by at least the share `overlap` in
+    """First pixels of tiles of `tile` pixels that cover `length` pixels and overlap by at least a fraction `overlap` in
     [0, 1)."""
     if not 0 <= overlap < 1: raise UserError(f"the overlap of tiles is at least 0 and below 1, not {overlap}")
     if length <= tile: return [0]

@@ -43,7 +43,7 @@ class Newest:
             return item
 
     def close(self):
-        "Wake up whoever waits; nothing comes any more."
+        "Wake up all that wait; nothing comes any more."
         with self._change:
             self.closed = True
             self._change.notify_all()
@@ -302,7 +302,7 @@ def part_verdict(views, part_id="", rule="max"):
 
 # %% ../../nbs/74_inspection.camera.ipynb #5a9e5197
 class Stream:
-    """Frames of `sources`, judged by `judge(frame, part_id)`;
+    """Frames of `sources`, inspected by `judge(frame, part_id)`;
     `on_part` is called with each `Verdict`, `on_wait` with a reason to wait."""
     def __init__(self, sources, judge, every=5, views=1, rule="max", trigger=None, on_part=None, on_wait=None,
             stale=5.0, wait=2.0):
@@ -364,7 +364,7 @@ Stream.close, Stream._run, Stream._part = _close, _run, _part
 
 # %% ../../nbs/74_inspection.camera.ipynb #c6eec134
 def _take(self, frames, part_id):
-    "Judge the (source, frame or None) of one part if it is their turn."
+    "Inspect the (source, frame or None) of one part if it is their turn."
     self.frames += 1
     first = next((frame for _, frame in frames if frame), None)
     with self._lock: self._frame = first

@@ -36,7 +36,7 @@ from ..settings import UserError, one_of, rng
 
 # %% ../../nbs/72_inspection.export.ipynb #4b8e2fc5
 class SharedMaps:
-    "A `Backbone` whose maps of one image are computed once, whoever asks; `kept` holds the outputs of its stages."
+    "A `Backbone` whose maps of one image are computed once for all callers; `kept` holds the outputs of its stages."
     def __init__(self, backbone, kept): self.backbone, self.kept = backbone, kept
     def __getattr__(self, name): return getattr(self.backbone, name)
 

@@ -276,7 +276,7 @@ class Signals:
         self._decided(self.decide(score))
 
     def unread(self, path, reason):
-        "Pass on that a file cannot be judged, then signal."
+        "Pass on that a file cannot be inspected, then signal."
         if self.filing: self.filing.unread(path, reason)
         self._decided("unread")
 

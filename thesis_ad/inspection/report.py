@@ -98,7 +98,7 @@ def check_decides(detector):
     if detector.threshold is None: raise UserError("nothing is decided without a threshold; run: thesis-ad calibrate")
 
 def unread(reason, **facts):
-    "The `Inspection` of an image that cannot be judged, for a reason in words."
+    "The `Inspection` of an image that cannot be inspected, for a reason in words."
     return Inspection(decision="unread", status=reason, time=_now(), **facts)
 
 def _now(): return datetime.now(timezone.utc).isoformat(timespec="microseconds")
@@ -383,7 +383,7 @@ class Filing:
         self.add(inspection(self.detector, images, i, score, heat, self.mm_per_pixel, **self.facts))
 
     def unread(self, path, reason):
-        "File that an image cannot be judged."
+        "File that an image cannot be inspected."
         path = Path(path)
         self.add(unread(reason, name=path.name, sha256=sha256(path) if path.is_file() else "", **self.facts))
 

@@ -206,7 +206,7 @@ class Station:
         if not wait or self.bundle.exists(): self.load()
 
     def load(self):
-        "Load the bundle and judge a grey image, so that the first part does not wait; the old one stays if this fails."
+        "Load the bundle and score a grey image, so that the first part does not wait; the old one stays if this fails."
         facts, hash = read_bundle(self.bundle)[0], bundle_hash(self.bundle)
         detector, runtime = load_model(self.bundle, self.device, self.wanted)
         model = model_key(facts)

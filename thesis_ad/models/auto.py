@@ -52,7 +52,7 @@ def resized(images, size):
 
 # %% ../../nbs/49_models.auto.ipynb #7b66c96a
 class SharedBackbone:
-    "A frozen backbone that computes the `stages` of its last batch of images once, whoever asks for some of them."
+    "A frozen backbone that computes the `stages` of its last batch of images once for all its callers."
     def __init__(self, network, stages): self.network, self.stages, self.images = network, sorted(stages), None
 
     def __call__(self, images, stages):

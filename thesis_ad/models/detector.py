@@ -104,7 +104,7 @@ def read(self: Preparation, images):
 
 @patch
 def ignore(self: Preparation, mask):
-    """Leave the region bool [H, W] unjudged, in all images that are learned from and judged;
+    """Leave the region bool [H, W] unjudged, in all images that are learned from and scored;
     said before `fit`, and kept in the bundle."""
     self.reading = dataclasses.replace(self.reading, region=Region(mask))
 
@@ -120,7 +120,7 @@ def prepare(self: Preparation, images, training=False):
 
 @patch
 def as_judged(self: Preparation, train):
-    "The prepared training images that `_fit` is given, prepared as images are that will be judged."
+    "The prepared training images that `_fit` is given, prepared as images are that will be scored."
     return train.view(transform=self.transform())
 
 # %% ../../nbs/39_models.detector.ipynb #7f89d5cd
@@ -357,7 +357,7 @@ def predict_each(detector, images, batch_size=8, progress=None):
             else _unjudged(heat, detector.reading.region.mask))
 
 def _unjudged(heat, mask):
-    "A map [H, W] with its lowest judged value wherever `mask` is True."
+    "A map [H, W] with its lowest other value wherever `mask` is True."
     return np.where(mask, heat[~mask].min(), heat)
 
 def predict_set(detector, images, batch_size=8, progress=None):

@@ -192,7 +192,7 @@ class EfficientAD(EfficientADSettings):
         return self.network.weight_hash if self.teacher in ("backbone", "distilled") else sha256(find_pdn(self.teacher))
     def _fit(self, train, calibration): _fit(self, train, calibration)
     def predict(self, images):
-        "Image scores float64 [B] and anomaly maps float32 [B, H, W], each image judged alone."
+        "Image scores float64 [B] and anomaly maps float32 [B, H, W], each image by itself."
         return _predict(self, images)
 
     def tensors(self):
@@ -346,7 +346,7 @@ def _pairs(d, images):
         return [(T, S), (A, S_)]
 
 def _maps(d, images):
-    "Cell maps [B, h, w] of images within the rim, before levelling: [local, global], or [distance to the mean map]."
+    "Cell maps [B, h, w] of images without border, before levelling: [local, global], or [distance to the mean map]."
     (rows, columns), (h, w) = _rim(d), d.facts["grid"]
     inner = [(a - b).square().mean(1, keepdim=True)[..., rows:h - rows, columns:w - columns]
         for a, b in _pairs(d, images)]
@@ -354,7 +354,7 @@ def _maps(d, images):
 
 # %% ../../nbs/47_models.efficientad.ipynb #0b708dba
 def _predict(d, images):
-    "Image scores float64 [B] and anomaly maps float32 [B, H, W], each image judged alone."
+    "Image scores float64 [B] and anomaly maps float32 [B, H, W], each image by itself."
     def one(x):
         return torch.stack([normalise_map(levelled(m, level), q)
             for m, level, q in zip(_maps(d, x), d.level, d.facts["quantiles"])]).mean(0)

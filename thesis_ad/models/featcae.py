@@ -34,7 +34,7 @@ def neighbourhoods(maps, window=3):
 
 # %% ../../nbs/48_models.featcae.ipynb #6ac384fd
 def three_sigma(errors, k=3.0):
-    """Mean, standard deviation and mean + k σ of the image scores of the training images as they are judged;
+    """Mean, standard deviation and mean + k σ of the image scores of the training images, prepared as for a test;
     they are in-sample."""
     mean, deviation = float(np.mean(errors)), float(np.std(errors))
     return {"error_mean": mean, "error_std": deviation, "error_line": mean + k * deviation}

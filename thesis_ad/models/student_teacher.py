@@ -69,7 +69,7 @@ class STFPM(StudentDetector):
     def distances(self, images): return _distances(self, images)
     def _fit(self, train, calibration): _fit_pyramid(self, train, calibration)
     def predict(self, images):
-        "Image scores float64 [B] and anomaly maps float32 [B, H, W], each image judged alone."
+        "Image scores float64 [B] and anomaly maps float32 [B, H, W], each image by itself."
         with torch.inference_mode():
             heat = torch.cat([product_map(self.distances(x), x.shape[-2:]).cpu() for x in images.split(1)])
         return heat.flatten(1).amax(1).double().numpy(), heat.numpy()
