@@ -5,9 +5,10 @@ notebook *66_choosing* for further datasets.
 
 As in the notebook, one artificial defect is drawn on a copy of each of at most 40 OK calibration images, and Kendall's
 tau compares the detectors' image AUROC on copies and originals with that on the test split. Its 95 % interval resamples
-parts of both. Fits are those of profile `demo`, one seed. A folder in MVTec layout is named as a path; its images are
-development data. Columns: dataset, method, image AUROC on artificial and on real defects, and, equal in all rows of a
-dataset, tau with its interval. A dataset's rows replace its old ones.
+parts of both. Nothing is chosen here: like the notebook, this is an evaluation and opens the test split. Fits are those
+of profile `demo`, one seed. A folder in MVTec layout is named as a path; its images are development data. Columns:
+dataset, method, image AUROC on artificial and on real defects, and, equal in all rows of a dataset, tau with its
+interval. A dataset's rows replace its old ones.
 """
 import argparse
 from pathlib import Path
