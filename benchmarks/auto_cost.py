@@ -20,6 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from growing import renewed
 from latency import judged
 
 from thesis_ad.data.datasets import open_dataset
@@ -80,11 +81,8 @@ def main():
     parser.add_argument("--out", type=Path, default=HERE / "auto_cost.csv")
     given = parser.parse_args()
     pin_threads(1)
-    table = pd.DataFrame([row(name) for name in ("elpv_mono", "prefilter_a")])
-    old = pd.read_csv(given.out) if given.out.exists() else table.iloc[:0]
-    table = pd.concat([old[~old.processor.isin(table.processor)], table])
-    table.to_csv(given.out, index=False)
-    print(table.to_string(index=False))
+    rows = pd.DataFrame([row(name) for name in ("elpv_mono", "prefilter_a")])
+    print(renewed(given.out, rows, "processor").to_string(index=False))
 
 
 if __name__ == "__main__": main()

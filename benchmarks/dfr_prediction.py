@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from growing import renewed
 
 from thesis_ad.features.aggregation import aggregate, pooling_matrix
 from thesis_ad.features.backbones import load_backbone
 from thesis_ad.models.dfr import FeatureAutoencoder, folded, residual, widths
 from thesis_ad.settings import pin_threads, processor
 
-
 HERE = Path(__file__).parent
-CELLS = {"dfr": 64, "dfr_fine": 85}
+CELLS = (64, 85)             # on a side, of dfr and dfr_fine
 
 
 def seconds(call):
@@ -40,7 +40,7 @@ def seconds(call):
 class Moved:
     "Residuals of a folded `FeatureAutoencoder` from the backbone's maps; cells [h, w] of an image of `size` pixels."
     def __init__(self, network, channels, cells, size):
-        n, self.cells, self.size, self.channels = network, cells, size, channels
+        n, self.cells, self.size = network, cells, size
         first, last = n.encoder[0][0], n.decoder[2]
         self.middle = torch.nn.Sequential(*n.encoder[1:], *n.decoder[:2])
         W = first.weight.flatten(1) / n.scale                       # of raw features
@@ -114,12 +114,8 @@ def main():
     given = parser.parse_args()
     pin_threads(1)
     with torch.inference_mode():
-        table = pd.DataFrame([row for cells in CELLS.values()
-            for row in measured(cells, given.size, given.latent, given.rounds)])
-    old = pd.read_csv(given.out) if given.out.exists() else table.iloc[:0]
-    table = pd.concat([old[~old.processor.isin(table.processor)], table])
-    table.to_csv(given.out, index=False)
-    print(table.to_string(index=False))
+        rows = [row for cells in CELLS for row in measured(cells, given.size, given.latent, given.rounds)]
+    print(renewed(given.out, pd.DataFrame(rows), "processor").to_string(index=False))
 
 
 if __name__ == "__main__": main()

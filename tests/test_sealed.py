@@ -53,15 +53,10 @@ SEALED = [path for path in (*chapters(), *sorted((ROOT / "benchmarks").glob("*.p
     and path.relative_to(ROOT).as_posix() not in DOORS.values()]
 
 
-# Asks the question of the evaluation notebook 66_choosing on further datasets, and chooses nothing.
-EVALUATES = {"benchmarks/choosing.py"}
-
-
 @pytest.mark.parametrize("path", SEALED, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_nothing_but_the_evaluation_opens_the_test_split(path):
     # what comes before the evaluation, and may choose a setting
     chooses = path.parent.name == "benchmarks" or path.suffix == ".ipynb" and int(path.name[:2]) < 60
-    chooses &= path.relative_to(ROOT).as_posix() not in EVALUATES
     assert openings(code_of(path), protocol=chooses) == []
 
 
