@@ -53,7 +53,7 @@ bench: $(PEERS) ## compare with anomalib, FAISS, scikit-learn: benchmarks/result
 
 $(PEERS): $(STAMP)  # anomalib has an environment of its own, with the same torch and timm
 	@test -x .venv-bench/bin/pip || $(BIN)/python -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --disable-pip-version-check anomalib==2.7.0 $$(grep -E '^(torch|torchvision|timm)==' constraints.txt)
+	.venv-bench/bin/python -m pip install --disable-pip-version-check $$(grep -oE 'anomalib==[0-9.]+' pyproject.toml) $$(grep -E '^(torch|torchvision|timm)==' constraints.txt)
 	@touch $@
 
 export: install ## notebooks to library, then notebooks cleaned

