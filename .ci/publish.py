@@ -38,11 +38,11 @@ def smaller(output, name):
     for kind in ("image/png", "image/jpeg"):
         if kind == "image/png" and len(data.get(kind, "")) <= LARGE: data.update(with_palette(data))
         if len(data.get(kind, "")) <= LARGE: continue
-        picture = Image.open(io.BytesIO(base64.b64decode(data[kind]))).convert("RGB")
-        if kind == "image/jpeg" and picture.width <= WIDTH: continue          # it has been here before
-        picture.thumbnail((WIDTH, HEIGHT))
+        image = Image.open(io.BytesIO(base64.b64decode(data[kind]))).convert("RGB")
+        if kind == "image/jpeg" and image.width <= WIDTH: continue          # it has been here before
+        image.thumbnail((WIDTH, HEIGHT))
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=45, optimize=True, progressive=True)
+        image.save(buffer, "JPEG", quality=45, optimize=True, progressive=True)
         del data[kind]
         data["image/jpeg"] = base64.b64encode(buffer.getvalue()).decode()
     return output

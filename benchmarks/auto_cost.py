@@ -36,7 +36,7 @@ RUNTIMES = ("onnx", "openvino")
 def photos(name, folder):
     "`COUNT` training images of a dataset as files of `EDGE` x `EDGE` pixels; the images."
     images = open_dataset(name).train.evenly(COUNT)
-    some = [cv2.resize(images.picture(i), (EDGE, EDGE), interpolation=cv2.INTER_AREA) for i in range(len(images))]
+    some = [cv2.resize(images.image(i), (EDGE, EDGE), interpolation=cv2.INTER_AREA) for i in range(len(images))]
     for i, image in enumerate(some): cv2.imwrite(str(folder / f"{i:03}.png"), image[..., ::-1])
     return some
 

@@ -88,7 +88,7 @@ def main():
     profile = get_profile(arguments.profile)
     opened = {data.name: data for data in map(open_dataset, arguments.data)}
     table = grown(arguments.out, ["dataset"], [(name,) for name in opened], lambda name: measure(
-        opened[name].at_most(train=profile.train_pictures, calibration=240, test=240), profile))
+        opened[name].at_most(train=profile.train_images, calibration=240, test=240), profile))
     print((100 * table.pivot_table(index="change", columns="dataset", values="image_auroc")).assign(
         mean=lambda t: t.mean(axis=1)).round(1).loc[list(CHANGES)].to_string())
 

@@ -31,7 +31,7 @@ from thesis_ad.settings import get_profile, pin_threads
 
 def measure(name, seed, profile, replicates):
     "One row of the table."
-    data = open_dataset(name).at_most(train=profile.train_pictures)
+    data = open_dataset(name).at_most(train=profile.train_images)
     detector = create("dfr", **settings_for("dfr", profile, data.enhance) | {"seed": seed, "level": True}, device="cpu")
     images = data.calibration
     with kept_features():

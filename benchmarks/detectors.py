@@ -37,7 +37,7 @@ from pathlib import Path
 import pandas as pd
 
 from thesis_ad.data.datasets import from_arrays, open_dataset
-from thesis_ad.evaluation.protocol import base_method, evaluate, seconds_per_picture, settings_for
+from thesis_ad.evaluation.protocol import base_method, evaluate, seconds_per_image, settings_for
 from thesis_ad.features.backbones import kept_features
 from thesis_ad.files import atomic_write, resize, resize_mask
 from thesis_ad.models.detector import create, methods
@@ -55,7 +55,7 @@ def on_grid(images, edge):
     "An `ImageSet` with its images and masks resized to `edge` x `edge` pixels; `edge` 0 changes nothing."
     if not edge: return images
     masks = [None if mask is None else resize_mask(mask, (edge, edge)) for mask in map(images.mask, range(len(images)))]
-    return from_arrays([resize(images.picture(i), (edge, edge)) for i in range(len(images))], images.labels, masks,
+    return from_arrays([resize(images.image(i), (edge, edge)) for i in range(len(images))], images.labels, masks,
         images.groups, images.defects)
 
 
@@ -74,7 +74,7 @@ def measure(name, data, shown, images, profile):
         start = time.process_time()
         detector.fit(data.train, data.calibration)
         fit = time.process_time() - start
-    predict = 1e3 * seconds_per_picture(detector, data.calibration if len(data.calibration) else images,
+    predict = 1e3 * seconds_per_image(detector, data.calibration if len(data.calibration) else images,
         clock=time.process_time)
     with kept_features(): metrics = evaluate(detector, images, shown, name, profile.replicates)[1]
     metrics = metrics.set_index("metric")

@@ -29,9 +29,9 @@ def bank_of(dfr, images, size=20_000):
     rows = collect_rows(dfr.features, images, size).float()
     mean, scale = rows.mean(0), rows.std(0) + 1e-6
     bank = (rows - mean) / scale
-    def distances(pictures):
+    def distances(images):
         return torch.stack([torch.cdist(((cells - mean) / scale).flatten(0, 1), bank).min(1).values.view(dfr.cells)
-            for cells in dfr.features(pictures)])
+            for cells in dfr.features(images)])
     return distances
 
 

@@ -51,23 +51,23 @@ def bomb(data, width, height):
 
 def kinds():
     "Image files of every kind, good and bad, by name."
-    image = (np.indices((60, 80)).sum(0)[..., None] * np.array([1, 2, 1]) % 200 + 20).astype(np.uint8)
-    picture, exif, grey16 = Image.fromarray(image), Image.Exif(), Image.fromarray(image[..., 0].astype(np.uint16) * 257)
+    array = (np.indices((60, 80)).sum(0)[..., None] * np.array([1, 2, 1]) % 200 + 20).astype(np.uint8)
+    image, exif, grey16 = Image.fromarray(array), Image.Exif(), Image.fromarray(array[..., 0].astype(np.uint16) * 257)
     exif[0x0112] = 6
-    rgba = picture.convert("RGBA")
+    rgba = image.convert("RGBA")
     rgba.putalpha(120)
-    return {"rgb": encoded(image), "jpeg": encoded(picture, "JPEG"), "bmp": encoded(picture, "BMP"),
-            "tiff": encoded(picture, "TIFF"), "16 bits": encoded(grey16),
+    return {"rgb": encoded(array), "jpeg": encoded(image, "JPEG"), "bmp": encoded(image, "BMP"),
+            "tiff": encoded(image, "TIFF"), "16 bits": encoded(grey16),
             "16-bit tiff": encoded(grey16, "TIFF"),
-            "float tiff": encoded(Image.fromarray(image[..., 0].astype(np.float32)), "TIFF"),
-            "cmyk": encoded(picture.convert("CMYK"), "JPEG"),
-            "alpha": encoded(rgba), "exif": encoded(picture, "JPEG", exif=exif),
-            "palette": encoded(picture.convert("P")), "one bit": encoded(picture.convert("1")),
-            "1×1": encoded(image[:1, :1]), "one line": encoded(image[:1]),
-            "animated": encoded(picture, save_all=True, append_images=[picture.rotate(90)]),
-            "gif": encoded(picture, "GIF"), "webp": encoded(picture, "WEBP"),
-            "bomb": bomb(encoded(image), 50_000, 50_000), "wide bomb": bomb(encoded(image), 2**31 - 1, 1),
-            "small bomb": bomb(encoded(image), 6000, 6000), "empty": b"", "text": b"GET / HTTP/1.1\r\n\r\n",
+            "float tiff": encoded(Image.fromarray(array[..., 0].astype(np.float32)), "TIFF"),
+            "cmyk": encoded(image.convert("CMYK"), "JPEG"),
+            "alpha": encoded(rgba), "exif": encoded(image, "JPEG", exif=exif),
+            "palette": encoded(image.convert("P")), "one bit": encoded(image.convert("1")),
+            "1×1": encoded(array[:1, :1]), "one line": encoded(array[:1]),
+            "animated": encoded(image, save_all=True, append_images=[image.rotate(90)]),
+            "gif": encoded(image, "GIF"), "webp": encoded(image, "WEBP"),
+            "bomb": bomb(encoded(array), 50_000, 50_000), "wide bomb": bomb(encoded(array), 2**31 - 1, 1),
+            "small bomb": bomb(encoded(array), 6000, 6000), "empty": b"", "text": b"GET / HTTP/1.1\r\n\r\n",
             "pdf": b"%PDF-1.7 " + bytes(500), "zeros": bytes(5000)}
 
 

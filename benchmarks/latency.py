@@ -61,7 +61,7 @@ def measure(method, data, folder, options):
     original = detector.save(folder / method / "torch")
     for format in ("onnx", "openvino"): export_bundle(original, folder / method / format, format)
     runtimes = {name: load_bundle(folder / method / name, "cpu") for name in ("torch", "onnx", "openvino")}
-    images, times = [data.calibration.picture(i) for i in range(8)], {name: [] for name in runtimes}
+    images, times = [data.calibration.image(i) for i in range(8)], {name: [] for name in runtimes}
     for one in runtimes.values(): judged(one, images[0]), judged(one, images[1])
     for k in range(options.repeats):
         for name, one in runtimes.items():

@@ -49,7 +49,7 @@ def candidates(heat):
 
 def one_light(images, train):
     "`images` with each channel's mean and standard deviation of the median training image."
-    some = [train.picture(i).reshape(-1, 3).astype(float) for i in range(len(train))]
+    some = [train.image(i).reshape(-1, 3).astype(float) for i in range(len(train))]
     mean, deviation = (np.median([f(one, 0) for one in some], 0) for f in (np.mean, np.std))
     def change(image):
         flat = image.reshape(-1, 3).astype(float)
@@ -94,7 +94,7 @@ def main():
     opened = {data.name: data for data in map(open_dataset, arguments.data)}
     table = grown(arguments.out, ["dataset", "method"], list(itertools.product(opened, arguments.methods)),
         lambda name, method: measure(method,
-            opened[name].at_most(train=profile.train_pictures, calibration=180, test=180), profile))
+            opened[name].at_most(train=profile.train_images, calibration=180, test=180), profile))
     print(table.pivot_table(index="candidate", columns="method", values="gain").round(3).to_string())
 
 

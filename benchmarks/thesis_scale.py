@@ -101,7 +101,7 @@ def measure(method, data, train, held, stages, profile):
     with stages("metrics", len(held), cells):
         evaluate_scores(held.labels, scores, held.groups, maps, masks, replicates=profile.replicates)
     with stages("figure", len(held), cells), tempfile.TemporaryDirectory() as folder:
-        plot_maps([held.picture(i) for i in range(len(held))], masks, {method: maps},
+        plot_maps([held.image(i) for i in range(len(held))], masks, {method: maps},
             {method: scores}).savefig(Path(folder) / "maps.png")
     return {cells: (backbone, network)}
 

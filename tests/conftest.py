@@ -32,7 +32,7 @@ def one_thread():
     pin_threads(1)
 
 
-def write_picture(path, generator, square=False, shape=(72, 96)):
+def write_image(path, generator, square=False, shape=(72, 96)):
     "A grey gradient with noise; with a bright square if asked. Returns the square's mask."
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.linspace(80, 140, shape[1])[None, :, None] + 6 * generator.standard_normal((*shape, 3))
@@ -48,10 +48,10 @@ def write_picture(path, generator, square=False, shape=(72, 96)):
 def mvtec_folder(tmp_path):
     "A small dataset in MVTec layout: 12 train, 6 OK and 6 NOK test images with masks."
     root, generator = tmp_path / "part", rng("mvtec_folder")
-    for i in range(12): write_picture(root / f"train/good/{i:03d}.png", generator)
-    for i in range(6): write_picture(root / f"test/good/{i:03d}.png", generator)
+    for i in range(12): write_image(root / f"train/good/{i:03d}.png", generator)
+    for i in range(6): write_image(root / f"test/good/{i:03d}.png", generator)
     for i in range(6):
-        mask = write_picture(root / f"test/dent/{i:03d}.png", generator, square=True)
+        mask = write_image(root / f"test/dent/{i:03d}.png", generator, square=True)
         target = root / f"ground_truth/dent/{i:03d}_mask.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mask.astype(np.uint8) * 255).save(target)

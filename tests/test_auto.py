@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import write_picture
+from conftest import write_image
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from test_threshold import refused, thesis_ad
@@ -25,13 +25,13 @@ def photos(tmp_path_factory):
     """A flat folder of 12 OK photos, 12 new ones, one with a bright square, 12 dark ones;
     and the bundle that `fit auto` makes of the first."""
     root = tmp_path_factory.mktemp("auto")
-    for i in range(12): write_picture(root / f"photos/{i:02d}.png", rng("auto", i))
+    for i in range(12): write_image(root / f"photos/{i:02d}.png", rng("auto", i))
     for i in range(12):
-        write_picture(root / f"new/{i:02d}.png", rng("auto new", i))
+        write_image(root / f"new/{i:02d}.png", rng("auto new", i))
         dark = np.asarray(Image.open(root / f"new/{i:02d}.png")) // 5
         (root / "dark").mkdir(exist_ok=True)
         Image.fromarray(dark).save(root / f"dark/{i:02d}.png")
-    write_picture(root / "nok/square.png", rng("auto nok"), square=True)
+    write_image(root / "nok/square.png", rng("auto nok"), square=True)
     result = thesis_ad("fit", "auto", root / "photos", "-o", root / "bundle", *SMALL)
     assert result.returncode == 0, result.stderr
     return root, result
@@ -43,11 +43,11 @@ def test_images_in_files_and_in_memory_are_joined(first, second, mvtec_folder):
     data = open_dataset(mvtec_folder)
     def held(images, where):
         if where == "files": return images
-        return ImageSet.from_arrays([images.picture(i) for i in range(len(images))], labels=images.labels)
+        return ImageSet.from_arrays([images.image(i) for i in range(len(images))], labels=images.labels)
     both = joined(held(data.train, first), held(data.calibration, second))
-    expected = [images.picture(i) for images in (data.train, data.calibration.ok()) for i in range(len(images))]
+    expected = [images.image(i) for images in (data.train, data.calibration.ok()) for i in range(len(images))]
     assert len(both) == len(expected)
-    assert all(np.array_equal(both.picture(i), image) for i, image in enumerate(expected)) and not both.labels.any()
+    assert all(np.array_equal(both.image(i), image) for i, image in enumerate(expected)) and not both.labels.any()
 
 
 def test_a_flat_folder_of_twelve_photos_becomes_a_bundle_that_decides(photos):
@@ -88,7 +88,7 @@ def test_calibrating_again_on_the_same_photos_takes_their_out_of_fold_scores(pho
 
 
 def test_too_few_photos_are_refused_with_a_sentence(tmp_path):
-    for i in range(2): write_picture(tmp_path / f"photos/{i}.png", rng("few", i))
+    for i in range(2): write_image(tmp_path / f"photos/{i}.png", rng("few", i))
     refused(thesis_ad("fit", "auto", tmp_path / "photos", "-o", tmp_path / "b", *SMALL),
         "auto needs 3 OK images or more")
 

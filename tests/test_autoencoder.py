@@ -22,7 +22,7 @@ TINY = dict(size=(32, 48), width=4, epochs=2, batch=4, device="cpu")
 def seeded(): torch.manual_seed(0)
 
 
-def pictures(n, size=(32, 48), nok=0, seed=0):
+def image_set(n, size=(32, 48), nok=0, seed=0):
     "n OK images, stripes of varying brightness, and `nok` more with a dark square."
     random, (height, width) = rng("test autoencoder", seed), size
     stripes = 120 + 60 * np.sin(np.arange(width) / 3)[None, None, :, None] + random.normal(0, 8, (n + nok, 1, 1, 1))
@@ -145,7 +145,7 @@ def test_score_takes_the_largest_errors(size, count):
 
 @pytest.mark.parametrize("cls, size", [(Autoencoder, (33, 17)), (Autoencoder, (1, 1)), (PlainAutoencoder, (32, 48))])
 def test_fit_predict_save_load(cls, size, tmp_path):
-    train, calibration = pictures(5), pictures(3, nok=2, seed=1)
+    train, calibration = image_set(5), image_set(3, nok=2, seed=1)
     detector = cls(**TINY | {"size": size}).fit(train, calibration)
     scores, maps = detector.predict(torch.rand(3, 3, *size))
     assert scores.dtype == np.float64 and scores.shape == (3,) and np.isfinite(scores).all()
@@ -160,7 +160,7 @@ def test_fit_predict_save_load(cls, size, tmp_path):
 
 
 def test_map_is_the_squared_error_averaged_over_channels():
-    detector = Autoencoder(**TINY).fit(pictures(4))
+    detector = Autoencoder(**TINY).fit(image_set(4))
     x = torch.rand(2, 3, 32, 48)
     with torch.no_grad(): expected = ((detector.network.eval()(x) - x) ** 2).mean(1).numpy()
     scores, maps = detector.predict(x)
@@ -169,7 +169,7 @@ def test_map_is_the_squared_error_averaged_over_channels():
 
 
 def test_it_finds_a_dark_square():
-    train, test = pictures(8), pictures(4, nok=4, seed=2)
+    train, test = image_set(8), image_set(4, nok=4, seed=2)
     detector = Autoencoder(**TINY | dict(epochs=40, width=8, augment=False)).fit(train)
     scores, maps = predict_set(detector, test)
     assert detector.facts["loss_train"][-1] < 0.5 * detector.facts["loss_train"][0], "the loss did not fall"
@@ -182,31 +182,31 @@ def test_it_finds_a_dark_square():
 
 @pytest.mark.parametrize("bf16", [True, False])
 def test_same_seed_same_weights(bf16):
-    first, again, other = (Autoencoder(**TINY, bf16=bf16, seed=seed).fit(pictures(5)).tensors() for seed in (0, 0, 1))
+    first, again, other = (Autoencoder(**TINY, bf16=bf16, seed=seed).fit(image_set(5)).tensors() for seed in (0, 0, 1))
     assert equal(first, again) and not torch.equal(first["last.weight"], other["last.weight"])
 
 
 def test_bf16_is_used_only_where_it_is_computed(monkeypatch):
-    plain = Autoencoder(**TINY, bf16=False).fit(pictures(4))
+    plain = Autoencoder(**TINY, bf16=False).fit(image_set(4))
     monkeypatch.setattr(training, "computes_bf16", lambda device: False)
-    without = Autoencoder(**TINY, bf16=True).fit(pictures(4))
+    without = Autoencoder(**TINY, bf16=True).fit(image_set(4))
     assert plain.facts["precision"] == without.facts["precision"] == "float32"
     assert equal(plain.tensors(), without.tensors())
     monkeypatch.setattr(training, "computes_bf16", lambda device: True)
-    used = Autoencoder(**TINY, bf16=True).fit(pictures(4))
+    used = Autoencoder(**TINY, bf16=True).fit(image_set(4))
     assert used.facts["precision"] == "bfloat16" and not equal(plain.tensors(), used.tensors())
     assert all(tensor.dtype != torch.bfloat16 for tensor in used.tensors().values()), "weights are kept in float32"
 
 
 def test_augmentation_reaches_training_only():
-    with_, without = (Autoencoder(**TINY, augment=augment).fit(pictures(4), pictures(3, seed=1))
+    with_, without = (Autoencoder(**TINY, augment=augment).fit(image_set(4), image_set(3, seed=1))
         for augment in (True, False))
     assert not equal(with_.tensors(), without.tensors())
-    assert with_.prepare(pictures(2)).transform is None
+    assert with_.prepare(image_set(2)).transform is None
 
 
 def test_a_score_does_not_depend_on_the_batch():
-    detector = Autoencoder(**TINY | dict(size=(70, 50))).fit(pictures(4))
+    detector = Autoencoder(**TINY | dict(size=(70, 50))).fit(image_set(4))
     x = torch.rand(7, 3, 70, 50)
     scores, maps = detector.predict(x)
     for chosen in ([3], [6, 0], [5, 4, 3, 2, 1, 0]):
@@ -215,8 +215,8 @@ def test_a_score_does_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("size", [(32, 48), (8, 8)])
-def test_one_picture_and_a_constant_one(size):
-    for images in (pictures(1), ImageSet.from_arrays(np.full((1, 20, 20, 3), 77, np.uint8)),
+def test_one_image_and_a_constant_one(size):
+    for images in (image_set(1), ImageSet.from_arrays(np.full((1, 20, 20, 3), 77, np.uint8)),
             ImageSet.from_arrays(np.zeros((3, 9, 9, 3), np.uint8))):
         detector = Autoencoder(**TINY | dict(size=size, batch=1)).fit(images)
         scores, maps = predict_set(detector, images)
@@ -228,11 +228,11 @@ def test_one_picture_and_a_constant_one(size):
 
 def test_divergence_is_a_sentence():
     with pytest.raises(UserError, match="autoencoder diverged at update [12].*learning_rate"):
-        Autoencoder(**TINY, learning_rate=1e30).fit(pictures(5))
+        Autoencoder(**TINY, learning_rate=1e30).fit(image_set(5))
 
 
-def test_nan_in_a_picture_is_not_hidden():
-    detector = Autoencoder(**TINY).fit(pictures(4))
+def test_nan_in_a_image_is_not_hidden():
+    detector = Autoencoder(**TINY).fit(image_set(4))
     x = torch.rand(2, 3, 32, 48)
     x[1, 0, 5, 5] = float("nan")
     with pytest.raises(UserError, match="image 1 of the batch has pixels that are NaN"): detector.predict(x)
@@ -246,4 +246,4 @@ def test_impossible_settings_are_refused(wrong):
 
 def test_not_fitted_and_nok_in_training():
     with pytest.raises(UserError, match="has not been fitted"): Autoencoder(**TINY).predict(torch.rand(1, 3, 32, 48))
-    with pytest.raises(UserError, match="NOK"): Autoencoder(**TINY).fit(pictures(2, nok=1))
+    with pytest.raises(UserError, match="NOK"): Autoencoder(**TINY).fit(image_set(2, nok=1))

@@ -174,7 +174,7 @@ def test_channels_are_seeded_or_named():
 def test_gaussian_scales_by_training_parts_it_has_not_learned_and_leaves_calibration_alone():
     alone = make("gaussian").fit(train)
     assert alone.facts["held_out"] == 3 and alone.facts["images"] == 11
-    both = ImageSet.from_arrays(np.stack([s.picture(i) for s in (ok, nok) for i in range(5)]), labels=[0] * 5 + [1] * 5)
+    both = ImageSet.from_arrays(np.stack([s.image(i) for s in (ok, nok) for i in range(5)]), labels=[0] * 5 + [1] * 5)
     assert make("gaussian").fit(train, both).facts == alone.facts
     learned, held = hold_out(train)
     assert len(learned) == 11 and len(held) == 3 and not set(learned.groups) & set(held.groups)

@@ -1,7 +1,7 @@
 "What `thesis-ad data check` says of a folder, and what fit and evaluate say before they begin."
 import numpy as np
 import pytest
-from conftest import write_picture
+from conftest import write_image
 from PIL import Image
 
 from thesis_ad import cli
@@ -70,7 +70,7 @@ def test_the_command_ends_with_0_where_a_folder_can_be_used_and_with_2_where_not
     sheet = np.asarray(Image.open(tmp_path / "sheet/contact_sheet.png"))
     assert (sheet == (0xD5, 0x5E, 0)).all(axis=-1).any(), "outlines in the colour of NOK"
     for i in range(2):
-        write_picture(tmp_path / f"two/a/{i}.png", rng("a", i)); write_picture(tmp_path / f"two/b/{i}.png", rng("b", i))
+        write_image(tmp_path / f"two/a/{i}.png", rng("a", i)); write_image(tmp_path / f"two/b/{i}.png", rng("b", i))
     assert run("data", "check", tmp_path / "two") == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and "a (2 images: not known), b (2 images: not known)" in error and "--ok DIR" in error
@@ -82,9 +82,9 @@ def test_the_command_ends_with_0_where_a_folder_can_be_used_and_with_2_where_not
 
 def test_commands_take_the_folders_that_the_user_names(tmp_path, capsys):
     "fit, calibrate and evaluate refuse the same tree, and read it once its folders are named."
-    for i in range(10): write_picture(tmp_path / f"teile/fein/{i:03d}.png", rng("ok", i))
+    for i in range(10): write_image(tmp_path / f"teile/fein/{i:03d}.png", rng("ok", i))
     for i in range(3):
-        mask = write_picture(tmp_path / f"teile/kratzig/{i:03d}.png", rng("nok", i), square=True)
+        mask = write_image(tmp_path / f"teile/kratzig/{i:03d}.png", rng("nok", i), square=True)
         path = tmp_path / f"teile/gemalt/{i:03d}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.dstack([mask * 48, mask * 112, mask * 32]).astype(np.uint8)).save(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_picture
+from conftest import write_image
 from forked import thesis_ad
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -66,17 +66,17 @@ def test_a_changed_byte_is_refused(bundle, mvtec_folder, tmp_path):
     assert not (tmp_path / "e").exists()
 
 
-def test_a_broken_picture_is_named_skipped_and_counted(mvtec_folder, tmp_path):
+def test_a_broken_image_is_named_skipped_and_counted(mvtec_folder, tmp_path):
     whole = mvtec_folder / "train/good/000.png"
-    picture = mvtec_folder / "train/good/900.jpg"
-    Image.open(whole).save(picture)
-    picture.write_bytes(picture.read_bytes()[:400])
+    image = mvtec_folder / "train/good/900.jpg"
+    Image.open(whole).save(image)
+    image.write_bytes(image.read_bytes()[:400])
     result = thesis_ad("fit", "dfr", mvtec_folder, "-o", tmp_path / "b", *FAST)
     assert result.returncode == 0, result.stderr
     assert "900.jpg" in result.stderr and "1 image" in result.stderr
 
 
-def test_a_picture_of_floats_that_are_no_grey_values_is_skipped(mvtec_folder, tmp_path):
+def test_a_image_of_floats_that_are_no_grey_values_is_skipped(mvtec_folder, tmp_path):
     grey = np.asarray(Image.open(mvtec_folder / "train/good/000.png").convert("L"), np.float32) / 255
     for number, change in enumerate((np.nan, np.inf, -40.0, 3000.0, 1.2)):
         grey[3, 4] = change
@@ -108,10 +108,10 @@ def test_only_a_lack_of_memory_is_called_one(error, code, monkeypatch, capsys):
 
 
 def test_a_line_break_in_a_name_breaks_no_line(bundle, mvtec_folder):
-    pictures = mvtec_folder / "test/good"
-    (pictures / "000.png").rename(pictures / "a\nb ü.png")
-    (pictures / "c\td.png").write_bytes(b"no image")
-    result = thesis_ad("inspect", bundle, pictures)
+    images = mvtec_folder / "test/good"
+    (images / "000.png").rename(images / "a\nb ü.png")
+    (images / "c\td.png").write_bytes(b"no image")
+    result = thesis_ad("inspect", bundle, images)
     assert (result.returncode == 2 and len(result.stdout.splitlines()) == 7
         and "a\\nb ü.png" in result.stdout), result.stdout
     assert "c\\td.png" in result.stderr
@@ -188,8 +188,8 @@ def test_nothing_to_tell_apart_is_said(bundle, mvtec_folder, tmp_path):
         and "Empty DataFrame" not in result.stdout), result.stderr
 
 
-def test_a_nok_picture_in_train_is_refused(mvtec_folder, tmp_path):
-    write_picture(mvtec_folder / "train/dent/000.png", rng("nok"), square=True)
+def test_a_nok_image_in_train_is_refused(mvtec_folder, tmp_path):
+    write_image(mvtec_folder / "train/dent/000.png", rng("nok"), square=True)
     refused(thesis_ad("fit", "dfr", mvtec_folder, "-o", tmp_path / "b"), "train/dent/000.png", "OK")
 
 
@@ -218,7 +218,7 @@ def test_an_empty_split_is_refused(bundle, mvtec_folder, tmp_path):
 
 
 def test_a_flat_folder_can_be_fitted_but_not_evaluated(tmp_path):
-    for i in range(6): write_picture(tmp_path / f"photos/{i}.jpg", rng("flat", i))
+    for i in range(6): write_image(tmp_path / f"photos/{i}.jpg", rng("flat", i))
     assert thesis_ad("fit", "dfr", tmp_path / "photos", "-o", tmp_path / "b", *FAST).returncode == 0
     refused(thesis_ad("evaluate", tmp_path / "b", tmp_path / "photos", "-o", tmp_path / "e"), "no test images")
 

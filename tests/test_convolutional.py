@@ -25,7 +25,7 @@ QUICK = {"cae_l1": PIXELS, "vae": PIXELS | dict(latent=4),
 every = pytest.mark.parametrize("name", QUICK)
 
 
-def pictures(n, nok=0, shape=(64, 96), seed=0):
+def image_set(n, nok=0, shape=(64, 96), seed=0):
     "n OK images, stripes of varying brightness, and `nok` more with a dark square."
     random, (height, width) = rng("test convolutional", seed), shape
     stripes = 120 + 60 * np.sin(np.arange(width) / 3)[None, None, :, None] + random.normal(0, 8, (n + nok, 1, 1, 1))
@@ -37,13 +37,14 @@ def pictures(n, nok=0, shape=(64, 96), seed=0):
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def batch_of(detector, n=4, seed=3): return next(detector.prepare(pictures(n, seed=seed)).batches(n))[1]
+def batch_of(detector, n=4, seed=3): return next(detector.prepare(image_set(n, seed=seed)).batches(n))[1]
 
 
 @pytest.fixture(scope="module")
 def fitted():
     pin_threads(1)
-    return {name: create(name, **settings).fit(pictures(5), pictures(2, 2, seed=1)) for name, settings in QUICK.items()}
+    train, calibration = image_set(5), image_set(2, 2, seed=1)
+    return {name: create(name, **settings).fit(train, calibration) for name, settings in QUICK.items()}
 
 
 # ---- parts
@@ -162,7 +163,7 @@ def test_attention_variant_is_the_larger_network(fitted):
 
 def test_featcae_records_the_training_error_and_sets_no_threshold(fitted):
     detector = fitted["featcae"]
-    scores = detector.predict(torch.stack(list(detector.prepare(pictures(5)))))[0]
+    scores = detector.predict(torch.stack(list(detector.prepare(image_set(5)))))[0]
     assert {key: detector.facts[key]
         for key in ("error_mean", "error_std", "error_line")} == pytest.approx(three_sigma(scores))
     assert detector.threshold is None
@@ -176,8 +177,8 @@ def test_nok_scores_higher(name):
     "A dark square, after a somewhat longer training than the rest of these tests."
     longer = {"cae_l1": dict(epochs=25, augment=False), "vae": dict(epochs=25, augment=False),
         "featcae": dict(steps=60), "dfr_attention": dict(epochs=4)}
-    detector = create(name, **QUICK[name] | longer[name]).fit(pictures(8))
-    scores, maps = predict_set(detector, pictures(4, 4, seed=7))
+    detector = create(name, **QUICK[name] | longer[name]).fit(image_set(8))
+    scores, maps = predict_set(detector, image_set(4, 4, seed=7))
     assert scores[4:].min() > scores[:4].max()
     assert [m.shape for m in maps] == [(64, 96)] * 8 and all(np.isfinite(m).all() for m in maps)
     inside = np.zeros((64, 96), bool); inside[16:33, 24:49] = True
@@ -208,7 +209,7 @@ def test_losses_are_logged(name, fitted):
 @every
 def test_tiny_images_give_numbers_or_a_sentence(name):
     more = {"cells": (4, 4)} if name == "dfr_attention" else {}
-    try: detector = create(name, **QUICK[name] | more | {"size": (8, 8)}).fit(pictures(2))
+    try: detector = create(name, **QUICK[name] | more | {"size": (8, 8)}).fit(image_set(2))
     except UserError as refusal:
         assert name in ("featcae", "dfr_attention"), refusal
         return

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 
 import httpx
 import pytest
-from conftest import write_picture
+from conftest import write_image
 
 from thesis_ad.data.datasets import open_dataset
 from thesis_ad.decision.threshold import calibrate
@@ -32,14 +32,14 @@ def test_a_light_of_the_past_is_dark(age, decision):
 
 
 def test_photos_are_kept_once_and_broken_ones_are_named(tmp_path):
-    write_picture(tmp_path / "a.png", rng("a"))
+    write_image(tmp_path / "a.png", rng("a"))
     data = (tmp_path / "a.png").read_bytes()
     problems = keep_photos([("a.png", data), ("b.png", data), ("cut.png", data[:500]), ("notes.txt", b"text")],
         tmp_path / "photos")
     assert check_photos(tmp_path / "photos")[0] == 1
     assert [problem.split(":")[0] for problem in problems] == ["cut.png", "notes.txt"]
     assert check_photos(tmp_path / "none")[0] == 0
-    write_picture(tmp_path / "wide.png", rng("wide"), shape=(72, 100))
+    write_image(tmp_path / "wide.png", rng("wide"), shape=(72, 100))
     keep_photos([("wide.png", (tmp_path / "wide.png").read_bytes())], tmp_path / "photos")
     assert any("2 different sizes" in note
         for note in check_photos(tmp_path / "photos")[1]), "what the folder holds is looked at anew"
@@ -136,8 +136,8 @@ def test_drift_that_only_warns_leaves_the_decisions(tmp_path):
     "A station that drift does not stop goes on deciding under a banner, until somebody ends the warning."
     generator, api, board = rng("warned"), free_port(), free_port()
     for i in range(24):
-        write_picture(tmp_path / "photos" / f"{'train/good' if i < 12 else 'calibration/good'}/{i:03d}.png", generator)
-    write_picture(tmp_path / "bad.png", generator, square=True)
+        write_image(tmp_path / "photos" / f"{'train/good' if i < 12 else 'calibration/good'}/{i:03d}.png", generator)
+    write_image(tmp_path / "bad.png", generator, square=True)
     data = open_dataset(tmp_path / "photos")
     detector = create("global_knn", size=(64, 64), device="cpu").fit(data.train)
     calibrate(detector, data.calibration, alpha=0.1)
@@ -167,9 +167,9 @@ def test_an_evening_at_the_station(tmp_path):
     """Teach `auto` on 20 images, go live, see OK and NOK, recalibrate, be stopped by drift and go on,
     and see a changed ledger named."""
     generator, api, board = rng("evening"), free_port(), free_port()
-    for i in range(20): write_picture(tmp_path / f"teach/{i:03d}.png", generator)
-    for i in range(4): write_picture(tmp_path / f"new/{i:03d}.png", generator)
-    write_picture(tmp_path / "bad.png", generator, square=True)
+    for i in range(20): write_image(tmp_path / f"teach/{i:03d}.png", generator)
+    for i in range(4): write_image(tmp_path / f"new/{i:03d}.png", generator)
+    write_image(tmp_path / "bad.png", generator, square=True)
     url, files = f"http://127.0.0.1:{api}", lambda name: {"file": (tmp_path / name).read_bytes()}
     def inspect(name, part_id):
         return httpx.post(f"{url}/predict", files=files(name), data={"part_id": part_id}, timeout=60).json()

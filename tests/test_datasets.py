@@ -116,25 +116,25 @@ def test_a_full_disk_does_not_stop_a_look_at_the_files(folder, monkeypatch):
     assert len(table) == 3 and len(files) == 3 and not skipped
 
 
-def test_decoded_pictures_are_shared_and_bounded(folder, monkeypatch):
+def test_decoded_images_are_shared_and_bounded(folder, monkeypatch):
     "Views at one size share what was decoded; another size or another shape of the same bytes is another image."
     root, _ = folder
     table, _ = inspect_files(pd.DataFrame({"path": ["a.png", "b.png", "c.png"], "mask": ""}), root, quiet=True)
     reads, read = [], datasets.read_image
     monkeypatch.setattr(datasets, "read_image", lambda path, *rest: reads.append(path.name) or read(path, *rest))
-    monkeypatch.setattr(datasets, "_pictures", datasets._Pictures())
+    monkeypatch.setattr(datasets, "_images", datasets._Images())
     images = ImageSet(table, root, size=(10, 15))
-    first = [images.picture(i) for i in range(3)]
-    again = [images.view(seed=1).picture(i) for i in (2, 1, 0)][::-1]
+    first = [images.image(i) for i in range(3)]
+    again = [images.view(seed=1).image(i) for i in (2, 1, 0)][::-1]
     assert reads == ["a.png", "b.png", "c.png"] and all(np.array_equal(a, b) for a, b in zip(first, again))
-    assert images.view(size=(5, 5)).picture(0).shape == (5, 5, 3)
-    wide, tall = (ImageSet.from_arrays(np.zeros((1, *shape, 3), np.uint8)).picture(0).shape
+    assert images.view(size=(5, 5)).image(0).shape == (5, 5, 3)
+    wide, tall = (ImageSet.from_arrays(np.zeros((1, *shape, 3), np.uint8)).image(0).shape
         for shape in ((4, 6), (6, 4)))
     assert wide == (4, 6, 3) and tall == (6, 4, 3)
 
-    monkeypatch.setattr(datasets, "_pictures", kept := datasets._Pictures())
+    monkeypatch.setattr(datasets, "_images", kept := datasets._Images())
     datasets.keep_images(2 * first[0].nbytes)
-    for i in (0, 1, 0, 2): images.picture(i)
+    for i in (0, 1, 0, 2): images.image(i)
     assert [key[0] for key in kept] == table.sha256[[0, 2]].tolist(), "what was not used for longest goes first"
     assert kept.nbytes == sum(image.nbytes for image in kept.values()) <= kept.limit
 
@@ -150,10 +150,10 @@ class Brighter:
 
 @pytest.mark.parametrize("fixed, times", [(True, 1), (False, 3)])
 def test_a_fixed_transform_is_carried_out_once(fixed, times, monkeypatch):
-    monkeypatch.setattr(datasets, "_pictures", datasets._Pictures())
+    monkeypatch.setattr(datasets, "_images", datasets._Images())
     plain = ImageSet.from_arrays(np.full((1, 4, 6, 3), 100, np.uint8))
     brighter = plain.view(transform=Brighter(fixed))
-    assert all((brighter.picture(0, epoch) == 110).all() and (plain.picture(0) == 100).all() for epoch in range(3))
+    assert all((brighter.image(0, epoch) == 110).all() and (plain.image(0) == 100).all() for epoch in range(3))
     assert brighter.transform.times == times
 
 
@@ -164,7 +164,7 @@ def test_only_what_is_enhanced_for_judging_is_fixed():
 
 
 @pytest.mark.parametrize("count, kept", [(1, 1), (100, 100), (232, 232), (1000, 232), (0, 232)])
-def test_fewer_training_pictures_leave_calibration_and_test_as_they_are(count, kept):
+def test_fewer_training_images_leave_calibration_and_test_as_they_are(count, kept):
     data = open_dataset("elpv_mono")
     fewer = data.at_most(train=count)
     rows = {split: (data.table[data.table.split == split], fewer.table[fewer.table.split == split])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from elsewhere import elsewhere
-from test_every_detector import NAMES, pictures, small
+from test_every_detector import NAMES, image_set, small
 from thesis_ad.data.datasets import ImageSet
 from thesis_ad.features.backbones import kept_features
 from thesis_ad.models.detector import Detector, predict_set
@@ -52,8 +52,8 @@ def test_the_device_refuses_what_a_device_refuses(device):
 @pytest.mark.parametrize("case", CASES)
 def test_fits_scores_and_is_loaded_again(case, device, tmp_path):
     name, settings = CASES[case]
-    train, held = ImageSet.from_arrays(pictures(4)), ImageSet.from_arrays(pictures(3, "held"))
-    test = ImageSet.from_arrays(np.concatenate([pictures(1, "ok"), pictures(1, "nok", defect=True)]), labels=[0, 1])
+    train, held = ImageSet.from_arrays(image_set(4)), ImageSet.from_arrays(image_set(3, "held"))
+    test = ImageSet.from_arrays(np.concatenate([image_set(1, "ok"), image_set(1, "nok", defect=True)]), labels=[0, 1])
     with kept_features(): detector = small(name, **settings).fit(train, held)
     scores, maps = predict_set(detector, test)
     assert np.isfinite(scores).all() and (maps is None or all(heat.shape == (80, 120) for heat in maps))
@@ -63,7 +63,7 @@ def test_fits_scores_and_is_loaded_again(case, device, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name in ("patchcore", "padim", "gaussian", "global_knn")])
 def test_what_is_not_trained_is_the_same_on_the_cpu(name, device, monkeypatch):
-    train, test = ImageSet.from_arrays(pictures(4)), ImageSet.from_arrays(pictures(2, "ok"))
+    train, test = ImageSet.from_arrays(image_set(4)), ImageSet.from_arrays(image_set(2, "ok"))
     there = predict_set(small(name).fit(train), test)[0]
     monkeypatch.undo()
     assert np.allclose(predict_set(small(name).fit(train), test)[0], there, rtol=1e-4)

@@ -20,7 +20,7 @@ QUICK = dict(size=(64, 64), cells=(16, 16), level=False, steps=12, rows_per_step
     device="cpu", top=5)
 
 
-def pictures(n_ok, n_nok=0, shape=(64, 64), seed=0):
+def image_set(n_ok, n_nok=0, shape=(64, 64), seed=0):
     "Grey waves with noise are OK; NOK ones have a bright square."
     draw = rng("test dfr", seed, shape)
     rows, columns = np.mgrid[:shape[0], :shape[1]]
@@ -35,7 +35,7 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[name], b[name]
 
 @pytest.fixture(scope="module", params=[False, True], ids=["crop", "level"])
 def fitted(request):
-    return create("dfr", **QUICK | dict(level=request.param)).fit(pictures(6), pictures(4, 3, seed=1))
+    return create("dfr", **QUICK | dict(level=request.param)).fit(image_set(6), image_set(4, 3, seed=1))
 
 
 # ---- the network ----
@@ -112,7 +112,7 @@ def test_residual_is_the_mean_squared_error_of_standardised_channels():
 # ---- rows ----
 
 def test_rows_are_a_bounded_even_sample_and_depend_on_no_batching():
-    images = pictures(7)
+    images = image_set(7)
     def features(batch): return batch.permute(0, 2, 3, 1)[:, ::4, ::4]                # 16 × 16 cells of 3 channels
     for limit, each in ((70, 10), (75, 10), (10 ** 6, 256), (3, 1)):
         rows = collect_rows(features, images, limit)
@@ -127,7 +127,7 @@ def test_rows_are_a_bounded_even_sample_and_depend_on_no_batching():
 
 
 def test_features_beyond_half_precision_stay_finite():
-    rows = collect_rows(lambda batch: 1e6 * batch.permute(0, 2, 3, 1) - 5e5, pictures(2), 100)
+    rows = collect_rows(lambda batch: 1e6 * batch.permute(0, 2, 3, 1) - 5e5, image_set(2), 100)
     assert rows.isfinite().all() and rows.max() == 65504 and rows.min() == -65504
 
 
@@ -166,15 +166,15 @@ def test_a_network_starts_as_pca(c, data, seed):
 
 def test_where_the_network_is_too_narrow_or_larger_it_starts_at_random():
     # of 24 channels
-    wide, narrow = (create("dfr", **QUICK, stages=(1,), latent=latent).fit(pictures(2)) for latent in (12, 13))
+    wide, narrow = (create("dfr", **QUICK, stages=(1,), latent=latent).fit(image_set(2)) for latent in (12, 13))
     assert wide.facts["channels"] == 24 and (wide.facts["start"], narrow.facts["start"]) == ("pca", "random")
     for other in (dict(start="random"), dict(skips=True)):
-        assert create("dfr", **QUICK, stages=(1,), latent=3, **other).fit(pictures(2)).facts["start"] == "random"
+        assert create("dfr", **QUICK, stages=(1,), latent=3, **other).fit(image_set(2)).facts["start"] == "random"
 
 
 @pytest.mark.parametrize("standardise", [True, False])
 def test_pca_is_scikit_learns(standardise):
-    train, batch = pictures(5), torch.stack(list(pictures(2, 1, seed=8)))
+    train, batch = image_set(5), torch.stack(list(image_set(2, 1, seed=8)))
     detector = create("pca", **{name: value for name, value in QUICK.items() if name not in ("steps", "rows_per_step")},
         latent=20, standardise=standardise, augment=False).fit(train)
     rows = collect_rows(detector.features, detector.prepare(train), 1500).double().numpy()
@@ -190,7 +190,7 @@ def test_pca_is_scikit_learns(standardise):
 
 def test_dfr_reconstructs_held_out_images_no_worse_than_pca():
     "At the latent size of PCA, by which the network started, on images that neither learned from."
-    images = pictures(12, seed=9)
+    images = image_set(12, seed=9)
     network = create("dfr", **QUICK | dict(steps=150, row_limit=3000), augment=False).fit(images)
     learned, held = network.split(network.prepare(images))
     settings = {name: value for name, value in QUICK.items()
@@ -233,7 +233,7 @@ def test_a_map_without_numbers_scores_nan_even_where_only_its_border_is_hit():
 # ---- the detector ----
 
 def test_finds_the_square_and_where_it_is(fitted):
-    test = pictures(5, 5, seed=2)
+    test = image_set(5, 5, seed=2)
     scores, maps = predict_set(fitted, test)
     assert scores.dtype == np.float64 and scores[:5].max() < scores[5:].min()
     assert maps[0].shape == (64, 64) and maps[0].dtype == np.float32
@@ -252,7 +252,7 @@ def test_facts(fitted):
 
 
 def test_latent_is_the_count_of_pca(fitted):
-    learned, held = fitted.split(fitted.prepare(pictures(6), training=True))
+    learned, held = fitted.split(fitted.prepare(image_set(6), training=True))
     rows = collect_rows(fitted.features, learned, 1500, seed=0)
     assert len(learned) == 5 and len(held) == 1
     pca = StreamingPCA().partial_fit(rows.float())
@@ -260,27 +260,27 @@ def test_latent_is_the_count_of_pca(fitted):
     count = int((values < 0.90 * values[-1]).sum()) + 1
     assert fitted.facts["latent"] == count == pca.latent_size(0.90) == rows_pca(rows).latent_size(0.90)
     assert fitted.network.encoder[2].out_channels == count
-    assert create("dfr", **QUICK, latent="17").fit(pictures(2)).facts["latent"] == 17
-    assert create("dfr", **QUICK, variance=0.5).fit(pictures(6)).facts["latent"] < count
+    assert create("dfr", **QUICK, latent="17").fit(image_set(2)).facts["latent"] == 17
+    assert create("dfr", **QUICK, variance=0.5).fit(image_set(6)).facts["latent"] < count
 
 
 def test_seed_decides(fitted):
-    if not fitted.level: assert not same(fitted.tensors(), create("dfr", **QUICK, seed=1).fit(pictures(6)).tensors())
+    if not fitted.level: assert not same(fitted.tensors(), create("dfr", **QUICK, seed=1).fit(image_set(6)).tensors())
 
 
 def test_bundle_gives_identical_scores(fitted, tmp_path):
-    batch = torch.stack(list(pictures(3, 2, seed=3)))
+    batch = torch.stack(list(image_set(3, 2, seed=3)))
     again = Detector.load(fitted.save(tmp_path / "bundle"), device="cpu")
     (scores, maps), (loaded, redrawn) = fitted.predict(batch), again.predict(batch)
     assert (scores == loaded).all() and (maps == redrawn).all() and again.facts == fitted.facts and again == fitted
     odd = create("dfr", **QUICK | dict(level=fitted.level, cells=(8, 16), stages=(2,), latent=9, crop=1,
-        skips=True)).fit(pictures(2))
+        skips=True)).fit(image_set(2))
     again = Detector.load(odd.save(tmp_path / "odd"), device="cpu")
     assert (odd.predict(batch)[0] == again.predict(batch)[0]).all() and again.latent == 9 and again.crop == 1
 
 
-def test_a_picture_scores_the_same_in_any_company(fitted):
-    batch = torch.stack(list(pictures(3, 2, seed=4)))
+def test_a_image_scores_the_same_in_any_company(fitted):
+    batch = torch.stack(list(image_set(3, 2, seed=4)))
     scores, maps = fitted.predict(batch)
     for i in range(5):
         alone, map_ = fitted.predict(batch[i:i + 1])
@@ -289,8 +289,8 @@ def test_a_picture_scores_the_same_in_any_company(fitted):
 
 
 @pytest.mark.parametrize("training", ["rows", "maps"])
-def test_one_training_picture_of_odd_shape_and_cells_that_are_not_square(training):
-    images = pictures(1, 1, shape=(48, 96))
+def test_one_training_image_of_odd_shape_and_cells_that_are_not_square(training):
+    images = image_set(1, 1, shape=(48, 96))
     budget = {"epochs": 2} if training == "maps" else {}
     detector = create("dfr", **QUICK | dict(size=(48, 96), cells=(12, 32), training=training) | budget).fit(images.ok(),
         images)
@@ -300,8 +300,8 @@ def test_one_training_picture_of_odd_shape_and_cells_that_are_not_square(trainin
 
 
 def test_map_covers_the_border_unless_told_otherwise():
-    batch = torch.stack(list(pictures(1, 1, seed=6)))
-    whole, cropped = (create("dfr", **QUICK, crop_map=crop_map).fit(pictures(6)).predict(batch)
+    batch = torch.stack(list(image_set(1, 1, seed=6)))
+    whole, cropped = (create("dfr", **QUICK, crop_map=crop_map).fit(image_set(6)).predict(batch)
         for crop_map in (False, True))
     assert (whole[0] == cropped[0]).all() and whole[1][:, 0].min() > 0
     assert (cropped[1][:, 0] == 0).all() and (cropped[1][:, :, -1] == 0).all()
@@ -309,8 +309,8 @@ def test_map_covers_the_border_unless_told_otherwise():
 
 
 def test_a_cropped_border_is_the_lowest_of_a_levelled_map():
-    batch = torch.stack(list(pictures(1, 1, seed=6)))
-    heat = create("dfr", **QUICK | dict(level=True, crop=2, crop_map=True)).fit(pictures(6)).predict(batch)[1]
+    batch = torch.stack(list(image_set(1, 1, seed=6)))
+    heat = create("dfr", **QUICK | dict(level=True, crop=2, crop_map=True)).fit(image_set(6)).predict(batch)[1]
     lowest = heat.min((1, 2))
     assert lowest.min() < 0, "a levelled map has cells below the usual"
     for side in (heat[:, 0], heat[:, -1], heat[:, :, 0], heat[:, :, -1]):
@@ -318,8 +318,8 @@ def test_a_cropped_border_is_the_lowest_of_a_levelled_map():
     with pytest.raises(UserError, match="crop_map"): create("dfr", **QUICK | dict(level=True, crop_map=True))
 
 
-def test_level_measures_by_cells_as_far_from_the_sides_of_the_training_pictures_and_drops_the_crop(tmp_path):
-    train, batch = pictures(6), torch.stack(list(pictures(2, 1, seed=7)))
+def test_level_measures_by_cells_as_far_from_the_sides_of_the_training_images_and_drops_the_crop(tmp_path):
+    train, batch = image_set(6), torch.stack(list(image_set(2, 1, seed=7)))
     level = create("dfr", **QUICK | dict(level=True), augment=False).fit(train)
     plain = create("dfr", **QUICK, augment=False).fit(train)
     # 2 of 16 is 20 of 170
@@ -339,8 +339,8 @@ def test_level_measures_by_cells_as_far_from_the_sides_of_the_training_pictures_
     assert "border_level" not in plain.tensors() and create("dfr").level
 
 
-def test_the_level_is_that_of_pictures_as_they_are_judged():
-    train = pictures(4)
+def test_the_level_is_that_of_images_as_they_are_judged():
+    train = image_set(4)
     varied = create("dfr", **QUICK | dict(level=True), augment=True, enhance=True).fit(train)
     judged = torch.stack(list(varied.prepare(train)))
     assert torch.allclose(varied.border_level, border_level(varied.residuals(judged)), rtol=1e-4)
@@ -371,17 +371,17 @@ def test_a_constant_map_is_levelled_to_numbers():
 
 def test_a_mirrored_margin_gives_the_outermost_cells_neighbours():
     "As if the mirrored image were the image, and the cells of its surroundings were cut off."
-    images, m = torch.stack(list(pictures(2))), 32
+    images, m = torch.stack(list(image_set(2))), 32
     wide = create("dfr", **QUICK | dict(margin=m))
     larger = create("dfr", **QUICK | dict(size=(64 + 2 * m,) * 2, cells=(32, 32)))
     seen = larger.features(torch.nn.functional.pad(images, (m,) * 4, mode="reflect"))
     assert torch.allclose(wide.features(images), seen[:, 8:-8, 8:-8], atol=1e-4)
     with pytest.raises(UserError, match="64 pixels to mirror"):
-        create("dfr", **QUICK | dict(margin=64)).fit(pictures(1))
-    with pytest.raises(UserError, match="multiple of 32"): create("dfr", **QUICK | dict(margin=8)).fit(pictures(1))
+        create("dfr", **QUICK | dict(margin=64)).fit(image_set(1))
+    with pytest.raises(UserError, match="multiple of 32"): create("dfr", **QUICK | dict(margin=8)).fit(image_set(1))
 
 
-def test_a_crop_leaves_a_cell_where_the_picture_is_long():
+def test_a_crop_leaves_a_cell_where_the_image_is_long():
     strips = ImageSet.from_arrays(np.full((3, 32, 256, 3), 90, np.uint8)
         + rng("strip").integers(0, 20, (3, 32, 256, 3)).astype(np.uint8))
     detector = create("dfr", **QUICK | dict(crop=7, native_aspect=True)).fit(strips)
@@ -392,7 +392,7 @@ def test_a_crop_leaves_a_cell_where_the_picture_is_long():
 def test_thesis_training_and_its_variants_run():
     for variant in (dict(start="random"), dict(kernel=3, attention=True, skips=True, standardise=False)):
         detector = create("dfr", **QUICK | dict(training="maps", epochs=3, batch=4,
-            latent=12) | variant).fit(pictures(6), pictures(2, 2, seed=1))
+            latent=12) | variant).fit(image_set(6), image_set(2, 2, seed=1))
         assert (detector.facts["steps"] == [1, 2, 3, 4, 5, 6]
             and detector.facts["images_seen"] == 24 and detector.facts["start"] == "random"
             and detector.facts["loss_train"][-1] < detector.facts["loss_train"][0]), variant
@@ -400,19 +400,19 @@ def test_thesis_training_and_its_variants_run():
 
 
 def test_raw_features_keep_their_scale():
-    tensors = create("dfr", **QUICK, standardise=False).fit(pictures(3)).tensors()
+    tensors = create("dfr", **QUICK, standardise=False).fit(image_set(3)).tensors()
     assert (tensors["scale"] == 1).all() and tensors["mean"].std() > 0
-    tensors = create("dfr", **QUICK, standardise=True).fit(pictures(3)).tensors()
+    tensors = create("dfr", **QUICK, standardise=True).fit(image_set(3)).tensors()
     assert (tensors["scale"] > 0).all() and tensors["scale"].std() > 0
 
 
 # ---- refusals ----
 
-def test_a_picture_without_numbers_is_refused(fitted):
+def test_a_image_without_numbers_is_refused(fitted):
     class Broken(ImageSet):
         def batches(self, *args, **kwargs):
             for indices, batch in super().batches(*args, **kwargs): yield indices, batch * torch.nan
-    images = pictures(2)
+    images = image_set(2)
     with pytest.raises(UserError, match="00000.png has pixels that are NaN"):
         predict_set(fitted, Broken(images.table, arrays=images.arrays))
 
@@ -432,7 +432,7 @@ def test_settings_that_cannot_work_are_refused(wrong, words):
     (dict(stages=(0, 9)), "stages 0 to 5, not 9"), (dict(backbone="lite0"), "timm has no model"),
     (dict(learning_rate=1e30), "diverged")])
 def test_fits_that_cannot_work_are_refused(wrong, words):
-    with pytest.raises(UserError, match=words): create("dfr", **QUICK | wrong).fit(pictures(1))
+    with pytest.raises(UserError, match=words): create("dfr", **QUICK | wrong).fit(image_set(1))
 
 
 @pytest.mark.parametrize("size", [(96, 200), (40, 64)])

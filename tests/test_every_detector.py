@@ -25,7 +25,7 @@ def small(name, **changes):
     return create(name, **{key: value for key, value in (SMALL | changes).items() if key in known}, device="cpu")
 
 
-def pictures(count, key="every", defect=False):
+def image_set(count, key="every", defect=False):
     images = 110 + 12 * rng(key).standard_normal((count, 80, 120, 3)) + 30 * np.sin(np.arange(120) / 9)[:, None]
     if defect: images[:, 30:46, 50:66] = 250
     return images.clip(0, 255).astype(np.uint8)
@@ -37,14 +37,14 @@ def one_thread(): pin_threads(1)
 
 @pytest.fixture(scope="module")
 def test_set():
-    return ImageSet.from_arrays(np.concatenate([pictures(3, "ok"), pictures(3, "nok", defect=True)]),
+    return ImageSet.from_arrays(np.concatenate([image_set(3, "ok"), image_set(3, "nok", defect=True)]),
         labels=[0, 0, 0, 1, 1, 1])
 
 
 @pytest.fixture(scope="module")
 def fitted():
-    train, found = ImageSet.from_arrays(pictures(6)), {}
-    held = ImageSet.from_arrays(np.concatenate([pictures(2, "held"), pictures(2, "held NOK", defect=True)]),
+    train, found = ImageSet.from_arrays(image_set(6)), {}
+    held = ImageSet.from_arrays(np.concatenate([image_set(2, "held"), image_set(2, "held NOK", defect=True)]),
         labels=[0, 0, 1, 1])
     def get(name):
         if name not in found: found[name] = small(name).fit(train, held)
@@ -67,7 +67,7 @@ def test_scores_maps_and_bundle(name, fitted, test_set, tmp_path):
 @pytest.mark.parametrize("shape", [{"native_aspect": True}, {"canvas": (0, 0)}],
     ids=["native aspect", "own size in tiles"])
 @pytest.mark.parametrize("name", NAMES)
-def test_long_pictures_keep_their_shape(name, shape, tmp_path):
+def test_long_images_keep_their_shape(name, shape, tmp_path):
     strips = ImageSet.from_arrays((90 + 8 * rng("strips").standard_normal((5, 70, 210, 3))).clip(0,
         255).astype(np.uint8))
     detector = small(name, size=(64, 64), cells=(16, 16), **shape).fit(strips.take(range(4)), strips.take([4]))
@@ -80,7 +80,7 @@ def test_long_pictures_keep_their_shape(name, shape, tmp_path):
 
 @pytest.mark.parametrize("level", [0, 255])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_constant_picture_has_a_finite_score(name, level, fitted):
+def test_a_constant_image_has_a_finite_score(name, level, fitted):
     scores, maps = predict_set(fitted(name), ImageSet.from_arrays(np.full((2, 80, 120, 3), level, np.uint8)))
     assert np.isfinite(scores).all() and scores[0] == scores[1]
     if maps is not None: assert np.isfinite(maps).all()
@@ -93,11 +93,11 @@ def small_facts(detector): return {key: value for key, value in detector.facts.i
 def test_a_fit_depends_on_its_training_images_alone(name, fitted, test_set, tmp_path, monkeypatch):
     """Neither on an earlier fit, nor on the calibration split that the fixture's detectors were given, nor on the
     process's generator; and half of a fit is none."""
-    detector = small(name).fit(ImageSet.from_arrays(pictures(3, "another part")))
+    detector = small(name).fit(ImageSet.from_arrays(image_set(3, "another part")))
     torch.manual_seed(123)
     state = torch.random.get_rng_state()
-    held = [pictures(2, "held")] * (name == "auto")         # the one detector that learns from the OK images of both
-    detector.fit(ImageSet.from_arrays(pictures(6)), *map(ImageSet.from_arrays, held))
+    held = [image_set(2, "held")] * (name == "auto")         # the one detector that learns from the OK images of both
+    detector.fit(ImageSet.from_arrays(image_set(6)), *map(ImageSet.from_arrays, held))
     assert torch.equal(state, torch.random.get_rng_state()), "the process's generator was moved"
     ours, theirs = detector.tensors(), fitted(name).tensors()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -106,14 +106,14 @@ def test_a_fit_depends_on_its_training_images_alone(name, fitted, test_set, tmp_
     def interrupted(self, images): raise KeyboardInterrupt
     monkeypatch.setattr(type(detector), "_fit", lambda self, train, calibration: None)
     monkeypatch.setattr(type(detector), "predict", interrupted)
-    with pytest.raises(KeyboardInterrupt): detector.fit(ImageSet.from_arrays(pictures(4, "others")))
+    with pytest.raises(KeyboardInterrupt): detector.fit(ImageSet.from_arrays(image_set(4, "others")))
     monkeypatch.undo()
     with pytest.raises(UserError, match="has not been fitted yet"): detector.predict(torch.rand(1, 3, 64, 96))
     with pytest.raises(UserError, match="has not been fitted yet"): detector.save(tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_is_judged_by_itself(name, fitted, test_set):
+def test_a_image_is_judged_by_itself(name, fitted, test_set):
     detector = fitted(name)
     together = predict_set(detector, test_set, batch_size=6)[0]
     one_by_one = predict_set(detector, test_set, batch_size=1)[0]
@@ -123,7 +123,7 @@ def test_a_picture_is_judged_by_itself(name, fitted, test_set):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["one image", "one colour"])
 def test_little_to_learn_from(name, kind, test_set):
-    train = ImageSet.from_arrays(pictures(1) if kind == "one image" else np.full((4, 80, 120, 3), 128, np.uint8))
+    train = ImageSet.from_arrays(image_set(1) if kind == "one image" else np.full((4, 80, 120, 3), 128, np.uint8))
     try: scores, maps = predict_set(small(name).fit(train), test_set)
     except UserError as error: assert len(str(error)) > 20; return
     assert np.isfinite(scores).all() and (maps is None or all(np.isfinite(heat).all() for heat in maps))
@@ -161,7 +161,7 @@ def test_what_has_not_learned_neither_judges_nor_is_saved(name, tmp_path):
 @pytest.mark.parametrize("name", [name for name in NAMES if issubclass(methods()[name], Trained)])
 def test_a_fit_that_diverges_in_its_last_step_is_refused(name):
     with pytest.raises(UserError, match="diverged.*learning_rate"):
-        small(name, steps=1, learning_rate=1e30).fit(ImageSet.from_arrays(pictures(4)))
+        small(name, steps=1, learning_rate=1e30).fit(ImageSet.from_arrays(image_set(4)))
 
 
 def test_a_bundle_of_another_format_is_said_to_be_one(fitted, tmp_path):
@@ -217,22 +217,22 @@ def test_a_number_is_taken_as_people_write_it():
 
 def test_a_student_that_would_see_one_cell_a_step_is_refused_before_it_trains():
     with pytest.raises(UserError, match="batch is at least 2"):
-        small("stfpm", size=(8, 8), batch=1).fit(ImageSet.from_arrays(pictures(3)))
+        small("stfpm", size=(8, 8), batch=1).fit(ImageSet.from_arrays(image_set(3)))
 
 
 def test_a_covariance_without_an_inverse_is_refused_in_a_sentence():
-    with pytest.raises(UserError, match="raise eps"): small("padim", eps=1e-30).fit(ImageSet.from_arrays(pictures(4)))
+    with pytest.raises(UserError, match="raise eps"): small("padim", eps=1e-30).fit(ImageSet.from_arrays(image_set(4)))
 
 
 @pytest.mark.parametrize("name", ["gaussian", "efficientad"])
-def test_maps_are_scaled_by_pictures_as_they_are_judged(name, monkeypatch):
+def test_maps_are_scaled_by_images_as_they_are_judged(name, monkeypatch):
     seen, view = [], Detector.as_judged
     monkeypatch.setattr(Detector, "as_judged", lambda self, train: seen.append(view(self, train)) or seen[-1])
-    detector = small(name, enhance=True).fit(ImageSet.from_arrays(pictures(6)))
+    detector = small(name, enhance=True).fit(ImageSet.from_arrays(image_set(6)))
     assert seen and all(len(one) == detector.facts["held_out"] for one in seen)
     for one in seen:
         assert repr(one.transform) == repr(detector.prepare(ImageSet.from_arrays(
-            pictures(1))).transform), "held-out images are prepared in another way than judged ones"
+            image_set(1))).transform), "held-out images are prepared in another way than judged ones"
 
 
 class Symmetric:
@@ -250,8 +250,8 @@ class Symmetric:
 
 @pytest.mark.parametrize("name", SEES_VECTORS)
 @pytest.mark.parametrize("axis", [2, 3])
-def test_with_a_symmetric_backbone_the_map_of_a_mirrored_picture_is_the_mirrored_map(name, axis, test_set):
-    train = pictures(6)
+def test_with_a_symmetric_backbone_the_map_of_a_mirrored_image_is_the_mirrored_map(name, axis, test_set):
+    train = image_set(6)
     detector = small(name, augment=False)
     if name in ("pca", "dfr"): detector.frozen = Symmetric()
     else: detector.network = Symmetric()
@@ -266,10 +266,10 @@ def test_with_a_symmetric_backbone_the_map_of_a_mirrored_picture_is_the_mirrored
 
 @pytest.mark.parametrize("name", FLIPS)
 @pytest.mark.parametrize("axis", [2, 3])
-def test_maps_turn_over_with_the_picture(name, axis, test_set):
+def test_maps_turn_over_with_the_image(name, axis, test_set):
     """Fitted on images and their mirror images on a backbone whose first stages are all that is asked;
     equality up to what its strides shift."""
-    train = pictures(6)
+    train = image_set(6)
     both = ImageSet.from_arrays(np.concatenate([train, np.flip(train, axis - 1)]))
     detector = small(name, margin=32).fit(both)
     batch = next(detector.prepare(test_set.nok()).batches(3))[1]
@@ -287,7 +287,7 @@ def test_unknown_settings_and_a_one_line_summary(name):
 
 def test_detectors_on_one_backbone_compute_its_features_once(tmp_path, monkeypatch):
     "The first one's maps serve all that follow, whatever they do with them."
-    train, held, runs, run = ImageSet.from_arrays(pictures(4)), ImageSet.from_arrays(pictures(2)), [], backbones._run
+    train, held, runs, run = ImageSet.from_arrays(image_set(4)), ImageSet.from_arrays(image_set(2)), [], backbones._run
     shared = ("dfr", "patchcore", "padim", "gaussian", "global_knn", "featcae")
     detectors = {name: small(name, augment=False) for name in shared}
     for detector in detectors.values(): assert detector.weight_hash                # loaded before it is counted

@@ -9,7 +9,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from conftest import write_picture
+from conftest import write_image
 from damaged import encodings, read_all
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
@@ -40,7 +40,7 @@ def test_damaged_files_are_read_or_refused_in_one_sentence():
     [OSError("x\ny"), OSError(), ValueError("x"), SyntaxError("x"), EOFError(), MemoryError(), RecursionError(),
         KeyError(3), IndexError("x"), ZeroDivisionError(), Image.DecompressionBombError("x")])
 def test_whatever_a_decoder_raises_names_the_file(error, tmp_path, monkeypatch):
-    write_picture(tmp_path / "part.png", rng("raises"))
+    write_image(tmp_path / "part.png", rng("raises"))
     def fails(*_): raise error
     monkeypatch.setattr(ImageFile.ImageFile, "load", fails)
     with pytest.raises(UserError, match=r"cannot read .*part\.png as an image \(.+\)$") as said:
@@ -108,7 +108,7 @@ def test_one_white_level_for_a_dataset_kept_in_the_bundle(tmp_path):
     scores = dict(zip(test.paths, predict_set(detector, test)[0]))
     assert max(scores[f"test/good/{i}.tif"] for i in range(5)) < min(scores[f"test/spot/{i}.tif"] for i in range(5))
     dark = test.paths.tolist().index("test/dark/0.tif")
-    assert abs(test.picture(dark).mean() - 0.4 * test.picture(dark + 1)
+    assert abs(test.image(dark).mean() - 0.4 * test.image(dark + 1)
         .mean()) < 3, "a photo was brightened to the level of the others"
     assert open_dataset(str(root)).development.white == 2047, "the test split has a level of its own"
     assert thesis_ad("fit", "gaussian", root, "-o", bundle, "--set", "size=64", "--set", "white=65535").returncode == 0

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_picture
+from conftest import write_image
 from PIL import Image
 from test_threshold import refused, thesis_ad
 
@@ -25,12 +25,12 @@ def part(tmp_path_factory):
     """A calibrated and an uncalibrated bundle, and a folder of five images, two of them NOK,
     one with a name of 245 characters."""
     root = tmp_path_factory.mktemp("inspecting")
-    for i in range(8): write_picture(root / f"data/train/ok/{i}.png", rng("inspecting", "train", i))
-    for i in range(20): write_picture(root / f"data/calibration/ok/{i}.png", rng("inspecting", "calibration", i))
+    for i in range(8): write_image(root / f"data/train/ok/{i}.png", rng("inspecting", "train", i))
+    for i in range(20): write_image(root / f"data/calibration/ok/{i}.png", rng("inspecting", "calibration", i))
     assert thesis_ad("fit", "gaussian", root / "data", "-o", root / "raw", "--set", "size=64").returncode == 0
     shutil.copytree(root / "raw", root / "bundle")
     assert thesis_ad("calibrate", root / "bundle", root / "data").returncode == 0
-    for name, square in NAMES.items(): write_picture(root / f"new/{name}.png", rng("inspecting", name), square)
+    for name, square in NAMES.items(): write_image(root / f"new/{name}.png", rng("inspecting", name), square)
     return root
 
 
@@ -99,7 +99,7 @@ def test_maps_and_masks_are_those_of_the_detector(kind, part, tmp_path):
 def test_its_own_output_is_neither_inspected_nor_learned_from(part, tmp_path):
     "An output folder inside the input folder, an overlay copied elsewhere under another name, and a fit on the whole."
     photos = tmp_path / "photos"
-    for i in range(6): write_picture(photos / f"{i}.png", rng("own", i))
+    for i in range(6): write_image(photos / f"{i}.png", rng("own", i))
     for times in range(2):
         result = thesis_ad("inspect", part / "bundle", photos, "-o", photos / "seen", "--maps", "tiff", "--masks")
         assert len(statuses(photos / "seen")) == 6, result.stderr
@@ -138,8 +138,8 @@ def test_long_and_strange_names_are_written(part, tmp_path):
 
 
 def test_linked_folders_are_followed_once(part, tmp_path):
-    write_picture(tmp_path / "a/1.png", rng("link"))
-    write_picture(tmp_path / "elsewhere/2.png", rng("link", 2))
+    write_image(tmp_path / "a/1.png", rng("link"))
+    write_image(tmp_path / "elsewhere/2.png", rng("link", 2))
     (tmp_path / "a/link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "elsewhere/back").symlink_to(tmp_path / "a", target_is_directory=True)
     assert [file.name for file in files_to_inspect([tmp_path / "a"])[0]] == ["1.png", "2.png"]
@@ -154,7 +154,7 @@ def test_only_the_image_at_fault_goes_without_a_score(part, monkeypatch):
     assert inspect(detector, files).equals(whole)
     from thesis_ad.data import datasets
     read = datasets.read_image
-    monkeypatch.setattr(datasets, "_pictures", datasets._Pictures())
+    monkeypatch.setattr(datasets, "_images", datasets._Images())
     monkeypatch.setattr(datasets, "read_image",
         lambda path, *rest: read(path if path.name != "c.png" else path.with_name("gone.png"), *rest))
     gone = inspect(detector, files)
@@ -177,7 +177,7 @@ def test_an_ignored_region_has_no_influence_at_all(tmp_path):
     for folder, count, square in (("train/ok", 8, False), ("test/ok", 4, False), ("test/nok", 4, True)):
         for i in range(count):
             path = tmp_path / f"data/{folder}/{folder[-2:]}{i}.png"
-            write_picture(path, rng("ignored", folder, i), square)
+            write_image(path, rng("ignored", folder, i), square)
             image = np.array(Image.open(path))
             image[label] = rng("label", folder, i).integers(0, 255, (label.sum(), 3))
             Image.fromarray(image).save(path)
@@ -195,7 +195,7 @@ def test_an_ignored_region_has_no_influence_at_all(tmp_path):
     result = thesis_ad("evaluate", tmp_path / "b", tmp_path / "data", "-o", tmp_path / "e")
     assert (result.returncode == 0
         and pd.read_csv(tmp_path / "e/metrics.csv").set_index("metric").value["image_auroc"] == 1), result.stderr
-    write_picture(tmp_path / "wide.png", rng("wide"), shape=(72, 120))
+    write_image(tmp_path / "wide.png", rng("wide"), shape=(72, 120))
     result = thesis_ad("inspect", tmp_path / "b", tmp_path / "wide.png")
     assert result.returncode == 2 and "the region to ignore is 96×72 pixels and the image 120×72" in result.stderr
     Image.new("L", (96, 72)).save(tmp_path / "black.png")

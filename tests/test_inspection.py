@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_picture
+from conftest import write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -41,10 +41,10 @@ def line(tmp_path_factory):
     root = tmp_path_factory.mktemp("line")
     for folder, count, square in (("train/ok", 10, False), ("calibration/ok", 21, False), ("calibration/nok", 4, True)):
         for i in range(count):
-            write_picture(root / "data" / folder / f"{folder[-2:]}{i}.png", rng("line", folder, i), square)
+            write_image(root / "data" / folder / f"{folder[-2:]}{i}.png", rng("line", folder, i), square)
     for i in range(3):
-        write_picture(root / f"new/ok{i}.png", rng("line", "new", i))
-        write_picture(root / f"new/nok{i}.png", rng("line", "nok", i), True)
+        write_image(root / f"new/ok{i}.png", rng("line", "new", i))
+        write_image(root / f"new/nok{i}.png", rng("line", "nok", i), True)
     (root / "new/broken.png").write_bytes(b"not an image")
     for command in (("fit", "gaussian", root / "data", "-o", root / "bundle", *FIT),
             ("calibrate", root / "bundle", root / "data")):

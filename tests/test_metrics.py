@@ -340,7 +340,7 @@ def test_bootstrap_of_a_mean_is_the_textbook_interval():
 
 # ---- binned replicates
 
-def pictures(n=10, size=48, seed=0, decimals=None):
+def image_set(n=10, size=48, seed=0, decimals=None):
     r = np.random.default_rng(seed)
     maps, masks = [], []
     for i in range(n):
@@ -357,7 +357,7 @@ def pictures(n=10, size=48, seed=0, decimals=None):
 @pytest.mark.parametrize("decimals", [None, 2, 0])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_binned_curves_match_exact_ones(seed, decimals):
-    _, maps, masks = pictures(seed=seed, decimals=decimals)
+    _, maps, masks = image_set(seed=seed, decimals=decimals)
     pixels = M.sort_pixels(maps, masks)
     weights = np.stack([np.ones(10), np.array([0, 0, 1, 1, 1, 2, 2, 2, 1, 1])])
     binned = S.pixel_replicates(pixels, maps, masks, weights)
@@ -371,7 +371,7 @@ def test_binned_curves_match_exact_ones(seed, decimals):
 # ---- tables
 
 def test_evaluate_scores_table():
-    labels, maps, masks = pictures()
+    labels, maps, masks = image_set()
     scores = [m.max() for m in maps]
     groups = np.array([f"part{i // 2 % 4}-{label}" for i, label in enumerate(labels)])
     masks[3] = np.zeros((48, 48), bool)                           # an all-black mask of a NOK image counts as none
@@ -395,7 +395,7 @@ def test_evaluate_scores_table():
 
 
 def test_evaluate_scores_where_something_is_missing():
-    labels, maps, masks = pictures()
+    labels, maps, masks = image_set()
     scores = [m.max() for m in maps]
     for kwargs, n_ok in (({}, 0), ({"masks": masks}, 0), ({"maps": maps}, 5),
             ({"maps": maps, "masks": [None] * 10}, 5)):
@@ -415,7 +415,7 @@ def test_evaluate_scores_where_something_is_missing():
 
 
 def test_per_defect_compares_each_type_with_all_ok_images():
-    labels, maps, masks = pictures(12)
+    labels, maps, masks = image_set(12)
     scores = np.array([float(m.max()) for m in maps])
     defects = np.where(labels == 0, "good", np.where(np.arange(12) < 6, "burn", "scratch"))
     table = S.per_defect(labels, scores, np.arange(12), defects, maps, masks, replicates=50)

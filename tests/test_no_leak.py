@@ -28,7 +28,7 @@ def tiny(method):
         **{name: value for name, value in TINY.items() if name in fields and type(fields[name]) is type(value)})
 
 
-def pictures(key, n_ok, n_nok):
+def image_set(key, n_ok, n_nok):
     "Stripes, and stripes with a bright disc; two photos a part."
     r, images, masks = rng("leak", key), [], []
     y, x = np.mgrid[:64, :64]
@@ -52,7 +52,7 @@ def scrambled(images):
 
 @pytest.fixture(scope="module")
 def data():
-    train, calibration, test = pictures("train", 8, 0), pictures("calibration", 6, 6), pictures("test", 6, 6)
+    train, calibration, test = image_set("train", 8, 0), image_set("calibration", 6, 6), image_set("test", 6, 6)
     return (SimpleNamespace(train=train, calibration=calibration, test=test),
         SimpleNamespace(train=train, calibration=calibration, test=scrambled(test)))
 
@@ -107,7 +107,7 @@ def test_every_fitted_thing_is_the_same_whatever_the_test_split_holds(data):
 
 def test_the_check_sees_a_changed_calibration_split(data):
     honest, _ = data
-    moved = SimpleNamespace(train=honest.train, calibration=pictures("other calibration", 6, 6), test=honest.test)
+    moved = SimpleNamespace(train=honest.train, calibration=image_set("other calibration", 6, 6), test=honest.test)
     found = differences(pipeline(honest, ["padim"]), pipeline(moved, ["padim"]))
     assert {"padim: threshold", "padim: sigmoid", "fusion: scales", "fusion without NOK: scales"} <= set(found), found
     assert not [name for name in found
@@ -203,7 +203,7 @@ def duplicates(splits, likeness):
 def _opened(name):
     data = open_dataset(name, size=64, parts=2, workers=1)
     splits = zip(SPLITS, (data.train, data.calibration, data.open_test()), strict=True)
-    return {split: [images.picture(i) for i in range(len(images))] for split, images in splits}
+    return {split: [images.image(i) for i in range(len(images))] for split, images in splits}
 
 
 def opened(name):
@@ -217,7 +217,7 @@ LIKENESS = {"elpv_mono": 0.993, "elpv_poly": 0.993, "prefilter_a": 0.92, "prefil
 
 
 @pytest.mark.parametrize("name", LIKENESS)
-def test_no_picture_is_in_two_splits(name):
+def test_no_image_is_in_two_splits(name):
     splits = opened(name)
     assert duplicates(splits, LIKENESS[name]) == []
     copy = splits["train"][3]

@@ -42,7 +42,7 @@ def test_serial_and_parallel_write_the_same_bytes(rendered, tmp_path):
     assert contents(folder) == contents(tmp_path)
 
 
-def test_a_picture_does_not_depend_on_where_memory_was_free():
+def test_a_image_does_not_depend_on_where_memory_was_free():
     scene = lambda: prefilter._layers(Part(7, "scratch"), 3, 3, 256, 2, True)[0]  # in float32, where the last bit shows
     first, kept = scene(), []
     for size in (1, 17, 4_099, 65_537, 1_000_003) * 4:

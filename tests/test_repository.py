@@ -312,7 +312,7 @@ def test_committed_text_names_no_path_of_one_machine():
     assert not found, found
 
 
-def test_chapters_carry_their_pictures():
+def test_chapters_carry_their_images():
     "A chapter that draws is committed with what it drew."
     import nbformat
     bare = []

@@ -71,10 +71,10 @@ def test_a_second_run_has_nothing_to_do(first):
 
 
 def test_a_changed_figure_is_made_again(first):
-    picture = next(FIGURES.glob("resolution_prefilter_a.png"))
-    before = picture.read_bytes()
-    picture.write_bytes(before[:100])
-    assert "1 of" in run() and picture.read_bytes() == before, "the same inputs gave another image"
+    image = next(FIGURES.glob("resolution_prefilter_a.png"))
+    before = image.read_bytes()
+    image.write_bytes(before[:100])
+    assert "1 of" in run() and image.read_bytes() == before, "the same inputs gave another image"
 
 
 def test_what_lies_outside_the_published_intervals_is_named():
@@ -103,13 +103,13 @@ def test_tables_keep_the_contract(first):
 
 
 def test_every_figure_has_its_provenance(first):
-    pictures = list(FIGURES.glob("*.png"))
-    assert len(pictures) > 5
-    for picture in pictures:
-        facts = json.loads(picture.with_suffix(".json").read_text())
+    images = list(FIGURES.glob("*.png"))
+    assert len(images) > 5
+    for image in images:
+        facts = json.loads(image.with_suffix(".json").read_text())
         assert {"notebook", "parameters", "data", "code_hash", "versions", "processor",
-            "caption"} <= set(facts), picture.name
-        assert all(one["licence"] for one in facts["data"].values()), picture.name
+            "caption"} <= set(facts), image.name
+        assert all(one["licence"] for one in facts["data"].values()), image.name
 
 
 def test_the_readme_detector_stands_beside_the_others(first, mvtec_folder, tmp_path):

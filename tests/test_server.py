@@ -20,7 +20,7 @@ import hypothesis
 import numpy as np
 import pytest
 import schemathesis
-from conftest import write_picture
+from conftest import write_image
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
@@ -43,9 +43,9 @@ TEACH = {"Authorization": "Bearer teach"}
 def taught(tmp_path_factory):
     "(bundle, folder of 10 new OK images): a Gaussian on plain gradients, with a threshold."
     root, generator = tmp_path_factory.mktemp("taught"), rng("taught")
-    for i in range(12): write_picture(root / f"photos/{i:03d}.png", generator)
-    for i in range(10): write_picture(root / f"new/{i:03d}.png", generator)
-    write_picture(root / "bad.png", generator, square=True)
+    for i in range(12): write_image(root / f"photos/{i:03d}.png", generator)
+    for i in range(10): write_image(root / f"new/{i:03d}.png", generator)
+    write_image(root / "bad.png", generator, square=True)
     data = open_dataset(root / "photos")
     detector = create("gaussian", size="64", device="cpu").fit(data.train)
     calibrate(detector, open_dataset(root / "new").train, "mean_sigma")
@@ -88,19 +88,19 @@ def ok_files(folder, count=10):
 
 def kinds():
     "Images of every kind that is accepted, as bytes by name."
-    image = (np.indices((40, 56)).sum(0)[..., None] * np.array([1, 2, 1]) % 200 + 20).astype(np.uint8)
-    picture, exif = Image.fromarray(image), Image.Exif()
+    array = (np.indices((40, 56)).sum(0)[..., None] * np.array([1, 2, 1]) % 200 + 20).astype(np.uint8)
+    image, exif = Image.fromarray(array), Image.Exif()
     exif[0x0112] = 6
-    grey16 = Image.fromarray(image[..., 0].astype(np.uint16) * 257)
-    alpha = picture.convert("RGBA")
+    grey16 = Image.fromarray(array[..., 0].astype(np.uint16) * 257)
+    alpha = image.convert("RGBA")
     alpha.putalpha(120)
-    return {"rgb.png": encoded(image), "grey16.png": encoded(grey16), "grey16.tif": encoded(grey16, "TIFF"),
-            "cmyk.jpg": encoded(picture.convert("CMYK"), "JPEG"),
-            "alpha.png": encoded(alpha), "exif.jpg": encoded(picture, "JPEG", exif=exif),
-            "palette.png": encoded(picture.convert("P")), "one.png": encoded(image[:1, :1]),
-            "line.png": encoded(image[:1]), "animated.png": encoded(image, save_all=True,
-                append_images=[picture.rotate(90)]), "bits.bmp": encoded(picture.convert("1"), "BMP"),
-            "float.tif": encoded(Image.fromarray(image[..., 0].astype(np.float32)), "TIFF")}
+    return {"rgb.png": encoded(array), "grey16.png": encoded(grey16), "grey16.tif": encoded(grey16, "TIFF"),
+            "cmyk.jpg": encoded(image.convert("CMYK"), "JPEG"),
+            "alpha.png": encoded(alpha), "exif.jpg": encoded(image, "JPEG", exif=exif),
+            "palette.png": encoded(image.convert("P")), "one.png": encoded(array[:1, :1]),
+            "line.png": encoded(array[:1]), "animated.png": encoded(array, save_all=True,
+                append_images=[image.rotate(90)]), "bits.bmp": encoded(image.convert("1"), "BMP"),
+            "float.tif": encoded(Image.fromarray(array[..., 0].astype(np.float32)), "TIFF")}
 
 
 # Decisions

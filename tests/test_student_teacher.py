@@ -19,7 +19,7 @@ QUICK = {"stfpm": dict(size=(48, 64), steps=4, device="cpu"),
          "efficientad": dict(size=(48, 64), steps=6, width=8, teacher_steps=6, device="cpu")}
 
 
-def pictures(n_ok, n_nok=0, shape=(48, 64), seed=0):
+def image_set(n_ok, n_nok=0, shape=(48, 64), seed=0):
     "Grey waves with noise are OK; NOK ones have a bright square."
     draw = rng("test student", seed, shape)
     rows, columns = np.mgrid[:shape[0], :shape[1]]
@@ -34,7 +34,7 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[name], b[name]
 
 @pytest.fixture(scope="module", params=["stfpm", "efficientad"])
 def fitted(request):
-    return create(request.param, **QUICK[request.param]).fit(pictures(6), pictures(5, 3, seed=1))
+    return create(request.param, **QUICK[request.param]).fit(image_set(6), image_set(5, 3, seed=1))
 
 
 # ---- formulas ----
@@ -126,7 +126,7 @@ def test_product_map_needs_every_stage():
 # ---- detectors ----
 
 def test_scores_are_alone_and_survive_a_bundle(fitted, tmp_path):
-    x = torch.stack(list(pictures(2, 2, seed=2)))
+    x = torch.stack(list(image_set(2, 2, seed=2)))
     scores, maps = fitted.predict(x)
     assert scores.dtype == np.float64 and maps.dtype == np.float32 and maps.shape == (4, 48, 64)
     assert np.allclose(scores, maps.max((1, 2))) and np.isfinite(maps).all()
@@ -137,16 +137,16 @@ def test_scores_are_alone_and_survive_a_bundle(fitted, tmp_path):
 
 def test_a_longer_fit_finds_the_square():
     for name, more in (("stfpm", dict(steps=30)), ("efficientad", dict(steps=80, width=16))):
-        detector = create(name, **QUICK[name] | more).fit(pictures(16), pictures(8, 2, seed=1))
-        test = pictures(6, 6, seed=3)
+        detector = create(name, **QUICK[name] | more).fit(image_set(16), image_set(8, 2, seed=1))
+        test = image_set(6, 6, seed=3)
         scores, maps = predict_set(detector, test)
         assert scores[6:].min() > scores[:6].max(), name
         inside = np.mean([m[20:34, 30:44].mean() for m in maps[6:]])
         assert inside > np.mean([m[:, :16].mean() for m in maps[6:]]), name
 
 
-def test_quantiles_come_from_training_pictures_that_the_student_did_not_learn_from():
-    train, calibration = pictures(10), pictures(5, 3, seed=1)
+def test_quantiles_come_from_training_images_that_the_student_did_not_learn_from():
+    train, calibration = image_set(10), image_set(5, 3, seed=1)
     detector = create("efficientad", **QUICK["efficientad"]).fit(train, calibration)
     learned, held = detector.split(train)
     maps = efficientad._maps(detector, torch.stack(list(held)))
@@ -169,21 +169,21 @@ def test_the_published_teacher_is_taken_where_it_is_at_hand(tmp_path, monkeypatc
     detector = create("efficientad", **QUICK["efficientad"])
     assert (detector.teacher, detector.backbone) == ("published", "pdn_small")
     assert create("efficientad", teacher="backbone").teacher == "backbone"
-    detector.fit(pictures(6)).save(tmp_path / "bundle")
+    detector.fit(image_set(6)).save(tmp_path / "bundle")
     (tmp_path / "pdn_small.pth").unlink()
     again = Detector.load(tmp_path / "bundle", device="cpu")
     assert again.teacher == "published"
-    assert (predict_set(again, pictures(2, seed=3))[0] == predict_set(detector, pictures(2, seed=3))[0]).all()
+    assert (predict_set(again, image_set(2, seed=3))[0] == predict_set(detector, image_set(2, seed=3))[0]).all()
 
 
 @pytest.mark.parametrize("whiten", [False, True])
 def test_mean_reference_is_the_distance_to_the_training_mean(whiten):
-    train = pictures(5)
+    train = image_set(5)
     detector = create("efficientad", **QUICK["efficientad"], reference="mean", whiten=whiten, rim=0,
-        window=1).fit(train, pictures(4, seed=1))
+        window=1).fit(train, image_set(4, seed=1))
     see = lambda images: efficientad._seen(detector, torch.stack(list(images))).double()
     train = detector.split(train)[0]
-    rows, test = see(train).transpose(0, 1).flatten(1), pictures(1, 1, seed=4)
+    rows, test = see(train).transpose(0, 1).flatten(1), image_set(1, 1, seed=4)
     std = rows.std(1).clamp(min=1e-3)
     off = (see(test) - see(train).mean(0)) / std[:, None, None]
     inverse = (torch.linalg.inv(torch.corrcoef(rows) + 0.01 * torch.eye(len(rows))) if whiten
@@ -196,8 +196,8 @@ def test_mean_reference_is_the_distance_to_the_training_mean(whiten):
 
 def test_the_rim_never_decides():
     "The score is the largest value of a map whose rim repeats the nearest inner cell."
-    detector = create("efficientad", **QUICK["efficientad"] | dict(rim=0.25, window=1, size=(64, 64))).fit(pictures(4,
-        shape=(64, 64)), pictures(3, seed=1, shape=(64, 64)))
+    detector = create("efficientad", **QUICK["efficientad"] | dict(rim=0.25, window=1, size=(64, 64))).fit(image_set(4,
+        shape=(64, 64)), image_set(3, seed=1, shape=(64, 64)))
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     local, whole = efficientad._maps(detector, x)
     assert local.shape == whole.shape == (2, 4, 4)                      # of 8 x 8 cells
@@ -212,8 +212,8 @@ def test_the_rim_never_decides():
 def test_margin_and_kept_maps(name, monkeypatch):
     """Mirrored surroundings change the maps and not their shape;
     maps that are kept in memory change nothing that can be seen."""
-    train, held = pictures(5), pictures(3, seed=1)
-    x = torch.stack(list(pictures(1, 1, seed=5)))
+    train, held = image_set(5), image_set(3, seed=1)
+    x = torch.stack(list(image_set(1, 1, seed=5)))
     plain, wide = (create(name, **QUICK[name], margin=margin).fit(train, held) for margin in (0, 32))
     assert plain.predict(x)[1].shape == wide.predict(x)[1].shape
     assert not np.allclose(plain.predict(x)[1], wide.predict(x)[1])
@@ -225,15 +225,15 @@ def test_margin_and_kept_maps(name, monkeypatch):
 def test_the_pupil_sees_the_teachers_surroundings():
     "A student made of the teacher's own layers agrees with it everywhere, with and without a margin."
     for margin in (0, 32):
-        detector = create("stfpm", **QUICK["stfpm"], margin=margin).fit(pictures(2))
+        detector = create("stfpm", **QUICK["stfpm"], margin=margin).fit(image_set(2))
         detector.student.chain = nn.ModuleList(nn.Sequential(*stage)
             for stage in detector.network._stages[:1 + max(detector.used_stages)])
-        images = torch.stack(list(pictures(2, 1)))
+        images = torch.stack(list(image_set(2, 1)))
         assert all(float(d.max()) < 1e-5 for d in student_teacher._distances(detector, images))
 
 
-def test_other_picture_sizes():
-    detector = create("efficientad", **QUICK["efficientad"]).fit(pictures(3), pictures(2, seed=1))
+def test_other_image_sizes():
+    detector = create("efficientad", **QUICK["efficientad"]).fit(image_set(3), image_set(2, seed=1))
     with pytest.raises(UserError, match="cells"): detector.predict(torch.rand(1, 3, 96, 64))
     with pytest.raises(UserError, match="NaN"): detector.predict(torch.full((1, 3, 48, 64), float("nan")))
 
@@ -249,11 +249,11 @@ def test_published_weights_are_read_whatever_their_names_and_format(tmp_path, mo
     monkeypatch.setenv("THESIS_AD_WEIGHTS", str(tmp_path))
     assert same(read_pdn(find_pdn("published")).state_dict(), network.state_dict())
     detector = create("efficientad", **QUICK["efficientad"] | dict(size=(32, 32), steps=1),
-        teacher="published").fit(pictures(2), pictures(1, seed=1))
+        teacher="published").fit(image_set(2), image_set(1, seed=1))
     assert detector.facts["grid"] == [8, 8] and detector.facts["channels"] == 384 and detector.backbone == "pdn_small"
     path = detector.save(tmp_path / "bundle")
     (tmp_path / "pdn_small.safetensors").unlink()
-    x = torch.stack(list(detector.prepare(pictures(2))))
+    x = torch.stack(list(detector.prepare(image_set(2))))
     assert (Detector.load(path, device="cpu").predict(x)[0] == detector.predict(x)[0]).all()
     with pytest.raises(UserError, match="published"): find_pdn("published")
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_picture
+from conftest import write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -373,7 +373,7 @@ def part(tmp_path_factory):
     for folder, count, square in (("train/ok", 10, False), ("calibration/ok", 21, False), ("calibration/nok", 4, True),
             ("test/ok", 4, False), ("test/nok", 4, True)):
         for i in range(count):
-            write_picture(root / folder / f"{folder[-2:]}{i}.png", rng("threshold", folder, i), square)
+            write_image(root / folder / f"{folder[-2:]}{i}.png", rng("threshold", folder, i), square)
     result = thesis_ad("fit", "gaussian", root, "-o", root.parent / "bundle", *FIT)
     assert result.returncode == 0, result.stderr
     return root
@@ -424,7 +424,7 @@ def test_calibrate_evaluate_inspect(bundle, part, tmp_path):
         assert f"{row.status:10}{score:<13.7g}" in result.stdout
 
 
-def test_a_wrong_option_is_refused_before_any_picture_is_scored():
+def test_a_wrong_option_is_refused_before_any_image_is_scored():
     images = ImageSet.from_arrays(rng("unscored").integers(0, 256, (30, 8, 8, 3)).astype(np.uint8))
     detector = SimpleNamespace(trained_on=np.zeros(0, np.int64))                       # cannot score: it has no predict
     for method, options in (("conformal", {"alpha": 0.001}), ("conformal", {"k": 3}), ("mean_sigma", {"k": math.nan}),
@@ -436,12 +436,12 @@ def test_a_wrong_option_is_refused_before_any_picture_is_scored():
 def test_calibrate_refuses_in_one_sentence(bundle, part, tmp_path):
     before = (bundle / "bundle.json").read_bytes()
     few = tmp_path / "few"
-    for i in range(2): write_picture(few / f"{i}.png", rng("few", i))
+    for i in range(2): write_image(few / f"{i}.png", rng("few", i))
     refused(thesis_ad("calibrate", bundle, few), "3 OK", "2")
     refused(thesis_ad("calibrate", bundle, part / "train/ok"), "training images")
-    for i in range(5): write_picture(tmp_path / "mixed/nok" / f"{i}.png", rng("mixed", i))
+    for i in range(5): write_image(tmp_path / "mixed/nok" / f"{i}.png", rng("mixed", i))
     refused(thesis_ad("calibrate", bundle, tmp_path / "mixed"), "nok", "--ok", "--nok")
-    write_picture(tmp_path / "nested/line2/NG/0.png", rng("nested"))
+    write_image(tmp_path / "nested/line2/NG/0.png", rng("nested"))
     refused(thesis_ad("calibrate", bundle, tmp_path / "nested"), "nested/line2", "no calibration")
     refused(thesis_ad("calibrate", bundle, part, "--alpha", "0.01"), "99", "21")
     refused(thesis_ad("calibrate", bundle, part, "--method", "bounded"), "59")
@@ -465,7 +465,7 @@ def test_a_flat_folder_uses_what_was_not_learned(bundle, part, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "10 training images" in result.stderr and "no confidence" in result.stdout
     facts = json.loads((bundle / "bundle.json").read_text())
-    assert facts["threshold"]["left_out"] == 10 and facts["threshold"]["pictures"] == 21 and facts["sigmoid"] is None
+    assert facts["threshold"]["left_out"] == 10 and facts["threshold"]["images"] == 21 and facts["sigmoid"] is None
     assert facts["threshold"]["pixel"]["quantile"] == 0.99
 
 
@@ -488,42 +488,42 @@ class NotANumber:
 
 
 def test_a_score_that_is_no_number_is_refused():
-    pictures = ImageSet.from_arrays(rng("nan").integers(0, 255, (9, 32, 32, 3)).astype(np.uint8))
-    detector = NotANumber(create("gaussian", size="32", device="cpu").fit(pictures.take(range(4))))
+    images = ImageSet.from_arrays(rng("nan").integers(0, 255, (9, 32, 32, 3)).astype(np.uint8))
+    detector = NotANumber(create("gaussian", size="32", device="cpu").fit(images.take(range(4))))
     with pytest.raises(UserError, match="no finite score for 00005.png"):
-        calibrate(detector, pictures.take(range(4, 9)), "mean_sigma")
+        calibrate(detector, images.take(range(4, 9)), "mean_sigma")
 
 
-def test_a_part_is_the_maximum_of_its_pictures():
-    images = rng("parts").integers(0, 255, (18, 32, 32, 3)).astype(np.uint8)
-    pictures = ImageSet.from_arrays(images, groups=np.repeat(list("abcdef"), 3))
-    detector = create("gaussian", size="32", device="cpu").fit(pictures.take(range(3)))
-    rest = pictures.take(range(3, 18))
+def test_a_part_is_the_maximum_of_its_images():
+    arrays = rng("parts").integers(0, 255, (18, 32, 32, 3)).astype(np.uint8)
+    images = ImageSet.from_arrays(arrays, groups=np.repeat(list("abcdef"), 3))
+    detector = create("gaussian", size="32", device="cpu").fit(images.take(range(3)))
+    rest = images.take(range(3, 18))
     scores, _ = predict_set(detector, rest)
-    threshold = calibrate(detector, pictures, alpha=0.2, per="part")
+    threshold = calibrate(detector, images, alpha=0.2, per="part")
     assert threshold.n == 5 and threshold.value == scores.reshape(5, 3).max() and detector.threshold["left_out"] == 3
     assert decide(detector, scores)[0].sum() == 0 and decide(detector, scores)[1] is None
     assert inspect(detector, rest).status.tolist() == ["OK"] * 15
-    again = calibrate(detector, pictures, "quantile", q=0.5)
+    again = calibrate(detector, images, "quantile", q=0.5)
     assert again.n == 15 and again.decide(scores).sum() == 7
 
 
 def test_a_bound_on_a_count_is_written_and_told():
-    pictures = ImageSet.from_arrays(rng("count").integers(0, 255, (27, 32, 32, 3)).astype(np.uint8))
-    detector = create("gaussian", size="32", device="cpu").fit(pictures.take(range(3)))
-    threshold = calibrate(detector, pictures, "bounded", alpha=0.2, confidence=0.8, among=10)
+    images = ImageSet.from_arrays(rng("count").integers(0, 255, (27, 32, 32, 3)).astype(np.uint8))
+    detector = create("gaussian", size="32", device="cpu").fit(images.take(range(3)))
+    threshold = calibrate(detector, images, "bounded", alpha=0.2, confidence=0.8, among=10)
     assert json.loads(json.dumps(detector.threshold))["among"] == 10
     assert chance_kept(24, threshold.rank, 0.2, 10) >= 0.8 > chance_kept(24, threshold.rank - 1, 0.2, 10)
     assert "At most 20 % of the next 10 OK images are called NOK, with a probability of at least 80 %." in describe(
         detector.threshold)
-    calibrate(detector, pictures, "bounded", alpha=0.2, confidence=0.8)
+    calibrate(detector, images, "bounded", alpha=0.2, confidence=0.8)
     assert "among" not in detector.threshold and "in the long run" in describe(detector.threshold)
-    calibrate(detector, pictures)
+    calibrate(detector, images)
     assert "at least" not in describe(detector.threshold).lower()
 
 
 @pytest.mark.parametrize("n", [3, 7, 18, 19, 40])
-def test_few_pictures_promise_what_they_can(n):
+def test_few_images_promise_what_they_can(n):
     "By default nothing above two images is refused; an alpha that was asked for is kept or refused, never changed."
     threshold = set_threshold(np.arange(n))
     assert threshold.alpha == max(0.05, 1 / (n + 1)) and threshold.expected <= threshold.alpha + 1e-12

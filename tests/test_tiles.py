@@ -39,29 +39,29 @@ def test_tiles_that_agree_are_reproduced(height, width, h, w, overlap, seed):
     assert blend.mean().min() >= heat.min() - 1e-4 and blend.mean().max() <= heat.max() + 1e-4
 
 
-def test_tiles_of_a_set_name_their_pictures():
-    pictures = rng("tiles").integers(0, 256, (3, 50, 70, 3)).astype(np.uint8)
-    images = ImageSet.from_arrays(pictures, labels=[0, 0, 1])
+def test_tiles_of_a_set_name_their_images():
+    arrays = rng("tiles").integers(0, 256, (3, 50, 70, 3)).astype(np.uint8)
+    images = ImageSet.from_arrays(arrays, labels=[0, 0, 1])
     tiles = tiled(images, (32, 32))
-    assert (np.bincount(tiles.table.picture) == len(tiles.of(0))).all() and tiles.labels[-1] == 1
+    assert (np.bincount(tiles.table.image) == len(tiles.of(0))).all() and tiles.labels[-1] == 1
     shuffled = tiles.shuffled(rng("order"))
     assert sorted(shuffled) == list(range(len(tiles))) and (np.diff(shuffled) != 1).any()
     for i in shuffled:
         row = tiles.table.iloc[i]
-        assert np.array_equal(tiles.picture(i), pictures[row.picture, row.top:row.top + 32, row.left:row.left + 32])
+        assert np.array_equal(tiles.image(i), arrays[row.image, row.top:row.top + 32, row.left:row.left + 32])
     with pytest.raises(UserError, match="overlap"): tiled(images, (32, 32), 1.0)
 
 
-def test_another_view_of_tiles_forgets_the_pictures_of_the_first():
+def test_another_view_of_tiles_forgets_the_images_of_the_first():
     images = ImageSet.from_arrays(rng("view").integers(0, 200, (2, 50, 70, 3)).astype(np.uint8))
     tiles = tiled(images.view(transform=lambda image, draw: image + 50), (32, 32))
-    assert np.array_equal(tiles.picture(0), images.picture(0)[:32, :32] + 50)
-    assert np.array_equal(tiles.view(transform=None).picture(0), images.picture(0)[:32, :32])
-    assert np.array_equal(tiles.picture(0), images.picture(0)[:32, :32] + 50)
+    assert np.array_equal(tiles.image(0), images.image(0)[:32, :32] + 50)
+    assert np.array_equal(tiles.view(transform=None).image(0), images.image(0)[:32, :32])
+    assert np.array_equal(tiles.image(0), images.image(0)[:32, :32] + 50)
 
 
-def test_a_shuffled_training_prepares_each_picture_once_an_epoch(monkeypatch):
-    monkeypatch.setattr(datasets, "_pictures", datasets._Pictures())
+def test_a_shuffled_training_prepares_each_image_once_an_epoch(monkeypatch):
+    monkeypatch.setattr(datasets, "_images", datasets._Images())
     prepared, images = [], ImageSet.from_arrays(rng("once").integers(0, 256, (30, 50, 70, 3)).astype(np.uint8))
     tiles = tiled(images.view(transform=lambda image, draw: prepared.append(image.tobytes()) or image), (32, 32))
     order = tiles.shuffled(rng("order"))
@@ -73,21 +73,21 @@ def test_a_shuffled_training_prepares_each_picture_once_an_epoch(monkeypatch):
 
 
 @pytest.mark.parametrize("room", [1, 3])
-def test_tiles_keep_no_more_pictures_in_memory_than_there_is_room_for(room, monkeypatch):
-    pictures = rng("room").integers(0, 256, (8, 50, 70, 3)).astype(np.uint8)
-    monkeypatch.setattr(datasets, "_pictures", kept := datasets._Pictures())
-    datasets.keep_images(room * pictures[0].nbytes)
-    tiles = tiled(ImageSet.from_arrays(pictures).view(transform=lambda image, draw: image + 1), (32, 32))
+def test_tiles_keep_no_more_images_in_memory_than_there_is_room_for(room, monkeypatch):
+    images = rng("room").integers(0, 256, (8, 50, 70, 3)).astype(np.uint8)
+    monkeypatch.setattr(datasets, "_images", kept := datasets._Images())
+    datasets.keep_images(room * images[0].nbytes)
+    tiles = tiled(ImageSet.from_arrays(images).view(transform=lambda image, draw: image + 1), (32, 32))
     for i in range(8):
         part = tiles.of(i)
         for n in range(len(part)):
             row = part.table.iloc[n]
-            assert np.array_equal(part.picture(n), (pictures[i] + 1)[row.top:row.top + 32, row.left:row.left + 32])
+            assert np.array_equal(part.image(n), (images[i] + 1)[row.top:row.top + 32, row.left:row.left + 32])
             assert kept.nbytes <= kept.limit
 
 
-def test_a_picture_larger_than_the_memory_for_pictures_is_prepared_once(monkeypatch):
-    monkeypatch.setattr(datasets, "_pictures", kept := datasets._Pictures())
+def test_a_image_larger_than_the_memory_for_images_is_prepared_once(monkeypatch):
+    monkeypatch.setattr(datasets, "_images", kept := datasets._Images())
     datasets.keep_images(100)
     prepared = []
     tiles = tiled(ImageSet.from_arrays(np.zeros((1, 50, 70, 3), np.uint8))
@@ -98,12 +98,12 @@ def test_a_picture_larger_than_the_memory_for_pictures_is_prepared_once(monkeypa
 
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.integers(1, 24))
-def test_a_picture_narrower_than_a_tile_goes_on_as_its_mirror_image(height, width, h, w):
-    picture = rng("mirror", height, width).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    wide = np.pad(picture, ((0, max(0, h - height)), (0, max(0, w - width)), (0, 0)), mode="symmetric")
-    tiles = tiled(ImageSet.from_arrays(picture[None]), (h, w))
+def test_a_image_narrower_than_a_tile_goes_on_as_its_mirror_image(height, width, h, w):
+    image = rng("mirror", height, width).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    wide = np.pad(image, ((0, max(0, h - height)), (0, max(0, w - width)), (0, 0)), mode="symmetric")
+    tiles = tiled(ImageSet.from_arrays(image[None]), (h, w))
     for i, row in tiles.table.iterrows():
-        assert np.array_equal(tiles.picture(i), wide[row.top:row.top + h, row.left:row.left + w])
+        assert np.array_equal(tiles.image(i), wide[row.top:row.top + h, row.left:row.left + w])
 
 
 @given(st.integers(32, 600), st.integers(32, 600), st.floats(0.2, 5))
@@ -121,14 +121,14 @@ SHAPES = {"native": {"size": (128, 128), "native_aspect": True}, "own size": {"s
 
 @pytest.fixture(scope="module")
 def strips():
-    pictures = (90 + 8 * rng("strips").standard_normal((8, 100, 300, 3))).clip(0, 255).astype(np.uint8)
-    pictures[7, 40:60, 140:160] = 255
-    return ImageSet.from_arrays(pictures, [0] * 7 + [1])
+    images = (90 + 8 * rng("strips").standard_normal((8, 100, 300, 3))).clip(0, 255).astype(np.uint8)
+    images[7, 40:60, 140:160] = 255
+    return ImageSet.from_arrays(images, [0] * 7 + [1])
 
 
 @pytest.mark.parametrize("method, shape", [("patchcore", "native"), ("padim", "own size"), ("gaussian", "canvas"),
     ("dfr", "canvas"), ("autoencoder", "own size")])
-def test_long_pictures_at_their_own_shape(strips, method, shape, tmp_path):
+def test_long_images_at_their_own_shape(strips, method, shape, tmp_path):
     options = SMALL.get(method, {}) | SHAPES[shape]
     if method == "dfr": options["cells"] = tuple(n // 4 for n in options["size"])
     detector = create(method, **options, device="cpu").fit(strips.take(range(6)), strips.take([6]))
@@ -140,7 +140,7 @@ def test_long_pictures_at_their_own_shape(strips, method, shape, tmp_path):
     assert again.input_size == detector.input_size and (predict_set(again, strips)[0] == scores).all()
 
 
-def test_a_tiled_picture_has_the_score_of_its_worst_tile(strips):
+def test_a_tiled_image_has_the_score_of_its_worst_tile(strips):
     detector = create("gaussian", size=(64, 64), canvas=0, overlap=0.5, device="cpu").fit(strips.take(range(6)))
     tiles = detector.prepare(strips).of(7)
     each = np.concatenate([detector.predict(batch)[0] for _, batch in tiles.batches(4)])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from conftest import write_picture
+from conftest import write_image
 from hypothesis import given, settings as budget, strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -332,7 +332,7 @@ KILLED = "import thesis_ad.models.training as t; t.CHECKPOINT_SECONDS = -1; from
 
 def test_a_fit_that_is_killed_is_continued_by_the_same_command(tmp_path, monkeypatch):
     generator, cache = rng("killed"), tmp_path / "cache"
-    for i in range(6): write_picture(tmp_path / f"part/{i}.png", generator, shape=(40, 48))
+    for i in range(6): write_image(tmp_path / f"part/{i}.png", generator, shape=(40, 48))
     command = ["fit", "dfr", str(tmp_path / "part"), "-o", str(tmp_path / "bundle"), "--device", "cpu"]
     for setting in ("size=32", "cells=8,8", "stages=1", "latent=4", "steps=100", "rows_per_step=64",
             "patience=0", "passes=1"):

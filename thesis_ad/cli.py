@@ -212,13 +212,13 @@ def _open(data, detector, calibration=None, **said):
     print(_one_line(opened.summary))
     return opened
 
-def _pictures(n): return f"{n} image{'' if n == 1 else 's'}"
+def _images(n): return f"{n} image{'' if n == 1 else 's'}"
 def _one_line(text): return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 def _report_skipped(data):
     for note in data.notes: print(f"note: {_one_line(note)}", file=sys.stderr)
     for line in data.skipped: print(f"skipped {_one_line(line)}", file=sys.stderr)
-    if data.skipped: print(f"{_pictures(len(data.skipped))} skipped", file=sys.stderr)
+    if data.skipped: print(f"{_images(len(data.skipped))} skipped", file=sys.stderr)
 
 # %% ../nbs/90_cli.ipynb #b1928538
 def _warn(warnings, most=5):
@@ -400,12 +400,12 @@ def calibrate(bundle: Annotated[Path, typer.Argument(help="A bundle written by f
               nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None, device: Device = "auto",
               threads: Threads = 1):
     "Set the threshold of BUNDLE from OK images it has not learned from, and its confidence where NOK ones are given."
-    from thesis_ad.decision.threshold import calibrate, calibration_pictures
+    from thesis_ad.decision.threshold import calibrate, calibration_images
     from thesis_ad.models.detector import load_bundle, update_bundle
     pin_threads(threads)
     detector = load_bundle(bundle, device)
     opened = _open(data, detector, calibration, ok=ok, nok=nok, masks=masks, layout=layout)
-    calibrate(detector, calibration_pictures(opened), method, "picture" if per == "image" else per, pixel,
+    calibrate(detector, calibration_images(opened), method, per, pixel,
         progress="scoring", alpha=alpha, confidence=confidence, among=among, k=k, q=q)
     update_bundle(bundle, threshold=detector.threshold, sigmoid=detector.sigmoid)
     _report_skipped(opened)

@@ -119,8 +119,8 @@ class RunSize:
     datasets: tuple = ("prefilter_a", "prefilter_b", "elpv_mono")
     seeds: tuple = (0,)                 # a detector whose result depends on its seed is fitted once with each
     parts: int = 0                      # rendered data: the first so many parts of each split and label; 0 keeps all
-    train_pictures: int = 75            # learn from at most so many images of a dataset, evenly spaced; 0 keeps all
-    judged_pictures: int = 90           # calibrate and test on at most so many images each, evenly spaced; 0 keeps all
+    train_images: int = 75              # learn from at most so many images of a dataset, evenly spaced; 0 keeps all
+    judged_images: int = 90             # calibrate and test on at most so many images each, evenly spaced; 0 keeps all
     render: int = 256                   # edge of a rendered image in pixels
     backbone: str = "tf_efficientnet_lite0"
     size: tuple = (256, 256)            # input of feature detectors
@@ -174,11 +174,11 @@ PROFILES = {
         replicates=100),
     "demo": Profile(),
     "paper": Profile(
-        name="paper", seeds=(0, 1, 2, 3, 4), train_pictures=0, judged_pictures=0, autoencoder_steps=400, dfr_steps=600,
+        name="paper", seeds=(0, 1, 2, 3, 4), train_images=0, judged_images=0, autoencoder_steps=400, dfr_steps=600,
         dfr_attention_cells=(32, 32), dfr_attention_steps=60, featcae_steps=1000, stfpm_steps=150,
         efficientad_steps=250),
     "thesis": Profile(
-        name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), train_pictures=0, judged_pictures=0,
+        name="thesis", datasets=("prefilter_a_full", "prefilter_b_full"), train_images=0, judged_images=0,
         render=512,
         backbone="tf_efficientnet_b6.ns_jft_in1k", size=(512, 512), auto_size=(768, 768), schedule="constant",
         held_out=0.0, start="random", enhance_share=0.15,

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEMORY_LIMIT', 'evenly_spaced', 'ImageSet', 'white_level', 'reading_notes', 'keep_images', 'from_arrays',
-           'picture_files', 'with_calibration', 'looked_at', 'inspect_files', 'inspect_masks', 'mask_warnings',
-           'Dataset', 'open_folder', 'public_dir', 'public_source', 'public_root', 'open_public', 'open_dataset',
-           'twins', 'verify']
+           'image_files', 'with_calibration', 'looked_at', 'inspect_files', 'inspect_masks', 'mask_warnings', 'Dataset',
+           'open_folder', 'public_dir', 'public_source', 'public_root', 'open_public', 'open_dataset', 'twins',
+           'verify']
 
 # %% ../../nbs/13_data.datasets.ipynb #ccd77632
 import contextlib, dataclasses, json, os, threading, time
@@ -55,7 +55,7 @@ class ImageSet:
 
     def __getitem__(self, i):
         import torch
-        return torch.from_numpy(self.picture(i)).permute(2, 0, 1).float() / 255
+        return torch.from_numpy(self.image(i)).permute(2, 0, 1).float() / 255
 
     def __iter__(self): return (self[i] for i in range(len(self)))
 
@@ -126,7 +126,7 @@ def reading_notes(table, reading):
 # %% ../../nbs/13_data.datasets.ipynb #ed8f9507
 MEMORY_LIMIT = 192 * 2**20    # bytes of images kept in a process; joblib renews workers that grow by 300 MB
 
-class _Pictures(OrderedDict):
+class _Images(OrderedDict):
     "Arrays by key, the last used ones last; together `limit` bytes at most, or one larger array."
     nbytes, limit, lock = 0, MEMORY_LIMIT, threading.RLock()
 
@@ -141,11 +141,11 @@ class _Pictures(OrderedDict):
             while self.nbytes > self.limit and len(self) > 1: self.nbytes -= self.popitem(last=False)[1].nbytes
             return image
 
-_pictures = _Pictures()
+_images = _Images()
 
 def keep_images(nbytes=MEMORY_LIMIT):
     "How many bytes of images this process keeps from now on; 0 keeps the last one alone."
-    _pictures.limit = nbytes
+    _images.limit = nbytes
 
 # %% ../../nbs/13_data.datasets.ipynb #d5c2302d
 def _decoded(images, i):
@@ -156,18 +156,18 @@ def _decoded(images, i):
     else: image = read_image(images.root / path, dataclasses.replace(images.reading, white=images.white))
     return image if images.size is None else resize(image, images.size)
 
-def _picture(images, i, epoch=0, keep=False):
+def _image(images, i, epoch=0, keep=False):
     "uint8 [H, W, 3] of image `i` after resize and transform; `keep`: in memory, also where the transform varies."
     key, decoded = ((images.table.sha256.iloc[i], images.shape(i), images.size, images.white, images.reading.page,
         images.reading.region), lambda: _decoded(images, i))
-    if images.transform is None: return _pictures.of(key, decoded)
+    if images.transform is None: return _images.of(key, decoded)
     drawn_by = images.seed, epoch, images.table.path.iloc[i]
     if getattr(images.transform, "fixed", False):
-        return _pictures.of((*key, repr(images.transform)), lambda: images.transform(decoded(), rng(*drawn_by)))
-    varied = lambda: images.transform(_pictures.of(key, decoded), rng(*drawn_by))
-    return _pictures.of((*key, repr(images.transform), *drawn_by), varied) if keep else varied()
+        return _images.of((*key, repr(images.transform)), lambda: images.transform(decoded(), rng(*drawn_by)))
+    varied = lambda: images.transform(_images.of(key, decoded), rng(*drawn_by))
+    return _images.of((*key, repr(images.transform), *drawn_by), varied) if keep else varied()
 
-ImageSet.picture = _picture
+ImageSet.image = _image
 
 # %% ../../nbs/13_data.datasets.ipynb #b5e00490
 def _mask(images, i):
@@ -206,7 +206,7 @@ def _stacks(images, batch_size=8, epoch=0, order=None, progress=None):
     "Yield (indices [B], images uint8 [B, H, W, 3]); see `batches`."
     order = np.arange(len(images)) if order is None else np.asarray(order)
     jobs = [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
-    stacks = _ahead(lambda chosen: (chosen, np.stack([images.picture(i, epoch) for i in chosen])), jobs)
+    stacks = _ahead(lambda chosen: (chosen, np.stack([images.image(i, epoch) for i in chosen])), jobs)
     yield from tqdm(stacks, desc=progress, total=len(jobs), unit="batch", leave=False,
                     disable=None if progress else True)
 
@@ -232,7 +232,7 @@ def from_arrays(images, labels=None, masks=None, groups=None, defects=None):
 ImageSet.from_arrays = staticmethod(from_arrays)
 
 # %% ../../nbs/13_data.datasets.ipynb #dce7a2da
-def picture_files(folder):
+def image_files(folder):
     "All image files below `folder`, sorted; two files that differ in the suffix alone are refused."
     return [Path(folder) / path for path in one_stem_each(scan(folder).images)]
 

@@ -219,7 +219,7 @@ def inspect(detector, files, out=None, progress=None, maps=None, masks=False, fi
         if filing and score is None: filing.unread(name, reason)
         elif filing: filing.judged(images, i, score, heat)
         if out is not None and heat is not None:
-            rows[-1] |= _outputs(detector, images.picture(i), heat, number, name, Path(out), maps, masks)
+            rows[-1] |= _outputs(detector, images.image(i), heat, number, name, Path(out), maps, masks)
     table = pd.DataFrame(rows, columns=INSPECTED,
         dtype=object).astype({"score": float, "confidence": float, "map_low": float, "map_high": float})
     if out is not None:

@@ -7,7 +7,7 @@ __all__ = ['SOLVERS', 'THRESHOLD_RULES', 'PER', 'Sigmoid', 'platt_targets', 'pla
            'share_interval', 'reliability', 'expected_calibration_error', 'false_alarm_law', 'expected_false_alarms',
            'above', 'Threshold', 'quantile_threshold', 'conformal_threshold', 'chance_kept', 'bounded_threshold',
            'mean_sigma', 'group_maxima', 'OkPixels', 'grouped_threshold', 'set_threshold', 'unseen',
-           'calibration_pictures', 'held_scores', 'out_of_sample', 'may_set_a_threshold', 'calibrate', 'decide',
+           'calibration_images', 'held_scores', 'out_of_sample', 'may_set_a_threshold', 'calibrate', 'decide',
            'describe', 'error_rates', 'overlay', 'mark']
 
 # %% ../../nbs/50_decision.threshold.ipynb #f4868eb1
@@ -23,7 +23,7 @@ import pandas as pd
 from scipy import optimize, special, stats
 
 from ..data.datasets import ImageSet, evenly_spaced
-from ..models.detector import picture_numbers, predict_each
+from ..models.detector import image_numbers, predict_each
 from ..settings import NOK_COLOUR, UserError, one_of
 
 # %% ../../nbs/50_decision.threshold.ipynb #1d2e74bb
@@ -334,11 +334,11 @@ def set_threshold(ok_scores, method="conformal", **options):
 
 def unseen(detector, images):
     "The images of an `ImageSet` that the detector has not learned from, and how many were left out."
-    seen = np.isin(picture_numbers(images), detector.trained_on)
+    seen = np.isin(image_numbers(images), detector.trained_on)
     return images.take(~seen), int(seen.sum())
 
 # %% ../../nbs/50_decision.threshold.ipynb #d81ab468
-def calibration_pictures(data):
+def calibration_images(data):
     "The images of a `Dataset` that may set a threshold: its calibration split, or every image of a flat folder."
     if not data.pool:
         if not len(data.calibration): raise UserError(f"{data.root} has no calibration images")
@@ -348,7 +348,7 @@ def calibration_pictures(data):
         reading=data.train.reading)
 
 # %% ../../nbs/50_decision.threshold.ipynb #56c3729e
-PER = ("picture", "part")
+PER = ("image", "part")
 
 def _pixel_quantile(pixel):
     "None for maxima, else the quantile as a number."
@@ -367,7 +367,7 @@ def held_scores(detector):
 def out_of_sample(detector, images, progress=None):
     """Yield (score, map or None, highest, median of the map or None) of each image: predicted, or as noted out of fold
     where the detector has learned from it."""
-    held, numbers = held_scores(detector), picture_numbers(images)
+    held, numbers = held_scores(detector), image_numbers(images)
     known = np.isin(numbers, list(held))
     predicted = predict_each(detector, images.take(~known), progress=progress)
     for number, noted in zip(numbers.tolist(), known):
@@ -382,7 +382,7 @@ def out_of_sample(detector, images, progress=None):
 def may_set_a_threshold(detector, images):
     "The images of an `ImageSet` whose scores are out of sample, and how many are left out."
     held = held_scores(detector)
-    seen = np.isin(picture_numbers(images), [n for n in detector.trained_on.tolist() if n not in held])
+    seen = np.isin(image_numbers(images), [n for n in detector.trained_on.tolist() if n not in held])
     return images.take(~seen), int(seen.sum())
 
 def _options(method, options, ok, groups, per):
@@ -401,7 +401,7 @@ def _check_enough(n_ok, left_out):
     if n_ok < 3: raise UserError(f"a threshold needs at least 3 OK calibration images, there are {n_ok}")
 
 # %% ../../nbs/50_decision.threshold.ipynb #351e59ad
-def calibrate(detector, images, method="conformal", per="picture", pixel="maxima", progress=None, **options):
+def calibrate(detector, images, method="conformal", per="image", pixel="maxima", progress=None, **options):
     """Set `threshold` and `sigmoid` of a fitted detector from an `ImageSet` (OK; NOK for the sigmoid); the `Threshold`.
     `pixel`: maxima or a quantile."""
     one_of(per, PER, "unit of a threshold")
@@ -419,9 +419,9 @@ def calibrate(detector, images, method="conformal", per="picture", pixel="maxima
         scores[i] = score
         if ok[i] and highest is not None: pixels.add(heat, highest, median)
     threshold = rule(scores[ok])
-    detector.threshold = threshold.facts() | {"per": per, "pictures": n_ok, "parts": len(np.unique(parts)),
+    detector.threshold = threshold.facts() | {"per": per, "images": n_ok, "parts": len(np.unique(parts)),
         "left_out": left_out, "data": images.key, "pixel": pixels.threshold(threshold.alpha or 0.05),
-        "out_of_fold": int(np.isin(picture_numbers(images), list(held_scores(detector)))[ok].sum()),
+        "out_of_fold": int(np.isin(image_numbers(images), list(held_scores(detector)))[ok].sum()),
         "ok_scores": np.sort(scores[ok])[evenly_spaced(n_ok, 200)].tolist()}
     detector.sigmoid = asdict(fit_platt(scores, images.labels)) if n_ok < len(images) else None
     return threshold
@@ -451,9 +451,10 @@ def describe(facts):
     if facts["n"] < 20: text += f" {n} are few: 20 or more narrow this down."
     if facts.get("out_of_fold"):
         text += f" {facts['out_of_fold']} scores are out of fold, of images that the detector has learned from as well."
-    if facts["per"] == "picture" and facts["how"] != "grouped" and facts["parts"] < facts["pictures"]:
-        text += (f" These images show {facts['parts']} parts; images of one part are alike, so the interval is too "
-            "narrow (--per part counts parts).")
+    if facts["per"] == "image" and facts["how"] != "grouped" and facts["parts"] < facts["images"]:
+        shown = "one part" if facts["parts"] == 1 else f"{facts['parts']} parts"
+        text += (f" These images show {shown}; images of one part are alike, so the interval is too narrow (--per part "
+            "counts parts).")
     return text
 
 # %% ../../nbs/50_decision.threshold.ipynb #332ece94

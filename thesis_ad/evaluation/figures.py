@@ -91,9 +91,9 @@ def _show(figure, path, caption):
     "In a notebook, show the file that was written, above its caption, instead of drawing the figure once more."
     shell = sys.modules.get("IPython")
     if shell is None or shell.get_ipython() is None: return
-    from IPython.display import Image as Picture, Markdown, display
+    from IPython.display import Image as Shown, Markdown, display
     plt.close(figure)
-    display(Picture(filename=path), Markdown(f"*{caption}*"))
+    display(Shown(filename=path), Markdown(f"*{caption}*"))
 
 # %% ../../nbs/62_evaluation.figures.ipynb #cd05ebf3
 @dataclass

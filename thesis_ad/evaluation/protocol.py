@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VARIANTS', 'SCORE_COLUMNS', 'METRIC_COLUMNS', 'TABLES', 'SUMMARY_COLUMNS', 'Task', 'base_method', 'settings_for',
            'depends_on_seed', 'code_hash', 'evaluation_code', 'fit_code', 'dataset_for', 'prepared', 'fit_cached',
-           'Evaluation', 'score_table', 'evaluate', 'calibration_scores', 'set_from', 'seconds_per_picture', 'run',
+           'Evaluation', 'score_table', 'evaluate', 'calibration_scores', 'set_from', 'seconds_per_image', 'run',
            'result_key', 'kept', 'on_calibration', 'tasks_for', 'run_all', 'duration', 'seconds_left', 'stack',
            'first_seed', 'seed_scores', 'summarise']
 
@@ -103,7 +103,7 @@ def fit_code(method):
 def dataset_for(name, profile):
     "The dataset of that name at the profile's size, with as many training images as the profile learns from."
     data = open_dataset(name, size=profile.render, parts=profile.parts)
-    return data.at_most(train=profile.train_pictures, calibration=profile.judged_pictures, test=profile.judged_pictures)
+    return data.at_most(train=profile.train_images, calibration=profile.judged_images, test=profile.judged_images)
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #024a4ae2
 def prepared(task):
@@ -192,7 +192,7 @@ def set_from(detector, images, scores, alpha=0.05):
     detector.threshold = None if len(ok) < 3 else conformal_threshold(ok, max(alpha, 1 / (len(ok) + 1))).facts()
 
 # %% ../../nbs/61_evaluation.protocol.ipynb #08b323db
-def seconds_per_picture(detector, images, count=8, clock=time.perf_counter):
+def seconds_per_image(detector, images, count=8, clock=time.perf_counter):
     """Seconds by `clock` that preparing and predicting one of up to `count` images takes, one after the other,
     nothing taken from a cache."""
     some = images.take(range(min(count, len(images))))
@@ -241,7 +241,7 @@ def _run(task):
             set_from(detector, data.calibration, calibration)
             tables = evaluate(detector, test, task.dataset, task.method, task.profile.replicates)
         seconds = {"evaluate": time.perf_counter() - start,
-            "evaluate_mib": peak[0]} | ({"predict": seconds_per_picture(detector, data.calibration)} if timed else {})
+            "evaluate_mib": peak[0]} | ({"predict": seconds_per_image(detector, data.calibration)} if timed else {})
         write_json(folder / "seconds.json", seconds)
         for name, table in zip(TABLES,
                 (*tables, score_table(task.dataset, task.method, data.calibration, calibration, task.seed))):

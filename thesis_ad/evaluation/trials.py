@@ -15,7 +15,7 @@ import pandas as pd
 from ..decision.threshold import above, conformal_threshold
 from .metrics import image_auroc
 from .statistics import auroc_interval, paired_difference
-from .protocol import base_method, fit_code, score_table, seconds_per_picture, settings_for
+from .protocol import base_method, fit_code, score_table, seconds_per_image, settings_for
 from ..features.backbones import kept_features
 from ..files import cached, content_key, write_json
 from ..models.detector import create, predict_set, settings_of
@@ -54,7 +54,7 @@ def trial(method, profile, train, calibration, judged, seed=None, enhance=False,
         with kept_features():                       # shared with trials on the same images
             detector.fit(train, calibration)
             _judged(detector, sets, folder, method)
-        seconds = seconds_per_picture(detector, calibration, count=4) if timed else None
+        seconds = seconds_per_image(detector, calibration, count=4) if timed else None
         write_json(folder / "facts.json", {"seconds": seconds, "facts": detector.facts})
     folder = cached("evaluations", key, make)
     said = json.loads((folder / "facts.json").read_text())
@@ -64,7 +64,7 @@ def trial(method, profile, train, calibration, judged, seed=None, enhance=False,
 # %% ../../nbs/64_evaluation.trials.ipynb #344cc658
 def changed(images, change, name):
     "An `ImageSet` whose images are change(uint8 [H, W, 3]) of those of `images`; `name` tells it from others."
-    arrays = {path: change(images.picture(i)) for i, path in enumerate(images.paths)}
+    arrays = {path: change(images.image(i)) for i, path in enumerate(images.paths)}
     for i, masks in enumerate(images.table["mask"]):
         if masks: arrays |= {masks: images.mask(i) if images.mask(i) is not None else np.zeros(images.shape(i), bool)}
     table = images.table.assign(sha256=[f"{digest}-{name}" for digest in images.table.sha256])

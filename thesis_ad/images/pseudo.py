@@ -63,9 +63,9 @@ def with_pseudo_defects(images, seed=0):
     """An `ImageSet` in memory: the OK images of `images`, and a copy of each with one artificial defect (label 1, with
     its mask), kinds in turn; groups are kept."""
     ok = images.ok()
-    pictures = [ok.picture(i) for i in range(len(ok))]
-    found = [pseudo_defect(picture, rng("pseudo", seed, i), KINDS[i % len(KINDS)])
-        for i, picture in enumerate(pictures)]
-    masks = [np.zeros(picture.shape[:2], bool) for picture in pictures] + [mask for _, mask, _ in found]
-    return ImageSet.from_arrays(pictures + [changed for changed, *_ in found], labels=np.repeat([0, 1], len(ok)),
+    images = [ok.image(i) for i in range(len(ok))]
+    found = [pseudo_defect(image, rng("pseudo", seed, i), KINDS[i % len(KINDS)])
+        for i, image in enumerate(images)]
+    masks = [np.zeros(image.shape[:2], bool) for image in images] + [mask for _, mask, _ in found]
+    return ImageSet.from_arrays(images + [changed for changed, *_ in found], labels=np.repeat([0, 1], len(ok)),
         groups=np.tile(ok.groups, 2), masks=masks)

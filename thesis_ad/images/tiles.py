@@ -30,25 +30,25 @@ NEAR = 8        # images whose tiles are mixed in a shuffled order
 @dataclass(frozen=True, eq=False)
 class TiledSet(ImageSet):
     """An `ImageSet` whose items are tiles: its table has a row a tile, with `top`,
-    `left` and the number of its `picture`."""
+    `left` and the number of its `image`."""
     tile: tuple = (256, 256)
 
     @property
     def key(self): return content_key(super().key, self.tile, self.table[["top", "left"]].values.tolist())
 
-    def picture(self, i, epoch=0):
+    def image(self, i, epoch=0):
         "uint8 [h, w, 3]: tile `i`."
         row, (height, width) = self.table.iloc[i], self.tile
-        piece = super().picture(i, epoch, keep=True)[row.top:row.top + height, row.left:row.left + width]
+        piece = super().image(i, epoch, keep=True)[row.top:row.top + height, row.left:row.left + width]
         beyond = [(0, tile - edge) for tile, edge in zip(self.tile, piece.shape)]
         return np.pad(piece, (*beyond, (0, 0)), mode="symmetric")
 
     def shuffled(self, draw):
         "All indices in a random order in which the tiles of `NEAR` images at a time are mixed with each other."
-        pictures, number = np.unique(self.table.picture, return_inverse=True)
-        return np.lexsort((draw.random(len(self)), draw.permutation(len(pictures))[number] // NEAR))
+        images, number = np.unique(self.table.image, return_inverse=True)
+        return np.lexsort((draw.random(len(self)), draw.permutation(len(images))[number] // NEAR))
 
-    def of(self, picture): return self.take(self.table.picture.to_numpy() == picture)
+    def of(self, image): return self.take(self.table.image.to_numpy() == image)
 
 # %% ../../nbs/22_images.tiles.ipynb #23530b3d
 def canvas_size(images, i, tile):
@@ -61,8 +61,8 @@ def tiled(images, tile, overlap=0.25):
     for i in range(len(images)):
         tops, lefts = (tile_starts(n, t, overlap) for n, t in zip(canvas_size(images, i, tile), tile))
         rows += [(i, top, left) for top in tops for left in lefts]
-    picture, top, left = np.array(rows, int).reshape(-1, 3).T
-    table = images.table.iloc[picture].reset_index(drop=True).assign(picture=picture, top=top, left=left)
+    image, top, left = np.array(rows, int).reshape(-1, 3).T
+    table = images.table.iloc[image].reset_index(drop=True).assign(image=image, top=top, left=left)
     return TiledSet(table, images.root, images.size, images.transform, images.seed, images.arrays, images.reading,
         tile=tuple(tile))
 

@@ -422,7 +422,7 @@ def _rule(threshold):
     options = {name: threshold.get(name) for name in ("alpha", "confidence", "among", "k")}
     if how == "quantile": options = {"q": 1 - threshold["alpha"]}
     pixel = threshold.get("pixel") or {}
-    return how, options | {"per": threshold.get("per", "picture"), "pixel": str(pixel.get("quantile", "maxima"))}
+    return how, options | {"per": threshold.get("per", "image"), "pixel": str(pixel.get("quantile", "maxima"))}
 
 def _raised(threshold, difference):
     "The facts of a threshold, raised by four times a difference of scores."

@@ -115,7 +115,7 @@ def inspection(detector, images, i, score, heat, mm_per_pixel=None, **facts):
         score=score, threshold=detector.threshold["value"],
         confidence=None if confidence is None else float(confidence),
         basis=describe(detector.threshold), mm_per_pixel=mm_per_pixel, height=height, width=width, regions=regions,
-        marked=None if mask is None else int(mask.sum()), pixel=pixel, image=detector.read(images).picture(i),
+        marked=None if mask is None else int(mask.sum()), pixel=pixel, image=detector.read(images).image(i),
         heat=heat, mask=mask, **facts)
 
 def judge_each(detector, images, progress=None, **facts):

@@ -331,7 +331,7 @@ def _calibrate(self, files, k, deadline):
 def _set_threshold(self, scores, pixels, k, facts):
     "Keep mean + k standard deviations of raw OK scores as the threshold; the `Calibration` as a dictionary."
     threshold, n = mean_sigma(scores, k), len(scores)
-    kept = threshold.facts() | facts | {"per": "picture", "pictures": n, "parts": n, "pixel": pixels.threshold(),
+    kept = threshold.facts() | facts | {"per": "image", "images": n, "parts": n, "pixel": pixels.threshold(),
                                        "ok_scores": np.sort(scores).tolist()}
     write_json(self.calibration, kept | {"model": self.model, "time": utc_now()})
     self.detector.threshold, self.source = find_threshold(self.detector, self.calibration, self.model)

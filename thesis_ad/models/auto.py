@@ -110,7 +110,7 @@ def number_of_folds(images):
 
 def _pixels(images):
     "The images of an `ImageSet` uint8 [H, W, 3] by path."
-    return {path: images.picture(i) if images.arrays is None else images.arrays[path]
+    return {path: images.image(i) if images.arrays is None else images.arrays[path]
         for i, path in enumerate(images.paths)}
 
 def joined(train, more):
@@ -219,9 +219,9 @@ def _out_of_fold(d, train):
 def _own(train, indices, scores, heat):
     """What is kept of each scored image: its number, group, image score, and the highest and the median value of its
     map; the largest of its tiles if there are any."""
-    picture = train.table.picture.to_numpy() if "picture" in train.table else np.arange(len(train))
+    image = train.table.image.to_numpy() if "image" in train.table else np.arange(len(train))
     groups = np.unique(train.groups, return_inverse=True)[1].reshape(-1)
-    rows = pd.DataFrame({"image": picture[indices], "group": groups[indices], "score": scores,
+    rows = pd.DataFrame({"image": image[indices], "group": groups[indices], "score": scores,
         "highest": [float(h.max()) for h in heat], "median": [float(np.median(h)) for h in heat]})
     return {name: torch.from_numpy(column.to_numpy().copy())
         for name, column in rows.groupby("image", as_index=False).max().items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'METHODS', 'FORMAT', 'FILES', 'MODEL_FILES', 'check_fitted', 'checked', 'Preparation', 'Detector',
-           'map_scale', 'checkpoint_place', 'native_size', 'picture_numbers', 'watched', 'looks', 'settings_of',
+           'map_scale', 'checkpoint_place', 'native_size', 'image_numbers', 'watched', 'looks', 'settings_of',
            'register', 'methods', 'create', 'predict_each', 'predict_set', 'bundle_facts', 'check_place', 'save_bundle',
            'write_bundle', 'read_bundle', 'update_bundle', 'load_bundle']
 
@@ -158,7 +158,7 @@ def fit(self: Detector, train, calibration=None):
         raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK images only")
     self.reading = dataclasses.replace(self.reading, white=self.white or train.white)
     train = self.read(train)
-    self.data_key, self.trained_on, self.checkpoint = (train.key, picture_numbers(train),
+    self.data_key, self.trained_on, self.checkpoint = (train.key, image_numbers(train),
         checkpoint_place(self, train, calibration))
     if self.native_aspect: self.input_size = native_size(self.size, [train.shape(i) for i in range(len(train))])
     try: _learn(self, train, calibration)
@@ -237,7 +237,7 @@ def native_size(size, shapes):
     return tuple(max(32, 32 * round(length / 32)) for length in (edge * ratio ** 0.5, edge / ratio ** 0.5))
 
 # %% ../../nbs/39_models.detector.ipynb #026c2dc9
-def picture_numbers(images):
+def image_numbers(images):
     "int64 [N]: for each image of an `ImageSet` the first 63 bits of its file's SHA-256."
     return np.array([int(digest[:16], 16) >> 1 for digest in images.table.sha256], np.int64)
 
@@ -367,7 +367,7 @@ def predict_set(detector, images, batch_size=8, progress=None):
     return np.array([score for score, _ in found], np.float64), maps or None
 
 # %% ../../nbs/39_models.detector.ipynb #2e03da22
-FORMAT = 5
+FORMAT = 6
 
 def _canonical(facts): return (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode()
 

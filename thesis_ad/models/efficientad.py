@@ -328,8 +328,8 @@ def explained(d, images):
     student (or the mean map), mean over the channels: 1 for all of it, 0 for no more than a constant explains."""
     back, sums = torch.linalg.inv(d.scaling.cpu().double()), []
     own = lambda m: torch.einsum("dc,bchw->bdhw", back, m.cpu().double())
-    for _, picture in images.batches(1):
-        T, S = _pairs(d, picture)[0]
+    for _, image in images.batches(1):
+        T, S = _pairs(d, image)[0]
         seen, missed = own(T), own(T - S)
         sums.append(torch.stack([m.mean((0, 2, 3)) for m in (seen, seen.square(), missed.square())]))
     mean, square, missed = torch.stack(sums).mean(0)

@@ -6,9 +6,9 @@ The number of training images of the profile `demo` is chosen by this table, so 
 are spaced evenly over the table; settings are those of `demo`, so every count has the same budget of updates.
 Fits are kept in the cache folder.
 
-    python benchmarks/training_pictures.py --out benchmarks/training_pictures.csv
+    python benchmarks/training_images.py --out benchmarks/training_images.csv
 
-Measured once, one seed, gaussian and patchcore (training_pictures.csv): from 25 images to all, gaussian stays within
+Measured once, one seed, gaussian and patchcore (training_images.csv): from 25 images to all, gaussian stays within
 0.771-0.800 on elpv_mono and 0.862-0.881 on prefilter_b, patchcore within 0.808-0.835 and 0.870-0.929.
 Each 95 % interval includes the values at the other three counts.
 """
@@ -35,7 +35,7 @@ def main():
     options = parser.parse_args()
     rows = []
     for count in options.counts:
-        profile = get_profile("demo", train_pictures=count, judged_pictures=0)
+        profile = get_profile("demo", train_images=count, judged_images=0)
         tasks = tasks_for(profile, options.methods, options.datasets)
         for task, (one, seconds) in zip(tasks,
                 joblib.Parallel(n_jobs=options.workers)(joblib.delayed(on_calibration)(task) for task in tasks)):

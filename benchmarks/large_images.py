@@ -2,13 +2,13 @@
 
 Peak memory and processor time of one prediction, by the image's size.
 
-    python benchmarks/large_pictures.py --out benchmarks/large_pictures.csv
+    python benchmarks/large_images.py --out benchmarks/large_images.csv
 
 A detector is fitted on tiles of 256 x 256 of rendered images (demo backbone) and predicts one image at its own
 size, in a process of its own; `peak_mib` is the largest resident memory of that process.
 Without tiles the image is resized to 256 x 256.
 
-Measured once, one image a process, before dfr levelled its border (large_pictures.csv; one thread, the other core
+Measured once, one image a process, before dfr levelled its border (large_images.csv; one thread, the other core
 busy): the process takes 870 to 930 MiB for an image of 256 x 256, torch
 included. In tiles up to 50 MiB more for 1024 x 1024, 80 to 105 for 2000 x 1334 and about 360 for 4000 x 2668; resized
 to one tile the last takes 150 to 180 more. What grows is the image with its copies and map, not what the network
@@ -31,17 +31,17 @@ from thesis_ad.files import resize, sha256
 from thesis_ad.models.detector import Detector, create, predict_each
 from thesis_ad.settings import pin_threads
 
-PICTURES = 3
+IMAGES = 3
 SIZES = ((256, 256), (1024, 1024), (2000, 1334), (4000, 2668))      # (height, width)
 
 
 def enlarged(images, size, folder):
-    "An `ImageSet` of the first `PICTURES` images at `size`, as files in `folder`."
-    images = images.take(range(PICTURES))
-    for i in range(PICTURES):
-        Image.fromarray(np.ascontiguousarray(resize(images.picture(i), size))).save(folder / f"{i}.png")
-    return ImageSet(images.table.assign(path=[f"{i}.png" for i in range(PICTURES)], height=size[0], width=size[1],
-        sha256=[sha256(folder / f"{i}.png") for i in range(PICTURES)]), folder)
+    "An `ImageSet` of the first `IMAGES` images at `size`, as files in `folder`."
+    images = images.take(range(IMAGES))
+    for i in range(IMAGES):
+        Image.fromarray(np.ascontiguousarray(resize(images.image(i), size))).save(folder / f"{i}.png")
+    return ImageSet(images.table.assign(path=[f"{i}.png" for i in range(IMAGES)], height=size[0], width=size[1],
+        sha256=[sha256(folder / f"{i}.png") for i in range(IMAGES)]), folder)
 
 
 def peak_mib():
@@ -50,14 +50,14 @@ def peak_mib():
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
 
 
-def predict(folder, pictures, queue):
-    """Seconds of processor time an image and peak MiB of predicting `pictures` one after another by the bundle in
+def predict(folder, images, queue):
+    """Seconds of processor time an image and peak MiB of predicting `images` one after another by the bundle in
     `folder`, put into `queue`."""
     pin_threads(1)
     detector = Detector.load(folder, device="cpu")
     start = time.process_time()
-    for score, heat in predict_each(detector, pictures): assert np.isfinite(score) and heat.shape == pictures.shape(0)
-    seconds = (time.process_time() - start) / len(pictures)
+    for score, heat in predict_each(detector, images): assert np.isfinite(score) and heat.shape == images.shape(0)
+    seconds = (time.process_time() - start) / len(images)
     queue.put((seconds, peak_mib()))
 
 
@@ -75,10 +75,10 @@ def main():
             with tempfile.TemporaryDirectory() as folder:
                 bundle = detector.save(Path(folder) / "bundle")
                 for size in SIZES:
-                    queue, pictures = context.Queue(), Path(folder) / f"{size[0]}"
-                    pictures.mkdir()
+                    queue, images = context.Queue(), Path(folder) / f"{size[0]}"
+                    images.mkdir()
                     process = context.Process(target=predict,
-                        args=(bundle, enlarged(data.calibration, size, pictures), queue))
+                        args=(bundle, enlarged(data.calibration, size, images), queue))
                     process.start()
                     seconds, peak = queue.get()
                     process.join()
