@@ -130,6 +130,20 @@ def test_the_reference_has_every_module_and_its_public_functions():
     assert "_checked" not in text
 
 
+def test_the_site_can_colour_every_block_of_code():
+    "Sphinx warns of a block that its lexer cannot read, and a warning ends the build."
+    lexers = pytest.importorskip("pygments.lexers", reason="the site is not built here")
+    for path in [*PAGES, *NOTEBOOKS, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".ipynb":
+            text = "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"]
+                if cell["cell_type"] == "markdown")
+        for language, block in re.findall(r"^ *```(\w+)\n(.*?)^ *```", text, re.S | re.M):
+            lexer = lexers.get_lexer_by_name(language)
+            wrong = [word for kind, word in lexer.get_tokens(block) if str(kind) == "Token.Error"]
+            assert not wrong, f"{path.name}: {wrong[0]!r} in a block of {language}"
+
+
 def test_the_site_hides_no_warning():
     assert "suppress_warnings" not in (ROOT / "site" / "conf.py").read_text()
     assert "-W" in (ROOT / "Makefile").read_text()

@@ -230,6 +230,7 @@ def test_reproduction_on_three_workers_gives_the_tables_of_one_process(tmp_path)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     expected = tables()
     for name in ("figures", "runs"): shutil.rmtree(clone / name)
+    shutil.copytree(tmp_path / "one/data", tmp_path / "three/data")               # rendered once
     processes = Processes(tmp_path, PYTHONPATH=str(clone), THESIS_AD_CACHE=str(tmp_path / "three"))
     try:
         for _ in range(3): processes.start_worker()

@@ -820,7 +820,7 @@ def _end(said, code=2):
 def main(arguments=None):
     "Entry point of `thesis-ad`."
     try:
-        with _only_our_words(arguments or sys.argv[1:]): sys.exit(app(arguments, standalone_mode=False))
+        with _only_our_words(arguments or sys.argv[1:]): sys.exit(app(arguments, standalone_mode=False) or 0)
     except UserError as error: _end(str(error))
     except _UsageError as error:
         if not error.format_message(): sys.exit(2)          # a command without its arguments has printed its help
