@@ -156,7 +156,7 @@ def captioned(image, text):
     "An image uint8 [H, W, 3] with a line of text on a dark band at its lower edge, as large as fits."
     (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1, 1)
     scale = min(0.96 * image.shape[1] / width, 0.1 * image.shape[0] / height)
-    image, band = np.ascontiguousarray(image), int(scale * (height + 2 * below)) + 1
+    image, band = np.array(image), int(scale * (height + 2 * below)) + 1
     image[-band:] //= 4
     return cv2.putText(image, text, (int(0.02 * image.shape[1]), image.shape[0] - 1 - int(scale * below)),
         cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
