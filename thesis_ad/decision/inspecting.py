@@ -43,9 +43,14 @@ def _written_here(path):
 
 # %% ../../nbs/53_decision.inspecting.ipynb #250a67db
 def files_to_inspect(paths):
-    "(list of the files that `paths` ask for, sentences on what was left out); an empty folder is a `UserError`."
+    """(list of the files that `paths` ask for, sentences on what was left out).
+
+    An empty folder is a `UserError`, and so are patterns that match no file."""
     files, notes = [], []
     for path in map(Path, paths):
+        if set("*?[") & set(path.name) and not path.exists():          # the shell found none
+            notes.append(f"no file matches {path}")
+            continue
         below = _walk(path) if path.is_dir() else [path]
         images = [file for file in below if not path.is_dir() or file.suffix.lower() in IMAGE_SUFFIXES]
         asked = [file for file in images if not (path.is_dir() and _written_here(file))]
@@ -59,6 +64,7 @@ def files_to_inspect(paths):
             notes.append(f"{others.total()} files in {path} are no images by their suffix and are left out "
                 f"({', '.join(sorted(others))})")
         files += asked
+    if not files and notes: raise UserError("; ".join(notes))
     return files, notes
 
 # %% ../../nbs/53_decision.inspecting.ipynb #da6813d1
