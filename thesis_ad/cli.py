@@ -124,7 +124,8 @@ def data_list():
     from thesis_ad.data.manifest import manifest_names, read_manifest
     for name in manifest_names():
         manifest = read_manifest(name)
-        print(f"{name:20}{manifest.title} [{manifest.kind}; {manifest.licence}]")
+        kind = "to be fetched" if manifest.public else manifest.kind
+        print(f"{name:20}{manifest.title} [{kind}; {manifest.licence}]")
 
 # %% ../nbs/90_cli.ipynb #f522ac36
 @data_app.command("make")

@@ -168,7 +168,8 @@ def count_findings(table):
     n = Counter(zip(table.split, table.label))
     if not n["train", 0]: yield 2, "there is no OK image to learn from, so fit is refused"
     if n["calibration", 0] < 19:
-        yield 8, f"{_count(n['calibration', 0], 'OK image')} for calibration: a false-positive rate of 5 % needs 19"
+        yield 8, (f"{_count(n['calibration', 0], 'OK image')} for calibration: a false-positive rate of 5 % needs 19, "
+            "or auto, which sets its threshold from all OK images")
     if not n["test", 0] or not n["test", 1]:
         yield 8, f"test has {n['test', 0]} OK and {n['test', 1]} NOK images, so evaluate cannot tell them apart"
 
