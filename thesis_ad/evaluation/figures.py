@@ -239,11 +239,12 @@ def plot_histogram(ax, labels, scores, threshold=None, bins=30, rule="threshold"
     ax.legend()
 
 def plot_confusion(ax, labels, decisions):
-    "Confusion matrix: rows what the part is, columns what was decided."
+    "Confusion matrix: rows what the part is, columns what was decided; percentages of a row."
     counts = np.array([[((labels == t) & (decisions == d)).sum() for d in (0, 1)] for t in (0, 1)])
     ax.imshow(counts / counts.sum(1, keepdims=True).clip(1), cmap="Greys", vmin=0, vmax=1.6)
     for (t, d), n in np.ndenumerate(counts):
-        ax.text(d, t, f"{n}\n{n / max(counts[t].sum(), 1):.0%}", ha="center", va="center", fontsize=8)
+        share = n / max(counts[t].sum(), 1)
+        ax.text(d, t, f"{n}\n{share:.0%}", ha="center", va="center", fontsize=8, color="w" if share > 0.7 else "k")
     ax.set(xticks=[0, 1], yticks=[0, 1], xticklabels=["OK", "NOK"], yticklabels=["OK", "NOK"],
         xlabel="decided", ylabel="truth")
 

@@ -160,7 +160,6 @@ class EfficientADSettings(StudentDetector):
     """What EfficientAD can be asked to do.
 
     With reference='mean' there is no student, and what concerns its training has no effect."""
-    augment: bool = False           # vary training images, before they are enhanced
     learning_rate: float = 1e-3
     held_out: float = 0.2           # of the training images; levels and quantiles come from them, too
     # auto, backbone, distilled, published, or a file of PDN-S weights; the last two take no backbone
