@@ -369,7 +369,7 @@ def evaluate(bundle: Annotated[Path, typer.Argument(help="A bundle written by fi
 CalibrationData = Annotated[str, typer.Argument(
     help="A dataset of the manifest, a folder with a calibration split, or a flat folder of new OK photos.")]
 Rule = Annotated[str, typer.Option(help="conformal, grouped, bounded, mean_sigma or quantile.")]
-Alpha = Annotated[Optional[float], typer.Option(help="False-alarm rate allowed (conformal, grouped, bounded).")]
+Alpha = Annotated[Optional[float], typer.Option(help="False-positive rate allowed (conformal, grouped, bounded).")]
 Confidence = Annotated[Optional[float], typer.Option(help="How sure the bound is (bounded).")]
 Among = Annotated[Optional[int], typer.Option(
     help="Bound the rate among the next so many OK images or parts, not the rate in the long run (bounded).")]
@@ -629,7 +629,7 @@ Every = Annotated[int, typer.Option(min=1, help="Inspect every n-th frame; each 
 Views = Annotated[int, typer.Option(min=1, help="Frames of each source that make one part.")]
 ViewRule = Annotated[str, typer.Option(help="Part from views: max (NOK if any view is) or mean.")]
 TriggerPlace = Annotated[Optional[str], typer.Option(
-    help="Inspect when file:PATH appears or a line arrives at tcp:PORT; either holds the part id.")]
+    help="Inspect when file:PATH appears or a line arrives at tcp:PORT or tcp:ADDRESS:PORT; it has the part id.")]
 Existing = Annotated[bool, typer.Option("--existing", help="Inspect the files that a folder holds already, too.")]
 Responsible = Annotated[str, typer.Option(help="Who is responsible; written into the ledger.")]
 Count = Annotated[int, typer.Option(min=0, help="Stop after so many decisions; 0: never.")]
