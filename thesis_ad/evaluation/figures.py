@@ -232,8 +232,9 @@ def plot_roc(ax, labels, scores, name, colour=None, groups=None, line="-"):
 def plot_histogram(ax, labels, scores, threshold=None, bins=30, rule="threshold"):
     "Histogram of image scores, OK and NOK apart, with the threshold that `rule` gave as a line."
     edges = np.linspace(np.min(scores), np.max(scores), bins + 1)
-    for label, colour, name in ((0, OK_COLOUR, "OK"), (1, NOK_COLOUR, "NOK")):
-        ax.hist(scores[labels == label], edges, color=colour, alpha=0.65, label=f"{name} ({(labels == label).sum()})")
+    for label, colour, name, kind in ((0, OK_COLOUR, "OK", "stepfilled"), (1, NOK_COLOUR, "NOK", "step")):
+        ax.hist(scores[labels == label], edges, histtype=kind, color=colour, lw=1.2 if label else 0,
+            label=f"{name} ({(labels == label).sum()})")
     if threshold is not None: ax.axvline(threshold, color="k", ls="--", lw=1, label=rule)
     ax.set(xlabel="image score (raw)", ylabel="images")
     ax.legend()
@@ -271,6 +272,7 @@ def plot_beats(ax, table, title="", level=0.05, limit=None):
         if wins[i, j] > 0: ax.add_patch(plt.Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, color="k", lw=1.3))
     ax.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
     ax.set_yticks(range(len(names)), names, fontsize=7)
+    ax.spines[:].set_visible(False)                       # a frame has a meaning here
     ax.set_title(title, fontsize=9)
 
 # %% ../../nbs/62_evaluation.figures.ipynb #c7aa54b3
@@ -287,7 +289,7 @@ def _map_row(figure, row, name, heats, masks, scores=None):
         outline(ax, mask, "w")
         if scores is not None: ax.set_title(f"{scores[i]:.3g}", fontsize=7, pad=2)
     row[0].set_ylabel(name, fontsize=8)
-    bar = figure.colorbar(shown, cax=row[-1])
+    bar = figure.colorbar(shown, cax=row[-1], extend="both")
     bar.set_ticks([low, high], labels=[f"{low:.3g}", f"{high:.3g}"])
     bar.set_label("score of a pixel", fontsize=6)
     bar.ax.tick_params(labelsize=6)
