@@ -1,12 +1,14 @@
 """What should a detector be trained on: images enhanced as in the test or 15 % of them (the thesis), augmented or not?
 
 Image AUROC on calibration splits; no test split is opened. The first command asks every trained detector on the two
-rendered datasets, which are enhanced, with the budget of profile `demo`. The second asks those that this table puts
-above their default on both once more, with the budget of profile `paper`, and on the two real datasets, which are not
-enhanced. A default follows the second table only where the mean over seeds is higher on every dataset.
+rendered datasets, which are enhanced, with the budget of profile `demo`. In its table three detectors do better without
+augmentation on both: `featcae`, `autoencoder_plain` and `dfr_attention`. The second command asks `featcae`, the only
+one of the three that is far above chance level on both, once more with the budget of profile `paper` and two seeds, and
+on the two real datasets, too, which are not enhanced. A default would follow the second table only where the mean over
+seeds is higher on every dataset; it is not, so no default changes.
 
     python benchmarks/training_mixture.py --out benchmarks/training_mixture.csv
-    python benchmarks/training_mixture.py --profile paper --seeds 0 1 --shares 1 --methods featcae efficientad \
+    python benchmarks/training_mixture.py --profile paper --seeds 0 1 --shares 1 --methods featcae \
         --datasets prefilter_a prefilter_b elpv_mono elpv_poly --out benchmarks/training_mixture_paper.csv
 """
 import argparse, itertools, time
