@@ -41,7 +41,8 @@ def main():
             (True, False), options.shares):
         data = dataset_for(dataset, profile)
         detector = create(method,
-            **settings_for(method, profile, data.enhance, seed) | dict(augment=augment, enhance_share=share), device="cpu")
+            **settings_for(method, profile, data.enhance, seed) | dict(augment=augment, enhance_share=share),
+            device="cpu")
         start = time.process_time()
         with kept_features():
             detector.fit(data.train, data.calibration)
