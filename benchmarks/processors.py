@@ -1,11 +1,11 @@
 """How far do the results move on another processor? One run's metrics beside the published ones.
 
-    make reproduce ARGS='--profile paper --set seeds=0'     # on the other machine, in a clone OTHER
+    make reproduce ARGS='--profile paper'     # on the other machine, in a clone OTHER
     python benchmarks/processors.py OTHER/figures/paper/tables/metrics.csv --processor NAME --out processors.csv
 
 A metric is inside where it lies within the published interval, which covers new parts and new seeds. processors.csv
-holds the run that the discussion reads: the metrics of seed 0 of profile paper on a processor with AVX-512
-and bfloat16 instructions, where the published results come from one with AVX2 alone.
+holds the run that the discussion reads: the metrics of all five seeds of profile paper on a processor with AVX2 alone,
+where the published results come from one with AVX-512 and bfloat16 instructions.
 """
 import argparse
 from pathlib import Path
