@@ -42,7 +42,7 @@ def smaller(output, name):
         if kind == "image/jpeg" and image.width <= WIDTH: continue          # it has been here before
         image.thumbnail((WIDTH, HEIGHT))
         buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=38, optimize=True, progressive=True)
+        image.save(buffer, "JPEG", quality=35, optimize=True, progressive=True)
         del data[kind]
         data["image/jpeg"] = base64.b64encode(buffer.getvalue()).decode()
     return output
