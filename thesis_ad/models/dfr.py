@@ -25,15 +25,15 @@ from ..settings import UserError, one_of, resolve_device, torch_seed
 
 # %% ../../nbs/42_models.dfr.ipynb #13c9596e
 def widths(channels, latent):
-    "Channels after each of the six layers, beginning with the input's: C, (C + 2c) / 2, 2c, c, 2c, (C + 2c) / 2, C."
+    "The number of channels of the input and after each of the six layers: C, (C + 2c) / 2, 2c, c, 2c, (C + 2c) / 2, C."
     middle = (channels + 2 * latent) // 2
     return [channels, middle, 2 * latent, latent, 2 * latent, middle, channels]
 
 # %% ../../nbs/42_models.dfr.ipynb #f794fe9f
 class Convolution(nn.Conv2d):
-    """A convolution of cells [..., C].
+    """A convolution of feature vectors that are stored with the channels last.
 
-    With a kernel of 1 it is a matrix product and the cells may come from anywhere; else [B, h, w, C]."""
+    With kernel 1, x is [..., C] and the layer is a matrix product; a larger kernel needs whole maps [B, h, w, C]."""
     def __init__(self, inputs, outputs, kernel=1):
         super().__init__(inputs, outputs, kernel, padding=kernel // 2)
 
@@ -74,8 +74,9 @@ class FeatureAutoencoder(nn.Module):
 
 # %% ../../nbs/42_models.dfr.ipynb #e2e202fd
 def _as_identity(layer, W, bias, mean, variance, rest):
-    """Let the first len(W) channels of `layer` compute W x + bias, unchanged by batch normalisation;
-    `rest`: inputs [n, C] for the others' statistics."""
+    """Set the first len(W) output channels of `layer` to W x + bias, such that batch normalisation in evaluation mode
+    (with `mean` and `variance` of these outputs) changes nothing. The other channels keep their random weights;
+    their statistics are those of the inputs `rest` [n, C]."""
     convolution, norm, n = layer[0], layer[1], len(W)
     convolution.weight[:n] = 0
     convolution.weight[:n, :W.shape[1], 0, 0], convolution.bias[:n] = W, bias
@@ -178,9 +179,9 @@ class DFR(Trained, FeatureReconstruction):
     training: str = "rows"          # "rows" from a cache, or "maps": whole images, as the thesis trains
     start: str = "pca"              # or "random"; with a larger kernel, attention or skips always random
     rows_per_step: int = 1024       # rows: cells an update
-    kernel: int = 1                 # the thesis's variants, maps only: kernel, attention …
-    attention: bool = False
-    skips: bool = False             # … and skips between encoder and decoder
+    kernel: int = 1                 # the thesis's variants: a larger odd kernel (training="maps" only),
+    attention: bool = False         # CBAM attention in the decoder (training="maps" only),
+    skips: bool = False             # skips between encoder and decoder (either training)
 
     def __post_init__(self):
         super().__post_init__()

@@ -6,7 +6,7 @@
 __all__ = ['count', 'number', 'join', 'piece', 'part_of', 'average_gradients', 'mean_of', 'as_first', 'normalised_together']
 
 # %% ../../nbs/36_models.together.ipynb #8688a843
-import atexit, contextlib, os
+import atexit, contextlib, datetime, os
 
 import torch
 from torch import nn
@@ -23,6 +23,13 @@ def number():
     "The number of this process among them, from 0."
     return torch.distributed.get_rank() if count() > 1 else 0
 
+def _leave():
+    "Leave the group when every process has come to its end; after ten seconds without the others."
+    with contextlib.suppress(RuntimeError):
+        if torch.distributed.get_backend() == "gloo":
+            torch.distributed.monitored_barrier(timeout=datetime.timedelta(seconds=10))
+    torch.distributed.destroy_process_group()
+
 def join(device="auto"):
     "Join the processes that torchrun has started, if it has; the name of the device of this one."
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or count() > 1: return device
@@ -33,7 +40,7 @@ def join(device="auto"):
             "start fewer (--nproc-per-node), or use --device cpu")
     if on_gpu: torch.cuda.set_device(local)
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
-    atexit.register(torch.distributed.destroy_process_group)
+    atexit.register(_leave)
     return f"cuda:{local}" if on_gpu else "cpu"
 
 # %% ../../nbs/36_models.together.ipynb #9e6a3172
