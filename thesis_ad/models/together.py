@@ -23,6 +23,7 @@ def number():
     "The number of this process among them, from 0."
     return torch.distributed.get_rank() if count() > 1 else 0
 
+# %% ../../nbs/36_models.together.ipynb #leave036
 def _leave():
     "Leave the group when every process has come to its end; after ten seconds without the others."
     with contextlib.suppress(RuntimeError):
