@@ -99,7 +99,8 @@ def test_a_triggered_part_is_judged_on_new_frames_of_every_source():
         seen.append((part_id, int(frame.image[0, 0, 0])))
         return view(frame.image[0, 0, 0])
     left.give(1); right.give(1)                             # frames of the part before
-    stream = Stream([left, right], judge, trigger=trigger, on_part=found.append, wait=5).start()
+    stream = Stream([left, right], judge, trigger=trigger, on_part=found.append, wait=5,
+        prompt=60).start()
     trigger.fire("VIN1")
     while left.newest.waiting or right.newest.waiting: time.sleep(0.002)
     left.give(2); right.give(9)
@@ -111,11 +112,48 @@ def test_a_triggered_part_is_judged_on_new_frames_of_every_source():
 def test_a_missing_frame_and_a_trigger_too_many_are_parts_without_a_decision():
     source, trigger, found = Given(), Trigger(waiting=1), []
     assert trigger.fire("VIN1") and not trigger.fire("VIN2")
-    stream = Stream([source], lambda frame, part_id: view(0), trigger=trigger, on_part=found.append, wait=0.01).start()
+    stream = Stream([source], lambda frame, part_id: view(0), trigger=trigger, on_part=found.append, wait=0.01,
+        prompt=60).start()
     while len(found) < 2: time.sleep(0.002)
     stream.close()
-    assert [(one.decision, one.part_id) for one in found] == [("unread", "VIN2"), ("unread", "VIN1")]
-    assert all(one.reason for one in found)
+    assert [(one.decision, one.part_id) for one in found] == [("unread", "VIN1"), ("unread", "VIN2")], "not in their turn"
+    assert "no frame" in found[0].reason and "too many" in found[1].reason
+
+
+def test_a_part_that_cannot_be_photographed_in_time_is_unread():
+    source, trigger, found = Given(), Trigger(), []
+    trigger.fire("VIN1")
+    time.sleep(0.05)
+    source.give(1)
+    stream = Stream([source], lambda frame, part_id: view(0), trigger=trigger, on_part=found.append, prompt=0.01).start()
+    while not found: time.sleep(0.002)
+    stream.close()
+    assert found[0].decision == "unread" and found[0].part_id == "VIN1" and "within" in found[0].reason
+
+
+def test_a_camera_part_is_told_before_the_stream_pauses_for_the_server():
+    source, trigger, found = Given(), Trigger(), []
+    stream = Stream([source], lambda frame, part_id: Verdict("unread", "away", part_id, away=True), trigger=trigger,
+        on_part=found.append, prompt=60)
+    stream.backoff.pause = lambda: pytest.fail("a triggered part waited for the server")
+    stream.start()
+    for part_id in ("VIN1", "VIN2"):
+        trigger.fire(part_id)
+        time.sleep(0.1)                                     # the frame from before the trigger is dropped
+        source.give(1)
+        while not found or found[-1].part_id != part_id: time.sleep(0.002)
+    stream.close()
+    assert [one.reason for one in found] == ["away", "away"]
+
+
+def test_a_file_that_cannot_be_read_at_first_is_not_lost(tmp_path, monkeypatch):
+    (tmp_path / "VIN7.png").write_bytes(b"image")
+    read, failures = camera.Path.read_bytes, [OSError("in use")] * 3
+    monkeypatch.setattr(camera.Path, "read_bytes", lambda path: (_ for _ in ()).throw(failures.pop()) if failures
+        else read(path))
+    source = open_source(tmp_path, existing=True)
+    assert source.newest.get(20).data == b"image" and not failures
+    source.close()
 
 
 def test_a_slow_detector_gets_the_newest_frame():
@@ -185,7 +223,7 @@ def test_a_line_of_text_triggers(place):
     with socket.create_connection(("127.0.0.1", trigger.port)) as line, line.makefile("rwb") as stream:
         stream.write(b"VIN7\n"); stream.flush()
         assert stream.readline() == b"ok\n"
-    assert trigger.next(1) == "VIN7"
+    assert trigger.next(1).part_id == "VIN7"
     trigger.close()
 
 
