@@ -3,16 +3,25 @@
     python onnx_only.py FOLDER IMAGES...        # FOLDER: written by thesis-ad export BUNDLE -o FOLDER --format onnx
 
 Prints OK or NOK, image score and path of each image.
-A bundle that enhances its images needs OpenCV as well (pip install opencv-python-headless)."""
+A bundle that enhances its images needs OpenCV as well (pip install opencv-python-headless). Files of 8 bits are read,
+and of 16-bit grey if the bundle was fitted on such; whatever thesis-ad would read in another way is refused."""
 import json, sys
 from pathlib import Path
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 
 def upright(path, white):
-    image = ImageOps.exif_transpose(Image.open(path))
+    image = Image.open(path)
+    if image.mode in ("I", "F") or image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile):
+        sys.exit(f"{path} has 16-bit colours, or grey values of 32 bits; use thesis-ad inspect")
+    if image.mode.startswith("I;16") and not white:
+        sys.exit(f"{path} has 16 bits, and the bundle was fitted on images of 8 bits; use thesis-ad inspect")
+    if image.format == "BMP" and image.mode == "RGBA" and not image.getextrema()[3][1]: image = image.convert("RGB")
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        grey = np.round(np.asarray(image) * (255 / (white or 65535)))
+        if 2 * np.count_nonzero(np.asarray(image) > white) > image.width * image.height:
+            sys.exit(f"{path} is brighter than what the bundle takes for white ({white:g}); use thesis-ad inspect")
+        grey = np.round(np.asarray(image) * (255 / white))
         image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
@@ -31,8 +40,8 @@ def enhanced(image):
 folder, files = Path(sys.argv[1]), sys.argv[2:]
 facts, session = json.loads((folder / "bundle.json").read_text()), onnxruntime.InferenceSession(folder / "model.onnx")
 (height, width), settings, threshold = facts["input_size"], facts["settings"], facts["threshold"]
-if settings["canvas"] or facts["exported"]["ignored"]:
-    sys.exit("this bundle cuts tiles or ignores a region; use thesis-ad inspect")
+if settings["canvas"] or facts["exported"]["ignored"] or settings["page"] != 1:
+    sys.exit("this bundle cuts tiles, ignores a region or reads another page than the first; use thesis-ad inspect")
 for file in files:
     image = np.asarray(upright(file, facts["facts"].get("white")).resize((width, height), Image.Resampling.BILINEAR))
     if settings["enhance"]: image = enhanced(image)

@@ -116,7 +116,7 @@ def test_a_missing_frame_and_a_trigger_too_many_are_parts_without_a_decision():
         prompt=60).start()
     while len(found) < 2: time.sleep(0.002)
     stream.close()
-    assert [(one.decision, one.part_id) for one in found] == [("unread", "VIN1"), ("unread", "VIN2")], "not in their turn"
+    assert [(one.decision, one.part_id) for one in found] == [("unread", "VIN1"), ("unread", "VIN2")], "out of turn"
     assert "no frame" in found[0].reason and "too many" in found[1].reason
 
 
@@ -125,7 +125,8 @@ def test_a_part_that_cannot_be_photographed_in_time_is_unread():
     trigger.fire("VIN1")
     time.sleep(0.05)
     source.give(1)
-    stream = Stream([source], lambda frame, part_id: view(0), trigger=trigger, on_part=found.append, prompt=0.01).start()
+    stream = Stream([source], lambda frame, part_id: view(0), trigger=trigger, on_part=found.append,
+        prompt=0.01).start()
     while not found: time.sleep(0.002)
     stream.close()
     assert found[0].decision == "unread" and found[0].part_id == "VIN1" and "within" in found[0].reason

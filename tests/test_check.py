@@ -75,9 +75,17 @@ def test_the_command_ends_with_0_where_a_folder_can_be_used_and_with_2_where_not
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and "a (2 images: not known), b (2 images: not known)" in error and "--ok DIR" in error
     assert run("data", "check", tmp_path / "two", "--ok", "a", "--nok", "b", "-o", tmp_path / "two.jpg") == 0
-    assert (tmp_path / "two.jpg").exists()
+    assert [path.name for path in tmp_path.glob("two.*")] == ["two.png"]
     (tmp_path / "torn").mkdir(); (tmp_path / "torn/1.png").write_bytes(b"x")
     assert run("data", "check", tmp_path / "torn") == 2 and "no image of" in capsys.readouterr().err
+
+
+def test_its_own_contact_sheet_shows_no_part(tmp_path):
+    for i in range(4): write_image(tmp_path / f"{i}.png", rng("sheet", i))
+    assert run("data", "check", tmp_path, "-o", tmp_path) == 0
+    check = check_folder(tmp_path)
+    assert len(check.images) == 4
+    assert said(check, "1 image that cannot be read: contact_sheet.png", "shows no part") == 0
 
 
 def test_commands_take_the_folders_that_the_user_names(tmp_path, capsys):

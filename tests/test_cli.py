@@ -172,7 +172,7 @@ def test_settings_that_no_fit_could_use_are_refused(mvtec_folder, tmp_path):
 
 
 def test_clean_leaves_alone_what_is_not_its_own(tmp_path):
-    for name in ("features/ab.npy", "documents/thesis.tex"):
+    for name in ("features/ab.npy", "exported/ab.npy", "documents/thesis.tex"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("text")
     result = thesis_ad("clean", THESIS_AD_CACHE=str(tmp_path))

@@ -4,14 +4,18 @@ import zipfile
 
 import numpy as np
 import pytest
+from conftest import write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from thesis_ad.cli import main
+from thesis_ad.data import cvat
 from thesis_ad.data.cvat import coco_counts, polygon_mask, read_annotations, read_cvat, runs_mask, write_masks
 from thesis_ad.data.datasets import open_dataset
-from thesis_ad.settings import UserError
+from thesis_ad.data.layouts import read_folder
+from thesis_ad.files import read_mask
+from thesis_ad.settings import UserError, rng
 
 SIZE = (12, 16)          # height, width
 
@@ -152,6 +156,27 @@ def test_masks_of_a_folder_in_mvtec_layout(mvtec_folder, tmp_path):
         "path")["mask"]["test/dent/003.png"] == "ground_truth/dent/003_mask.png"
 
 
+def test_images_of_one_name_in_two_splits_have_masks_of_their_own(mvtec_folder, tmp_path):
+    for path in [*(mvtec_folder / "ground_truth/dent").iterdir()]: path.unlink()
+    write_image(mvtec_folder / "validation/dent/003.png", rng("another"))
+    box = '<box label="dent" xtl="{}" ytl="20" xbr="60" ybr="36"/></image>'
+    (tmp_path / "a.xml").write_text("<annotations>" + "".join(
+        f'<image name="{split}/dent/003.png" width="96" height="72">' + box.format(left)
+        for split, left in (("test", 40), ("validation", 50))) + "</annotations>")
+    assert write_masks(mvtec_folder, tmp_path / "a.xml")[0] == "masks written: 2", "the masks were merged"
+    table = read_folder(mvtec_folder).table.set_index("path")["mask"]
+    assert [read_mask(mvtec_folder / table[f"{split}/dent/003.png"]).sum() for split in ("test", "validation")] == [
+        320, 160]
+
+
+def test_a_zip_that_unpacks_to_too_much_is_refused(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(cvat, "LARGEST", 1000)
+    for length, words in ((1001, "unpacks to more than 1,000 bytes; unpack it and give a.xml"), (1000, "is no XML")):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+            packed.writestr("a.xml", " " * length)
+        with pytest.raises(UserError, match=words): read_annotations(tmp_path / "a.zip")
+
+
 @pytest.mark.parametrize("text, words", [
     (xml(("zoom_1_20250305_081512.png", SQUARE)),
         ["may be test/nok/part_7", "or test/nok/part_8", "upload images with folders"]),
@@ -162,10 +187,17 @@ def test_masks_of_a_folder_in_mvtec_layout(mvtec_folder, tmp_path):
     (xml(("other.png", SQUARE)), ["marks no image of the folder, such as other.png"]),
     (xml(("zoom_3_20250306_081512.png", "")), ["marks no image of the folder"]),
     (xml(("zoom_3_20250306_081512.png", '<mask label="a" rle="1,2" left="0" top="0" width="3" height="3"/>')),
-        ["a shape of zoom_3", "do not fill 3×3"]),
+        ["what it says of zoom_3", "do not fill 3×3"]),
     (xml(("zoom_3_20250306_081512.png", '<mask label="a" rle="0,9" left="15" top="0" width="3" height="3"/>')),
         ["leads out of its image"]),
-    (xml(("zoom_3_20250306_081512.png", '<polygon label="a" points="1,x"/>')), ["a shape of zoom_3", "cannot be read"]),
+    (xml(("zoom_3_20250306_081512.png", '<mask label="a" rle="0,99999980000001" left="0" top="0" width="9999999" '
+        'height="9999999"/>')), ["leads out of its image"]),
+    (xml(("zoom_3_20250306_081512.png", SQUARE)).replace('width="16"', 'width="99999999"'),
+        ["is 99999999×12 pixels, and at most 200,000,000 are read"]),
+    (xml(("zoom_3_20250306_081512.png", '<polygon label="a" points="1,x"/>')),
+        ["what it says of zoom_3", "cannot be read"]),
+    (xml(("zoom_3_20250306_081512.png", '<polygon label="a" points="inf,1;2,inf;3,3"/>')),
+        ["cannot be read", "infinity"]),
     (xml(inside='<track id="0" label="a"><polygon frame="0" points="1,1"/></track>'),
         ["for video", "CVAT for images 1.1"]),
     ("<annotations", ["is no XML"]), ('<!DOCTYPE x [<!ENTITY a "b">]><annotations/>', ["declares entities"])])

@@ -29,6 +29,7 @@ def options(line):
 def known(line):
     name, used = options(line)
     command = typer.main.get_command(app).commands[name]
+    if name == "ledger": command = command.commands[line.split()[1]]
     return set(used) <= {option for parameter in command.params for option in parameter.opts}
 
 
@@ -36,8 +37,9 @@ def test_every_command_line_is_one_of_thesis_ad():
     command = yaml.safe_load(dict(steps())["CMD"])
     service = re.search(r"ExecStart=\S+/thesis-ad (.+)", (DEPLOY / "thesis-ad.service").read_text())[1]
     lines = [command, SERVICES["dashboard"]["command"], service,
-        *re.findall(r"`thesis-ad ((?:stream|serve|dashboard|fit)[^`]*)`", (DEPLOY / "README.md").read_text())]
-    assert len(lines) >= 7 and all(known(line) for line in lines), lines
+        *re.findall(r"(?:`thesis-ad|exec \w+ thesis-ad|5010 api) ((?:stream|serve|dashboard|fit|ledger)[^`#\n]*)",
+            (DEPLOY / "README.md").read_text())]
+    assert len(lines) >= 12 and all(known(line) for line in lines), lines
 
 
 def test_the_image_is_slim_and_does_not_run_as_root():

@@ -167,8 +167,12 @@ def test_the_calibration_image_at_the_threshold_stays_ok(line, tmp_path):
 def test_eight_bits_want_images_and_set_their_threshold_anew(line, tmp_path, capsys):
     command("export", line / "bundle", "-o", tmp_path / "x", "--precision", "int8", code=2)
     assert "--data" in capsys.readouterr().err and not (tmp_path / "x").exists()
+    command("export", line / "bundle", "-o", tmp_path / "half", "--precision", "fp16")
+    said = re.search(r"threshold (\S+) before and (\S+) after, kept", capsys.readouterr().out)
+    assert said and said[1] == said[2], "the threshold was moved by what noise measured"
     command("export", line / "bundle", "-o", tmp_path / "x", "--precision", "int8", "--data", line / "part")
-    assert "rank correlation" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "rank correlation" in said and re.search(r"threshold \S+ before and \S+ after, set anew", said)
     original, exported = load_bundle(line / "bundle", "cpu"), load_bundle(tmp_path / "x")
     assert exported.threshold["how"] == original.threshold["how"]
     assert exported.threshold["data"] == original.threshold["data"]
@@ -298,6 +302,24 @@ def test_the_script_decides_like_inspect_without_the_library(line, tmp_path):
         *before.path).splitlines()]
     assert [row[0] for row in rows] == [*before.status] and [row[2] for row in rows] == [*before.path]
     assert relative(before.score.to_numpy(), np.array([float(row[1]) for row in rows])) < LIMIT
+
+
+def test_the_script_refuses_what_the_library_reads_in_another_way(line, tmp_path):
+    import cv2
+    export_bundle(line / "bundle", tmp_path / "x")
+    other, facts = shutil.copytree(tmp_path / "x", tmp_path / "y"), json.loads((tmp_path / "x/bundle.json").read_text())
+    (other / "bundle.json").write_text(json.dumps(facts | {"settings": facts["settings"] | {"page": 2}}))
+    deep = (images(1)[0].astype(np.uint16) * 257)
+    cv2.imwrite(str(tmp_path / "colours.png"), deep)
+    cv2.imwrite(str(tmp_path / "grey.png"), deep[..., 0])
+    for name, kind in (("long.tif", np.int32), ("float.tif", np.float32)):
+        Image.fromarray(deep[..., 0].astype(kind)).save(tmp_path / name)
+    plain = next((line / "part" / "test" / "good").iterdir())
+    for bundle, file, words in (("x", "colours.png", "16-bit colours"), ("x", "grey.png", "images of 8 bits"),
+            ("x", "long.tif", "32 bits"), ("x", "float.tif", "32 bits"), ("y", plain, "another page")):
+        said = subprocess.run([sys.executable, ROOT / "deploy" / "onnx_only.py", tmp_path / bundle, tmp_path / file],
+            capture_output=True, text=True)
+        assert said.returncode == 1 and words in said.stderr and not said.stdout, (file, said)
 
 
 # What starts without PyTorch

@@ -416,6 +416,17 @@ def test_ledger_commands(tmp_path, monkeypatch):
     assert result.returncode == 1 and "entry 3 is bad" in result.stdout and "Traceback" not in result.stderr
 
 
+def test_a_reader_without_write_permission_misses_no_entry(tmp_path, monkeypatch):
+    "As long as the newest entries are in the log of SQLite alone, reading is refused; afterwards all are read."
+    path = fill(tmp_path / "line.db", 3)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with Ledger(path, KEY) as ledger:
+        ledger.append("VIN9999", HASH, HASH, 1.0, 2.0, "OK", "inspected")
+        for read in (lambda: list(entries(path)), lambda: verify(path, KEY), lambda: backup(path, tmp_path / "b.db")):
+            with pytest.raises(UserError, match="without write permission.*ledger backup"): read()
+    assert verify(path, KEY).entries == len(list(entries(path))) == backup(path, tmp_path / "b.db") == 4
+
+
 def test_reading_changes_nothing(tmp_path):
     path = fill(tmp_path / "line.db", 2)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}

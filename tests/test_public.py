@@ -333,6 +333,16 @@ def test_broken_empty_and_exploding_archives(toy, monkeypatch):
     refused("unpacks to more than", source=toy / "toy.tar.gz")
 
 
+def test_a_broken_archive_is_fetched_anew(serve):
+    "Without a published checksum nothing else would notice it, and it would be refused at every later call."
+    server = serve(known=False)
+    whole, server.data = server.data, server.data[:len(server.data) // 2]
+    refused("no whole zip or tar archive")
+    assert kept() == [], "the broken archive was kept"
+    server.data = whole
+    assert "4 images" in fetch()
+
+
 # What a user has
 
 def test_the_licence_is_shown_and_agreed_to(toy, capsys, monkeypatch):

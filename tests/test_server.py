@@ -213,6 +213,7 @@ def test_what_cannot_calibrate_changes_nothing(bundle, taught):
         for name in open_dataset(taught[0].parent / "photos").train.paths]
     before = client.get("/model").json()["threshold"]
     assert "token" in sentence(client.post("/calibrate", files=few), 401)
+    sentence(client.post("/calibrate", content=b"--", headers={"Content-Type": "multipart/form-data"}), 401)
     sentence(client.post("/calibrate", files=few, headers={"Authorization": "Bearer other"}), 401)
     sentence(TestClient(create_app(Station(bundle, limits=PATIENT))).post("/calibrate", files=few, headers=TEACH), 403)
     assert "002.png" in sentence(client.post("/calibrate", files=[*few[:2], ("files", ("002.png", few[2][1][1][:200]))],
@@ -371,6 +372,19 @@ def test_a_late_decision_is_refused_and_not_signed(taught, tmp_path, monkeypatch
         monkeypatch.undo()
         client.app.state.station.limits = PATIENT
         assert client.post("/predict", files=image).json()["sequence"] == 1
+
+
+def test_a_decision_that_waits_too_long_for_the_ledger_is_not_returned(taught, monkeypatch):
+    from thesis_ad.inspection import server
+    def slow(one, ledger):
+        monkeypatch.setattr(server.time, "monotonic", lambda: float("inf"))
+        return one
+    monkeypatch.setattr(server, "signed", slow)
+    station = Station(taught[0], ledger=object())
+    file = server.UploadFile(io.BytesIO(kinds()["rgb.png"]))
+    with pytest.raises(server.HTTPException, match="too late"):
+        station.decide(file, "VIN", "", False, time.monotonic() + 600)
+    assert not station.recent.number, "the light would show the OK of a part that was refused"
 
 
 def through_gate(limits, messages, endless=False):

@@ -1,5 +1,6 @@
 """Studies from the command line: one table, resumed, extended, with failures as rows,
 ranks and tests as scipy and Demšar have them."""
+import json
 
 import numpy as np
 import pandas as pd
@@ -154,6 +155,14 @@ def test_what_a_past_run_cost_is_what_the_next_one_is_expected_to(parts, tmp_pat
 def test_a_mistake_in_the_file_is_one_sentence_before_any_work(text, said, tmp_path):
     with pytest.raises(UserError, match=said) as error: combinations(parse_study(text, beside=tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_the_example_of_the_chapter_is_a_study(tmp_path):
+    chapter = "".join("".join(cell["source"]) for cell in json.loads((repository_root()
+        / "nbs/81_study.ipynb").read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown")
+    for name in ("bottle", "screw"): (tmp_path / "data/mvtec" / name).mkdir(parents=True)
+    text = chapter.split("```yaml\n")[1].split("```")[0].replace("[0, 1, 2]", "[0]")     # one seed: opens no dataset
+    assert len(combinations(parse_study(text, beside=tmp_path))) == 3 * 3 * 2
 
 
 def test_yaml_cannot_run_code(tmp_path):

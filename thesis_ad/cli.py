@@ -107,13 +107,17 @@ def info():
         print(f"weights in {place}: {', '.join(files) or 'none'}")
 
 # %% ../nbs/90_cli.ipynb #5f01ed87
-CACHES = ("checkpoints", "costs", "data", "detectors", "evaluations", "features", "inspected", "weights")
+CACHES = ("checkpoints", "costs", "data", "detectors", "evaluations", "exported", "features", "inspected", "weights")
 
 @app.command()
-def clean():
+def clean(yes: Annotated[bool, typer.Option("--yes", help="Also in the working or the home folder.")] = False):
     "Empty the cache folder; what was in it can be computed or fetched again. Whatever else lies there is left alone."
     folder = cache_dir()
-    for name in CACHES: shutil.rmtree(folder / name, ignore_errors=True)
+    there = [name for name in CACHES if (folder / name).exists()]
+    if there and not yes and folder.resolve() in (Path.home(), Path.cwd(), *Path.cwd().parents):
+        raise UserError(f"THESIS_AD_CACHE names {folder.resolve()}, where one works or lives, so nothing was "
+            f"deleted; if {', '.join(there)} in it may be deleted, say --yes")
+    for name in there: shutil.rmtree(folder / name, ignore_errors=True)
     print(f"emptied {folder}" + (f"; left alone: {', '.join(sorted(path.name for path in folder.iterdir()))}"
         if any(folder.iterdir()) else ""))
 
@@ -135,8 +139,9 @@ def data_make(name: Annotated[str, typer.Argument(help="A rendered dataset of th
     "Render a dataset into the cache folder (images that are there already are kept)."
     from thesis_ad.data.datasets import open_dataset
     from thesis_ad.data.manifest import read_manifest
-    if not read_manifest(name).rendered:
-        raise UserError(f"{name} is not rendered; it is read from its package, nothing has to be made")
+    if not (manifest := read_manifest(name)).rendered:
+        raise UserError(f"{name} is not rendered; " + (f"fetch it: thesis-ad data get {name}" if manifest.public else
+            "it is read from its package, nothing has to be made"))
     data = open_dataset(name, size=size, workers=workers)
     print(f"{len(data.table)} images in {data.root}")
 
@@ -821,7 +826,8 @@ def _end(said, code=2):
 def main(arguments=None):
     "Entry point of `thesis-ad`."
     try:
-        with _only_our_words(arguments or sys.argv[1:]): sys.exit(app(arguments, standalone_mode=False) or 0)
+        with _only_our_words(arguments or sys.argv[1:]): sys.exit(app(arguments, prog_name="thesis-ad",
+            standalone_mode=False) or 0)
     except UserError as error: _end(str(error))
     except _UsageError as error:
         if not error.format_message(): sys.exit(2)          # a command without its arguments has printed its help

@@ -236,7 +236,7 @@ def marked_png(image, comment=""):
     return data[:33] + chunks + data[33:]                           # after signature and IHDR
 
 def is_marked(head):
-    "Whether a file that begins with the bytes `head` (1,024 are enough) was written by `thesis-ad inspect`."
+    "Whether a file that begins with the bytes `head` (1,024 are enough) was written by one of these two."
     return MARK_TEXT.encode() in head[:1024]
 
 # %% ../nbs/01_files.ipynb #0e092820
@@ -318,7 +318,7 @@ def content_key(*parts):
 # %% ../nbs/01_files.ipynb #2afc3cfb
 def hidden_name(path, kind, suffix=""):
     "A hidden name beside `path` that says which process of which machine writes there."
-    return path.with_name(f".{path.name}.{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex[:8]}.{kind}{suffix}")
+    return path.with_name(f".{path.name}+{socket.gethostname()}+{os.getpid()}+{uuid.uuid4().hex[:8]}.{kind}{suffix}")
 
 @contextlib.contextmanager
 def atomic_write(path):
@@ -339,7 +339,7 @@ def atomic_write(path):
 # %% ../nbs/01_files.ipynb #6ff22038
 @contextlib.contextmanager
 def atomic_folder(path):
-    "As `atomic_write`, for a folder: a finished folder replaces `path` in one step."
+    "As `atomic_write`, for a folder: it replaces `path` in two renames; an interrupted replacement is undone."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part, old = hidden_name(path, "part"), hidden_name(path, "old")
@@ -349,14 +349,14 @@ def atomic_folder(path):
         if path.exists(): os.replace(path, old)
         os.replace(part, path)
     except OSError as error:
-        if old.exists() and not path.exists(): os.replace(old, path)
         if error.errno in (28, 122): raise UserError(f"no space left to write {path}; nothing was changed") from None
         raise
     finally:
+        if old.exists() and not path.exists(): os.replace(old, path)
         for left in (part, old): shutil.rmtree(left, ignore_errors=True)
 
 # %% ../nbs/01_files.ipynb #933155dd
-_LEFT = re.compile(r"^\..+\.(?P<host>[^+/]+)\+(?P<pid>\d+)\+[0-9a-f]{8}\.(?:part|old)(?:\.\w+)?$")
+_LEFT = re.compile(r"\.(?P<name>.+)\+(?P<host>[^+]+)\+(?P<pid>\d+)\+[0-9a-f]{8}\.(?P<kind>part|old)(?:\.\w+)?")
 
 def _runs(pid):
     "Whether a process of that number exists on this machine."
@@ -366,18 +366,20 @@ def _runs(pid):
     return True
 
 def sweep(folder):
-    """Remove what killed processes of this machine left half-written below `folder`;
-    the number of files and folders removed."""
-    removed = 0
+    "Remove, or rename back, what killed processes of this machine left below `folder`; how many files and folders."
+    swept = 0
     for base, folders, files in os.walk(folder):
         for name in [*folders, *files]:
-            left = _LEFT.match(name)
+            left = _LEFT.fullmatch(name)
             if not left or left["host"] != socket.gethostname() or _runs(int(left["pid"])): continue
-            path = os.path.join(base, name)
-            if name in folders: folders.remove(name); shutil.rmtree(path, ignore_errors=True)
-            else: Path(path).unlink(missing_ok=True)
-            removed += 1
-    return removed
+            path, target = Path(base, name), Path(base, left["name"])
+            if name in folders: folders.remove(name)
+            if left["kind"] == "old" and not target.exists():
+                with contextlib.suppress(OSError): os.replace(path, target)     # unless another process did it
+            elif path.is_dir(): shutil.rmtree(path, ignore_errors=True)
+            else: path.unlink(missing_ok=True)
+            swept += 1
+    return swept
 
 # %% ../nbs/01_files.ipynb #dbc952a0
 def check_writable(folder):

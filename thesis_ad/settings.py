@@ -42,11 +42,12 @@ def torch_seed(*keys):
 # %% ../nbs/00_settings.ipynb #7d2a610b
 def pin_threads(n=1):
     "Fix the number of threads of torch, OpenCV and BLAS, so that sums are always taken in one order."
-    import cv2
     if n < 1: raise UserError(f"at least one thread has to run, not {n}")
-    cv2.setNumThreads(n)
-    # torch reads them when it is imported
+    # a library reads them when it is imported
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ[name] = str(n)
+    import cv2, threadpoolctl
+    cv2.setNumThreads(n)
+    threadpoolctl.threadpool_limits(n, user_api="blas")         # NumPy may have been imported before
     if "torch" in sys.modules: sys.modules["torch"].set_num_threads(n)
 
 # %% ../nbs/00_settings.ipynb #06ac6d6f
@@ -219,6 +220,15 @@ def _items(key, value, default):
         raise UserError(f"profile field '{key}' wants values of type {kind.__name__}, not {value!r}")
     return found
 
+def _number(key, value, kind):
+    "A number of the type `kind`, not below 0, from a number or its text."
+    try: found = kind(value)
+    except (TypeError, ValueError, OverflowError): found = -1
+    if not found >= 0 or isinstance(value, float) and found != value:
+        what = "a whole number" if kind is int else "a number"
+        raise UserError(f"profile field '{key}' wants {what} that is not below 0, not {value!r}")
+    return found
+
 # %% ../nbs/00_settings.ipynb #001f0fdd
 def get_profile(name="demo", **overrides):
     "The profile of that name with `overrides` applied; lists become tuples, unknown names and fields are refused."
@@ -229,10 +239,9 @@ def get_profile(name="demo", **overrides):
         kind = type(getattr(base, key))
         if kind is bool and not isinstance(value, bool):
             raise UserError(f"profile field '{key}' is True or False, not {value!r}")
-        try: overrides[key] = _items(key, value, getattr(base, key)) if kind is tuple else kind(value)
-        except UserError: raise
-        except (TypeError, ValueError):
-            raise UserError(f"profile field '{key}' wants {kind.__name__}, not {value!r}") from None
+        if kind is tuple: overrides[key] = _items(key, value, getattr(base, key))
+        elif kind in (int, float): overrides[key] = _number(key, value, kind)
+        else: overrides[key] = kind(value)
     profile = dataclasses.replace(base, **overrides)
     if len(set(profile.seeds)) < len(profile.seeds):
         raise UserError(f"the seeds of a profile differ from one another, not {profile.seeds}")

@@ -192,13 +192,13 @@ def _slurm(jobs):
     return cluster
 
 # %% ../nbs/02_work.ipynb #2279fe20
-PATIENCE = 60           # seconds that a lost scheduler, or the first worker, is waited for
+PATIENCE = 60           # seconds that a lost scheduler, or a worker, is waited for; Slurm may start its jobs later
 
 # %% ../nbs/02_work.ipynb #168294b1
 class Cluster:
     "An open connection; see `on_cluster`."
-    def __init__(self, place, ready=None, carry=False, patience=PATIENCE):
-        self.kind, self.what = parse_place(place)
+    def __init__(self, place, ready=None, carry=False, patience=PATIENCE, say=None):
+        (self.kind, self.what), self.say = parse_place(place), say
         self.place, self.patience, self.carry, self.client, self.own = place, patience, carry, None, None
         self.token = "" if carry else f".shared.{uuid.uuid4().hex}"
         self.setup, self.key = Setup(versions(), self.token, ready), uuid.uuid4().hex
@@ -242,12 +242,15 @@ def _workers(cluster):
     except (OSError, TimeoutError): return {}
 
 def _wait_for_workers(cluster):
-    "Wait for the first worker; a `UserError` if none comes."
+    "Wait for a worker; a `UserError` if none comes, except from Slurm, where jobs may be in the queue for hours."
     ends = time.monotonic() + cluster.patience
     while not _workers(cluster):
         if time.monotonic() > ends:
-            raise UserError(f"the scheduler at {cluster.place} has had no worker for {cluster.patience:g} s; start "
-                f"some with: dask worker {cluster.place} --nthreads 1 --nworkers 4")
+            if cluster.kind != "slurm":
+                raise UserError(f"the scheduler at {cluster.place} has had no worker for {cluster.patience:g} s; start "
+                    f"some with: dask worker {cluster.client.scheduler.address} --nthreads 1 --nworkers 4")
+            if cluster.say: cluster.say("no job of this run has started yet; squeue --me says what Slurm waits for")
+            ends = math.inf
         time.sleep(0.2)
 
 Cluster.connect, Cluster.workers, Cluster.wait_for_workers = _connect, _workers, _wait_for_workers
@@ -363,12 +366,12 @@ def on_cluster(place, ready=None, carry=False, say=None, patience=PATIENCE):
     yields the `Cluster`, or None for `place` None.
 
     ready: called once on every worker, raises `UserError` where data or weights are missing;
-        carry: workers do not share the cache
-    folder; say: is given a line on workers and dashboard;
-    patience: seconds that a lost scheduler or the first worker is waited for."""
+    carry: workers do not share the cache folder;
+    say: is given a line on workers and dashboard, and one if Slurm lets its jobs wait;
+    patience: seconds that a lost scheduler or a worker is waited for."""
     global _open
     if place is None: yield None; return
-    before, cluster = _open, Cluster(place, ready, carry, patience)
+    before, cluster = _open, Cluster(place, ready, carry, patience, say)
     try:
         _open = cluster.open()
         if say: say(f"cluster: {cluster.describe()}")

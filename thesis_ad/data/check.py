@@ -20,7 +20,8 @@ from PIL import Image
 from .datasets import evenly_spaced, inspect_masks, looked_at, mask_warnings, open_dataset
 from .layouts import MASKS
 from .manifest import SPLITS
-from ..files import IMAGE_SUFFIXES, atomic_write, content_key, read_image, read_mask, resize, sha256, turned
+from ..files import (IMAGE_SUFFIXES, atomic_write, content_key, is_marked, marked_png, read_image, read_mask,
+    resize, sha256, turned)
 from ..settings import NOK_COLOUR, UserError
 
 # %% ../../nbs/14_data.check.ipynb #6de877e2
@@ -63,9 +64,9 @@ def _facts(path):
     `values`: number of different grey values, 3 for three or more; `reduced`: hexadecimal."""
     try:
         image = read_image(path)                        # first, so that what is opened below is an image
+        if is_marked(path.read_bytes()): raise UserError("it was written by this program and shows no part")
         with Image.open(path) as opened: mode = f"{opened.mode}, {_bits(opened)} bits, {opened.format}"
-        values = min(3, len(np.unique(image[::4, ::4])))
-        return (sha256(path), *image.shape[:2], mode, values, turned(path),
+        return (sha256(path), *image.shape[:2], mode, min(3, len(np.unique(image[::4, ::4]))), turned(path),
             small(image).round().astype(np.uint8).tobytes().hex())
     except UserError as error:
         return (None, str(error).replace(f"cannot read {path} as an image",
@@ -255,8 +256,7 @@ def _tile(root, row, edge):
 
 # %% ../../nbs/14_data.check.ipynb #694cac9c
 def contact_sheet(check, most=60, edge=150, columns=10):
-    """uint8 [H, W, 3]: at most `most` images of a `Check` with the outlines of their masks, NOK ones first,
-    evenly spaced."""
+    "uint8 [H, W, 3]: at most `most` images of a `Check` with the outlines of their masks, NOK first, evenly spaced."
     wrong = set(check.masks.image[check.masks.wrong != ""])
     table = check.images.assign(mask=check.images["mask"].mask(check.images.path.isin(wrong), "")).sort_values("label",
         ascending=False, kind="stable")
@@ -269,12 +269,13 @@ def contact_sheet(check, most=60, edge=150, columns=10):
     return np.concatenate([np.concatenate(tiles[i:i + wide], axis=1) for i in range(0, len(tiles), wide)])
 
 def write_check(check, out):
-    """Write the contact sheet to `out` if that is an image file, else into the folder `out`, with images.csv and
-    masks.csv; the sheet's path."""
+    """Write the contact sheet as a PNG named `out` if that is the name of an image, else into the folder `out`, with
+    images.csv and masks.csv; the sheet's path."""
     out = Path(out)
-    sheet = out if out.suffix.lower() in IMAGE_SUFFIXES else out / "contact_sheet.png"
-    with atomic_write(sheet) as part: Image.fromarray(contact_sheet(check)).save(part)
-    if sheet != out:
+    alone = out.suffix.lower() in IMAGE_SUFFIXES
+    sheet = out.with_suffix(".png") if alone else out / "contact_sheet.png"
+    with atomic_write(sheet) as part: part.write_bytes(marked_png(contact_sheet(check)))
+    if not alone:
         for name, table in (("images", check.images.drop(columns=["root", "reduced"])), ("masks", check.masks)):
             with atomic_write(out / f"{name}.csv") as part: table.to_csv(part, index=False, lineterminator="\n")
     return sheet

@@ -562,6 +562,8 @@ def open_dataset(name, size=256, parts=0, calibration=None, workers=None, **said
 def _open_known(name, size, parts, calibration, workers):
     "The `Dataset` of that name in the manifest; what has to be rendered is rendered first, by `workers` processes."
     manifest = read_manifest(name)
+    if calibration and not manifest.public:
+        raise UserError(f"{name} has a calibration split of its own; --calibration is for folders and public datasets")
     if manifest.public: return open_public(manifest, split_name(name)[1], calibration)
     if not manifest.rendered:
         table, root = _table(manifest), _package_root(manifest.recipe["package"])

@@ -289,12 +289,15 @@ def _same_as_before(manifest, digest):
     raise UserError(f"the archive of {manifest.name} has another checksum than the one fetched before (SHA-256 "
         f"{digest[:16]}…, then {before[:16]}…); if it is the right one, delete {public_dir() / manifest.name}")
 
-def _take_archive(manifest, archive, origin, known, incomplete, progress):
-    "Unpack, check and keep an archive; the facts that are noted."
+def _take_archive(manifest, archive, origin, known, incomplete, progress, fetched):
+    "Unpack, check and keep an archive; the facts that are noted. `fetched`: from the network."
     digest = sha256(archive)
     if not known: _same_as_before(manifest, digest)
     with atomic_folder(public_dir() / manifest.name) as part:
-        rows = unpack(archive, part / "files", progress)
+        try: rows = unpack(archive, part / "files", progress)
+        except UserError:
+            if fetched: archive.unlink()            # it would be taken from the disk and refused again
+            raise
         home = find_home(part / "files", manifest)
         facts = {"root": home.relative_to(part).as_posix(), "base": "files", "origin": str(origin), "sha256": digest,
                  "published": known, "images": check_numbers(manifest, home, incomplete or bool(known))}
@@ -316,7 +319,7 @@ def _take(manifest, source, url, incomplete, downloader, progress):
     "The facts of a dataset that was taken from a folder, an archive or the network."
     if source and Path(source).is_dir(): return _take_folder(manifest, source, incomplete, progress)
     archive, origin, known = _archive(manifest, source, url, downloader or Resume(progress=progress))
-    facts = _take_archive(manifest, archive, origin, known, incomplete, progress)
+    facts = _take_archive(manifest, archive, origin, known, incomplete, progress, fetched=not source)
     if not source: archive.unlink()
     return facts
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from .manifest import COLUMNS, SPLITS, read_splits, read_table
+from .manifest import COLUMNS, SPLITS, check_inside, read_splits, read_table
 from ..files import IMAGE_SUFFIXES, read_mask, sha256
 from ..settings import UserError, one_of
 
@@ -509,7 +509,8 @@ def read_visa(tree):
         if not split or label is None:
             raise _Unread(f"split_csv/1cls.csv says '{line.split}' and '{line.label}' of {line.image}")
         rows.append((line.image, split, label, line.label if label else "good", line.mask if label else "", line.image))
-    return FolderTable(pd.DataFrame(rows, columns=COLUMNS), home, "visa", tree.left_out)
+    table = check_inside(pd.DataFrame(rows, columns=COLUMNS), home / "split_csv" / "1cls.csv")
+    return FolderTable(table, home, "visa", tree.left_out)
 
 # %% ../../nbs/11_data.layouts.ipynb #230e5481
 TILE_GAP = 120       # numbers of frames between two magnetic tiles
@@ -569,7 +570,7 @@ def read_real_iad(tree):
     table = pd.DataFrame([(below(name), split, int(kind != ok), "good" if kind == ok else kind,
         below(mask) if kind != ok else "", "/".join(_split(below(name))[0]))
         for name, split, kind, mask in rows], columns=COLUMNS)
-    return FolderTable(table, tree.root, "real_iad", tree.left_out)
+    return FolderTable(check_inside(table, path), tree.root, "real_iad", tree.left_out)
 
 # %% ../../nbs/11_data.layouts.ipynb #68e53fae
 def read_flat(tree, deep=False):

@@ -24,7 +24,7 @@ class Drift:
     direction: str
     p: float                    # the smaller of the two tail probabilities, doubled
     n: int                      # images of the batch
-    alpha: float                # chance of calling drift where there is none
+    alpha: float                # probability of reporting drift where there is none
     nok_fraction: float         # fraction of NOK images that is granted
     images: tuple = ()          # names of the images that lie furthest off
 

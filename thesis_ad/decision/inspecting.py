@@ -45,7 +45,7 @@ def _written_here(path):
 def files_to_inspect(paths):
     """(list of the files that `paths` ask for, sentences on what was left out).
 
-    An empty folder is a `UserError`, and so are patterns that match no file."""
+    A folder without images is a `UserError`, and so is a pattern without a match if nothing else was asked for."""
     files, notes = [], []
     for path in map(Path, paths):
         if set("*?[") & set(path.name) and not path.exists():          # the shell found none
@@ -130,18 +130,22 @@ def remove_earlier(folder):
     table = Path(folder) / "decisions.csv"
     try:
         with open(table, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, csv.Error): return
-    if not rows or not {"path", "overlay"} <= set(rows[0]): return
+            rows = list(reader := csv.DictReader(file))
+    except FileNotFoundError: return
+    except csv.Error: raise _foreign(table) from None
+    except OSError as error: raise UserError(f"{table} cannot be read ({error.strerror})") from None
+    if not {"path", "overlay"} <= {*(reader.fieldnames or ())}: raise _foreign(table)
     named = {name for row in rows for name in (row.get(column) or "" for column in ("overlay", "map", "mask"))
         if OUR_NAME.fullmatch(name) and Path(name).name == name}
     for name in named: (Path(folder) / name).unlink(missing_ok=True)
     table.unlink(missing_ok=True)
 
+def _foreign(path):
+    return UserError(f"{path} exists and was not written by this program; choose another folder for the results")
+
 def _save(path, data):
     "Write bytes whole or not at all; a `UserError` instead of overwriting a file of somebody else's."
-    if path.exists() and not _written_here(path):
-        raise UserError(f"{path} exists and was not written by this program; choose another folder for the results")
+    if path.exists() and not _written_here(path): raise _foreign(path)
     with atomic_write(path) as part: part.write_bytes(data)
 
 # %% ../../nbs/53_decision.inspecting.ipynb #f57b0c63

@@ -70,7 +70,7 @@ def depends_on_seed(method, settings):
 # %% ../../nbs/61_evaluation.protocol.ipynb #9dd66ae3
 @functools.cache
 def code_hash(up_to=99):
-    "A hash of the library's modules whose chapter number is at most `up_to`."
+    "A hash of the library's modules in folders whose first chapter is at most `up_to`; `models/` counts as 40."
     root = Path(thesis_ad.__file__).parent
     tens = {"settings.py": 0, "files.py": 1, "data": 10, "images": 20, "features": 30, "models": 40, "decision": 50,
         "evaluation": 60}
@@ -186,7 +186,7 @@ def calibration_scores(detector, images):
 
 def set_from(detector, images, scores, alpha=0.05):
     """Set the detector's threshold from the OK scores of a calibration split, or from all its out-of-fold scores;
-    the largest alpha that n scores can guarantee if 0.05 is below that."""
+    for the smallest rate that n scores can guarantee, 1/(n + 1), if `alpha` is below that, and none below 3 scores."""
     own = getattr(detector, "own", None)
     ok = own["score"].numpy() if own else np.asarray(scores)[images.labels == 0]
     detector.threshold = None if len(ok) < 3 else conformal_threshold(ok, max(alpha, 1 / (len(ok) + 1))).facts()

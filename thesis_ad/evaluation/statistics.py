@@ -321,7 +321,7 @@ class PixelBins:
     """Counts of pixels by score: for each kind of image in narrow bins,
     for each image in the wide ones of the replicates."""
     def __init__(self, pixels, n=2**17):
-        "Bins between the scores of some first `Pixels`, n for each class, and the float grid."
+        "Bins between scores of some first `Pixels`, n for background and n/2 for defect pixels, and the float grid."
         low, high = ((float(edge(pixels.background[[0, -1]])) for edge in (np.min, np.max)) if len(pixels.background)
             else (0.0, 0.0))
         beyond, wide = _float_grid(16), _bin_edges(pixels)

@@ -69,7 +69,8 @@ class StreamingPCA(StreamingCovariance):
 @patch
 def components(self: StreamingPCA, count):
     """(variances float64 [count], axes float64 [C, count]): the first `count` eigenvalues and eigenvectors of the
-    covariance of standardised rows (of raw ones without `standardise`)."""
+    covariance of rows divided by the channels' standard deviations, each at least a thousandth of their mean (of raw
+    rows without `standardise`)."""
     scale = np.maximum(self.scale, 1e-3 * self.scale.mean()) if self.standardise else np.ones(len(self.mean))
     values, vectors = np.linalg.eigh(self.covariance / np.outer(scale, scale))
     return values[::-1][:count], np.ascontiguousarray(vectors[:, ::-1][:, :count])

@@ -7,7 +7,6 @@ __all__ = ['SIGMA_LIMIT', 'local_average', 'check_pixels', 'soften', 'stage_maps
            'sample_patches', 'smoothing_matrix', 'smooth_map']
 
 # %% ../../nbs/35_features.patches.ipynb #9e54fccc
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -27,19 +26,19 @@ def local_average(feature_map, kernel=3):
 
 # %% ../../nbs/35_features.patches.ipynb #86181d34
 def check_pixels(images, names=None):
-    """`images` if it is float [B, 3, H, W] with finite values that are pixels;
+    """`images` if it is float [B, 3, H, W] with values in 0 … 1 (0.5 more is granted to processing that overshoots);
     otherwise a `UserError` that names the image."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
         raise UserError(f"images are [B, 3, H, W] with B of 1 or more, not {tuple(images.shape)}")
     # as the numbers lie, which is twice as fast
     in_memory = images.permute(0, 2, 3, 1) if images.stride(1) == 1 else images
     lowest, highest = in_memory.aminmax()
-    if max(-lowest, highest) <= 1e6: return images                          # false for NaN, too
-    wrong = int((~(images.abs() <= 1e6)).flatten(1).any(1).nonzero()[0])
+    if max(-lowest, highest - 1) <= 0.5: return images                      # false for NaN, too
+    wrong = int((~((images - 0.5).abs() <= 1)).flatten(1).any(1).nonzero()[0])
     name = names[wrong] if names is not None else f"image {wrong} of the batch"
-    largest = float(images[wrong].abs().max())
-    if not math.isfinite(largest): raise UserError(f"{name} has pixels that are NaN or infinite")
-    raise UserError(f"pixels lie in 0 … 1, and one of {name} is {largest:.1g}")
+    if not images[wrong].isfinite().all(): raise UserError(f"{name} has pixels that are NaN or infinite")
+    farthest = float(images[wrong].flatten()[(images[wrong] - 0.5).abs().argmax()])
+    raise UserError(f"pixels lie in 0 … 1, and one of {name} is {farthest:.3g}")
 
 def soften(m, typical):
     """v / √(‖v‖² + `typical`²) of each vector v of [B, C, h, w]: length 1 for `typical` = 0, below 1 else;

@@ -102,7 +102,7 @@ def _check_settings(a):
 # %% ../../nbs/20_images.augmentation.ipynb #d35b8b70
 @dataclass(frozen=True)
 class Augment:
-    "The thesis's augmentation: uint8 `[H, W, 3]` → uint8 `[H, W, 3]`, different at every draw of `rng`."
+    "The thesis's augmentation: uint8 `[H, W, 3]` → uint8 `[H, W, 3]`, another one at almost every draw of `rng`."
     gamma: tuple = (0.7, 1.25)          # range of γ, uniform; < 1 brightens
     gamma_p: float = 0.5
     brightness: tuple = (0.8, 1.05)     # range of the factor b

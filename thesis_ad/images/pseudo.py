@@ -48,8 +48,8 @@ def _patch(image, draw):
     return changed, mask
 
 def pseudo_defect(image, draw, kind=None):
-    """(a copy of an image uint8 [H, W, 3] with one artificial defect, its mask bool [H, W], the kind),
-    drawn by the generator `draw`."""
+    """(a copy of an image uint8 [H, W, 3] with one artificial defect, its mask bool [H, W], the kind), drawn by the
+    generator `draw`. The mask is the rectangle of a patch, else where more than a quarter of the change is applied."""
     kind = one_of(kind or KINDS[draw.integers(len(KINDS))], KINDS, "kind of pseudo-defect")
     if kind == "patch": return *_patch(image, draw), kind
     alpha = (_line if kind == "scratch" else _ellipse)(image.shape[:2], draw)

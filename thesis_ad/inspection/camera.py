@@ -199,6 +199,8 @@ class Trigger:
             self._arrivals.put(Arrival(str(part_id), refused))
         return not refused
 
+    def close(self): self.closing.set()
+
 # %% ../../nbs/74_inspection.camera.ipynb #trigger74
 @patch
 def next(self: Trigger, timeout=None):
@@ -215,9 +217,6 @@ def done(self: Trigger, arrival):
 def idle(self: Trigger):
     "Whether every part that arrived has its verdict."
     return not self._undecided and self._arrivals.empty()
-
-@patch
-def close(self: Trigger): self.closing.set()
 
 # %% ../../nbs/74_inspection.camera.ipynb #5980e02c
 class FileTrigger(Trigger):
@@ -381,10 +380,6 @@ def _run(self):
         if not idle and not self.closing.is_set(): self._take(frames, "")
 
 # %% ../../nbs/74_inspection.camera.ipynb #49336fd4
-def _frames(self):
-    "(source, its next frame or None) for each view of a part."
-    return [(source, source.newest.get(self.wait)) for _ in range(self.views) for source in self.sources]
-
 def _grab(self):
     "Take the frames of each part when its trigger fires; older frames show another part and are dropped."
     while not self.closing.is_set():
@@ -406,7 +401,7 @@ def _next_part(self):
         arrival.part_id))
     self.trigger.done(arrival)
 
-Stream.close, Stream._run, Stream._frames, Stream._grab, Stream._next_part = _close, _run, _frames, _grab, _next_part
+Stream.close, Stream._run, Stream._grab, Stream._next_part = _close, _run, _grab, _next_part
 
 # %% ../../nbs/74_inspection.camera.ipynb #c6eec134
 def _take(self, frames, part_id):
@@ -424,6 +419,10 @@ def _take(self, frames, part_id):
     elif not self.files and not self.trigger: self.backoff.pause()
 
 # %% ../../nbs/74_inspection.camera.ipynb #ff197c7a
+def _frames(self):
+    "(source, its next frame or None) for each view of a part."
+    return [(source, source.newest.get(self.wait)) for _ in range(self.views) for source in self.sources]
+
 def _ask(self, frames, part_id):
     "(a `Verdict` on each (source, frame or None), why the server is away or '')."
     views = [self.judge(frame, part_id) if frame else Verdict("unread", f"{source.name} gives no frame", part_id)
@@ -437,7 +436,7 @@ def _tell(self, verdict):
     with self._lock: self._last = verdict, time.monotonic()
     self.on_part(verdict)
 
-Stream._take, Stream._ask, Stream._tell = _take, _ask, _tell
+Stream._take, Stream._frames, Stream._ask, Stream._tell = _take, _frames, _ask, _tell
 
 # %% ../../nbs/74_inspection.camera.ipynb #82a4a965
 def _view(self):

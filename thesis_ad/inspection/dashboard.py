@@ -10,7 +10,6 @@ __all__ = ['LIGHTS', 'METHODS', 'KINDS', 'STYLE', 'Place', 'place', 'ask', 'ligh
 # %% ../../nbs/75_inspection.dashboard.ipynb #04788c9d
 import json, os, pty, re, shlex, shutil, subprocess, sys, tempfile, termios
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..data.check import copy_warnings, file_findings, image_table
 from ..data.datasets import open_dataset
 from ..decision.threshold import describe
 from ..files import atomic_write, read_image, sha256
+from .report import part_decision
 from ..settings import NOK_COLOUR, OK_COLOUR, UserError
 
 # %% ../../nbs/75_inspection.dashboard.ipynb #79376819
@@ -65,14 +65,17 @@ def light_html(decision, caption):
         f'<div style="font-size:min(20vh,13vw);line-height:1.15;font-weight:800;white-space:nowrap">{word}</div>'
         f'<div style="font-size:1.5rem">{escape(caption)}</div></div>')
 
-def light_of(rows, now, stale=30.0):
-    "(decision or empty, caption) of the latest of `rows` at the time `now` (UTC)."
+def light_of(rows, stale=30.0):
+    "(decision or empty, caption) of the part of the latest of `rows`, from its images of the last `stale` seconds."
     if not rows: return "", "no part was inspected yet"
     last = rows[-1]
-    age = (now - datetime.fromisoformat(last["time"])).total_seconds()
-    caption = f"part {last['part_id']}, score {last['score']:.4g}, threshold {last['threshold']:.4g}"
-    if age > stale: return "", f"the last decision is {age:.0f} s old: {last['decision']}, {caption}"
-    return last["decision"], caption
+    if last["age"] > stale:
+        return "", f"the last image is {last['age']:.0f} s old: part {last['part_id']}, {last['decision']}"
+    views = [row for row in rows if row["part_id"] == last["part_id"] and row["age"] <= stale]
+    decision = part_decision(row["decision"] for row in views)
+    if decision == "unread": return "", f"part {last['part_id']} was not decided: an image was refused"
+    shown = [row for row in views if row["decision"] == decision][-1]
+    return decision, f"part {shown['part_id']}, score {shown['score']:.4g}, threshold {shown['threshold']:.4g}"
 
 # %% ../../nbs/75_inspection.dashboard.ipynb #e0270d39
 def score_chart(rows):
@@ -115,16 +118,16 @@ def live():
     rows = answer["items"]
     drifting(answer)
     left, right = st.columns([3, 2])
-    left.html(light_html("", "stopped by drift") if answer["stopped"]
-        else light_html(*light_of(rows, datetime.now(timezone.utc))))
-    if not rows: return
+    left.html(light_html("", "stopped by drift") if answer["stopped"] else light_html(*light_of(rows)))
+    decided = [row for row in rows if row["decision"] != "unread"]
+    if not decided: return
     try:
         right.image(ask("GET", f"/recent/{rows[-1]['number']}.jpg"), caption="latest part with its anomaly map",
             width="stretch")
     except UserError: right.caption("no image is kept of the latest part")
-    st.altair_chart(score_chart(rows[-200:]), width="stretch")
+    st.altair_chart(score_chart(decided[-200:]), width="stretch")
     st.subheader("Last NOK parts")
-    gallery(rows)
+    gallery(decided)
 
 # %% ../../nbs/75_inspection.dashboard.ipynb #69667d34
 def keep_photos(files, folder):
@@ -218,7 +221,7 @@ def teach():
     st.subheader("2. Teach")
     method = st.selectbox("Method", METHODS)
     settings = st.text_input("Settings of the method", placeholder="size=512 folds=5",
-        help="For those who know them; as thesis-ad fit --set")
+        help="For those who know them: as thesis-ad fit --set, separated by spaces")
     if st.button("Teach", type="primary", disabled=count < 5): _fit(method, settings, here.photos, new)
     if said := st.session_state.pop("said", None): getattr(st, said[0])(said[1])
     if new.exists():
@@ -234,8 +237,10 @@ def threshold_of(bundle):
 
 # %% ../../nbs/75_inspection.dashboard.ipynb #14ca66b8
 def steps_of(method, settings, photos, new):
-    "Command lines that make the bundle `new`, threshold included, from a folder of OK images; `settings`: key=value, …"
-    given = [word for pair in shlex.split(settings.replace(",", " ")) for word in ("--set", pair)]
+    "Command lines that make the bundle `new`, threshold included, from a folder of OK images; `settings`: key=value …"
+    try: pairs = shlex.split(settings)
+    except ValueError: raise UserError(f"the settings {settings} have a quotation mark that is not closed") from None
+    given = [word for pair in pairs for word in ("--set", pair.rstrip(","))]
     yield "fit", method, photos, "-o", new, *given
     if method != "auto": yield "calibrate", new, photos, "--method", "mean_sigma"      # auto has set its own
 

@@ -462,13 +462,14 @@ def _write_model(bundle, folder, format, precision, images):
 def export_bundle(bundle, out, format="onnx", precision="fp32", data=None):
     """Write the bundle folder `bundle`, exported, to the folder `out`; what `bundle.json` says in its field `exported`.
 
-    data: a `Dataset`, needed by int8: ranges come from its training images, threshold and differences from its
+    data: a `Dataset`, needed by int8: the ranges come from its training images, threshold and differences from its
     calibration images."""
     facts, eager = _to_export(bundle, out, format, precision, data)
     images = None if data is None else unseen(eager, data.calibration)[0]
-    probes = _probes(eager, images)
+    probes, kind = _probes(eager, images, data)
     with atomic_folder(out) as part:
-        _write_model(bundle, part, format, precision, _ranges(eager, data) if precision == "int8" else ())
+        _write_model(bundle, part, format, precision, _prepared(eager, data.train, 32) if precision == "int8"
+            else ())
         run, before = runner(part, format), predicted(eager, probes)
         score, heat = differences(before, [(*run(image), None)[:2] for image in probes])
         if precision == "fp32" and max(score, heat or 0) > LIMIT:
@@ -476,24 +477,24 @@ def export_bundle(bundle, out, format="onnx", precision="fp32", data=None):
                 f"more than {LIMIT:g}")
         made = {"format": format, "precision": precision, "input": [1, 3, *eager.input_size],
             "from": sha256(Path(bundle) / "bundle.json"), "ignored": eager.reading.region is not None,
-            "difference": {"score": score, "map": heat, "images": len(probes),
-                "largest_score": max(abs(float(one[0][0])) for one in before)},
-            "threshold": (facts["threshold"] or {}).get("value")}
+            "difference": {"score": score, "map": heat, "images": len(probes), "kind": kind,
+                "largest_score": max(abs(float(one[0][0])) for one in before)}}
         facts, blob = _facts(eager, facts, made, format)
         facts = _decided(Exported(part, facts, blob), eager, facts, precision, images)
         write_bundle(part, facts, blob)
     return facts["exported"]
 
 # %% ../../nbs/72_inspection.export.ipynb #e781fb8a
-def _probes(detector, images, count=8):
-    "Prepared images float32 [1, 3, H, W] by which an export is compared: of `images`, or noise."
-    some = None if images is None or not len(images) else detector.prepare(images.evenly(count))
-    if some is None: return _noise(4, detector.input_size)
-    return [some[i][None].numpy() for i in range(min(count, len(some)))]
+def _probes(detector, images, data):
+    """(prepared images float32 [1, 3, H, W] by which an export is compared, what they are): the OK ones of `images`,
+    of the training images if there are none, or noise without a dataset."""
+    if data is None: return _noise(4, detector.input_size), "images of noise"
+    if len(images.ok()): return _prepared(detector, images, 8), "calibration images"
+    return _prepared(detector, data.train, 8), "training images"
 
-def _ranges(detector, data, count=32):
-    "Prepared OK training images float32 [1, 3, H, W]."
-    prepared = detector.prepare(data.train.ok().evenly(count))
+def _prepared(detector, images, count):
+    "At most `count` OK images of an `ImageSet`, prepared: float32 [1, 3, H, W] each."
+    prepared = detector.prepare(images.ok().evenly(count))
     return [prepared[i][None].numpy() for i in range(min(count, len(prepared)))]
 
 # %% ../../nbs/72_inspection.export.ipynb #4e2f5c04
@@ -507,16 +508,23 @@ def _facts(eager, facts, made, format):
     return ({name: value for name, value in facts.items() if name != "sha256"} | {"exported": made,
         "tensors_sha256": sha256(blob), "versions": versions}, blob)
 
+# %% ../../nbs/72_inspection.export.ipynb #0a20682b
 def _decided(exported, eager, facts, precision, images):
-    """The facts with the threshold of the export: set anew below 32 bits where there are images and a rule,
-    else raised a little."""
+    """The facts with the threshold of the export: set anew below 32 bits where there are images and a rule, else raised
+    by four times the measured difference; kept below 32 bits where only noise was measured."""
     rule, few = _rule(eager.threshold), images is None or (images.labels == 0).sum() < 3
     difference = facts["exported"]["difference"]
-    if precision == "fp32" or rule is None or few:
+    exported.threshold, how = eager.threshold, "kept, as no image has shown how far scores move (--data)"
+    if precision != "fp32" and rule is not None and not few:
+        calibrate(exported, images, rule[0], **rule[1])
+        how = "set anew on the calibration images"
+    elif precision == "fp32" or "noise" not in difference["kind"]:
         exported.threshold = _raised(eager.threshold, difference["score"] * difference["largest_score"])
-    else: calibrate(exported, images, rule[0], **rule[1])
-    cost = {} if few else {"cost": compared(eager, exported, images)}
-    return facts | {"threshold": exported.threshold, "sigmoid": exported.sigmoid, "exported": facts["exported"] | cost}
+        how = f"raised by four times the difference on these {difference['images']} images"
+    found = {} if few else {"cost": compared(eager, exported, images)}
+    values = [(one.threshold or {}).get("value") for one in (eager, exported)]
+    found |= {"threshold": values[0], "new_threshold": values[1], "how": how}
+    return facts | {"threshold": exported.threshold, "sigmoid": exported.sigmoid, "exported": facts["exported"] | found}
 
 # %% ../../nbs/72_inspection.export.ipynb #543a5eac
 def load_for(bundle, device="auto", runtime="auto"):
@@ -535,9 +543,11 @@ def load_for(bundle, device="auto", runtime="auto"):
 # %% ../../nbs/72_inspection.export.ipynb #20563219
 def told(made):
     "Sentences on an export, from its facts."
-    far, cost, whom = made["difference"], made.get("cost"), "calibration images" if "cost" in made else "images"
-    lines = [f"difference from PyTorch on {far['images']} {whom}, relative: score {far['score']:.1e}"
+    far, cost, before, after = (made.get(name) for name in ("difference", "cost", "threshold", "new_threshold"))
+    lines = [f"difference from PyTorch on {far['images']} {far['kind']}, relative: score {far['score']:.1e}"
         + (f", map {far['map']:.1e}" if far["map"] is not None else "")]
+    if before is not None:
+        lines.append(f"threshold {before:.7g} before and {after:.7g} after, {made['how']}")
     if not cost: return lines
     rank, auroc = cost.get("rank_correlation"), cost.get("image_auroc")
     lines.append(f"on all {cost['images']} calibration images: score difference {cost['score_difference']:.1e}"

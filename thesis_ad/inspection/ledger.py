@@ -258,7 +258,12 @@ def _read(path):
     "A connection to the ledger `path` that cannot write; closed at the end of a `with closing(…)`."
     path = Path(path).absolute()
     if not path.is_file(): raise UserError(f"there is no ledger {path}")
-    mode = "mode=ro" if os.access(path.parent, os.W_OK) else "immutable=1"  # a read-only medium has no room for locks
+    mode, log = "mode=ro", path.with_name(f"{path.name}-wal")
+    if not os.access(path.parent, os.W_OK):         # there is no room for locks, and SQLite would not look at its log
+        if log.exists() and log.stat().st_size:
+            raise UserError(f"the newest entries of {path} cannot be read without write permission in its folder; "
+                "ask for it, or read a backup (thesis-ad ledger backup)")
+        mode = "immutable=1"
     return sqlite3.connect(f"{path.as_uri()}?{mode}", 30.0, isolation_level=None, uri=True, check_same_thread=False)
 
 def entries(path, part_id=None, newest=None):

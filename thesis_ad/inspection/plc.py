@@ -39,7 +39,7 @@ class _Connected:
     def __init__(self, bound, heartbeat):
         self.bound, self.heartbeat = bound, heartbeat
         self._line, self._failures, self._closed = None, 0, False
-        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._lock, self._counting, self._wake = threading.Lock(), threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="plc", daemon=True)
         self._thread.start()
 
@@ -97,12 +97,11 @@ class Link(_Link):
 
     def send(self, decision):
         "The `Delivery` of a decision, at most about `bound` seconds later. It raises nothing."
-        start = time.monotonic()
-        code = FAIL if self.stopped else code_of(decision)
+        start, code = time.monotonic(), FAIL if self.stopped else code_of(decision)
+        with self._counting: number = self.sequence = (self.sequence + 1) % 65536
         if not self._lock.acquire(timeout=self.bound): return Delivery(False, code, "busy", self.bound)
         try:
-            self.sequence = (self.sequence + 1) % 65536
-            try: reason = "not connected" if self._line is None else self._transmit(code, start + self.bound)
+            try: reason = "not connected" if self._line is None else self._transmit(code, number, start + self.bound)
             except Exception as error: reason = str(error) or type(error).__name__
             if not reason: self._failures = 0
             elif self._line is not None: self._drop()
@@ -147,7 +146,7 @@ class _Tcp(Link):
 
     def _shut(self, line): line.close()
 
-    def _frame(self, code): return struct.pack(">BH", code, self.sequence) if self.numbered else bytes([code])
+    def _frame(self, code, number): return struct.pack(">BH", code, number) if self.numbered else bytes([code])
 
     def _received(self):
         "Bytes that have arrived; a `ConnectionError` if the controller has closed."
@@ -163,7 +162,7 @@ class _Tcp(Link):
 # %% ../../nbs/72_inspection.plc.ipynb #bfb48a75
 @patch
 def _beat(self: _Tcp):
-    self._line.send(self._frame(BEAT))
+    self._line.send(self._frame(BEAT, self.sequence))
     return ""
 
 # %% ../../nbs/72_inspection.plc.ipynb #a8242059
@@ -182,10 +181,10 @@ class Plc(_Tcp):
         self.address, self.connect_timeout, self.numbered = (host, port), connect_timeout, sequence
         super().__init__(bound, heartbeat)
 
-    def _transmit(self, code, deadline):
+    def _transmit(self, code, number, deadline):
         "Send a frame; empty once it is confirmed, else the reason."
         self._received()            # late answers mean nothing
-        frame = self._frame(code)
+        frame = self._frame(code, number)
         if self.confirm == "sent" and (reason := self._acknowledged(deadline)): return reason
         self._line.send(frame)
         if self.confirm == "answered": return self._answered(frame, deadline)
@@ -323,7 +322,7 @@ class ModbusPlc(Link):
         self.beats = (self.beats + 1) % 65536
         return self._write(self.first + 2, [self.beats], time.monotonic() + self.bound / 2)
 
-    def _transmit(self, code, deadline): return self._write(self.first, [RESULTS[code], self.sequence], deadline)
+    def _transmit(self, code, number, deadline): return self._write(self.first, [RESULTS[code], number], deadline)
 
 # %% ../../nbs/72_inspection.plc.ipynb #bd32a8bf
 @patch

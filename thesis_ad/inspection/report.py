@@ -385,7 +385,9 @@ class Filing:
     def unread(self, path, reason):
         "File that an image cannot be inspected."
         path = Path(path)
-        self.add(unread(reason, name=path.name, sha256=sha256(path) if path.is_file() else "", **self.facts))
+        try: digest = sha256(path) if path.is_file() else ""
+        except OSError: digest = ""                     # it may not be read
+        self.add(unread(reason, name=path.name, sha256=digest, **self.facts))
 
     def close(self):
         "Write the report of the part."

@@ -12,7 +12,7 @@ __all__ = ['FORMATS', 'REASONS', 'router', 'At', 'Text', 'ImageFile', 'ImageFile
            'create_app', 'serve']
 
 # %% ../../nbs/73_inspection.server.ipynb #acc1a0ae
-import asyncio, base64, io, json, math, os, socket, threading, time, warnings
+import asyncio, base64, io, json, logging, math, os, socket, threading, time, warnings
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -195,14 +195,15 @@ def find_threshold(detector, calibration, model):
 
 # %% ../../nbs/73_inspection.server.ipynb #d281f255
 class Station:
-    "A bundle at work. `folder` keeps its calibration, `ledger` signs its decisions if there is one."
+    "A bundle at work. `folder` keeps its calibration and a stop by drift, `ledger` signs its decisions."
     def __init__(self, bundle, folder=None, ledger=None, token="", device="cpu", runtime="auto", limits=Limits(),
                  mm_per_pixel=None, wait=False, watch=None):
         self.bundle, self.folder, self.mm_per_pixel = Path(bundle), Path(folder or f"{bundle}.station"), mm_per_pixel
         self.ledger, self.token, self.device, self.limits = ledger, token, device, limits
         self.wanted = one_of(runtime, RUNTIMES, "runtime")
-        self.runtime, self.detector, self.recent, self.started = runtime, None, Recent(), utc_now()
-        self.calibration, self.watch = self.folder / "calibration.json", watch or Watch()
+        self.runtime, self.detector, self.hash, self.recent, self.started = runtime, None, None, Recent(), utc_now()
+        self.calibration, self.stop = self.folder / "calibration.json", self.folder / "stopped.json"
+        self.watch = watch or Watch()
         if not wait or self.bundle.exists(): self.load()
 
     def load(self):
@@ -212,9 +213,11 @@ class Station:
         model = model_key(facts)
         detector.threshold, source = find_threshold(detector, self.calibration, model)
         score_image(detector, np.full((*detector.input_size, 3), 127, np.uint8))
+        stopped = self.find_stop(hash)
         self.facts, self.hash, self.model, self.source, self.runtime = facts, hash, model, source, runtime
         self.detector = detector
-        self.watch.clear()
+        self.watch.clear() if stopped else self.go_on()
+        self.watch.stopped = stopped
 
 # %% ../../nbs/73_inspection.server.ipynb #ce1ce77e
 @patch
@@ -236,22 +239,54 @@ class Recent:
         self.rows, self.number, self.overlays = deque(maxlen=count), 0, overlays
         self._overlays, self._lock = {"OK": OrderedDict(), "NOK": OrderedDict()}, threading.Lock()
 
-    def add(self, row, overlay):
-        "Keep a decision (a dictionary) and its overlay (bytes)."
+    def add(self, row, overlay=None):
+        "Keep a decision (a dictionary) and its overlay (bytes) if there is one."
         with self._lock:
             self.number += 1
-            self.rows.append({"number": self.number} | row)
+            self.rows.append((time.monotonic(), {"number": self.number} | row))
+            if overlay is None: return
             kept = self._overlays[row["decision"]]
             kept[self.number] = overlay
             if len(kept) > self.overlays: kept.popitem(last=False)
 
     def after(self, number):
-        "The decisions after a number, oldest first."
-        with self._lock: return [row for row in self.rows if row["number"] > number]
+        "The decisions after a number, oldest first, with their age in seconds."
+        with self._lock: now, rows = time.monotonic(), list(self.rows)
+        return [row | {"age": now - at} for at, row in rows if row["number"] > number]
 
     def overlay(self, number):
         "JPEG bytes of an overlay, or None if it is gone."
         with self._lock: return self._overlays["OK"].get(number) or self._overlays["NOK"].get(number)
+
+# %% ../../nbs/73_inspection.server.ipynb #1a22b823
+@patch
+def unread(self: Recent, part_id):
+    "Keep that an image of a part was not decided."
+    self.add({"part_id": part_id or "unknown", "time": utc_now(), "decision": "unread"}
+        | dict.fromkeys(("score", "threshold", "confidence", "sequence")))
+
+@patch
+def keep_stop(self: Station):
+    "Write a stop by drift, if there is one, into the station's folder."
+    if not self.watch.stopped or self.stop.exists(): return
+    try: write_json(self.stop, {"bundle": self.hash, "stopped": self.watch.stopped, "time": utc_now()})
+    except (OSError, UserError) as error:
+        logging.getLogger(__name__).warning("the next start would end the stop by drift: %s", error)
+
+# %% ../../nbs/73_inspection.server.ipynb #f2200c93
+@patch
+def find_stop(self: Station, hash):
+    "Why drift has stopped the bundle of that hash; empty if it has not."
+    if hash == self.hash: return self.watch.stopped
+    try: facts = json.loads(self.stop.read_text()) if self.stop.exists() else {}
+    except ValueError: raise UserError(f"{self.stop} does not say why; inspect the parts and remove it") from None
+    return facts["stopped"] if facts.get("bundle") == hash else ""
+
+@patch
+def go_on(self: Station):
+    "End a warning or a stop, and forget the latest scores."
+    if self.stop.exists(): self.stop.unlink()
+    self.watch.clear()
 
 # %% ../../nbs/73_inspection.server.ipynb #29c3fe69
 def _decide(self, file, part_id, operator, maps, deadline):
@@ -265,13 +300,16 @@ def _decide(self, file, part_id, operator, maps, deadline):
     try: one = judge(self.detector, data, name, **facts)
     except Exception as error: raise refusal(422, f"the image cannot be judged ({type(error).__name__})") from error
     if one.decision == "unread": raise refusal(422, one.status)
+    late = refusal(503, "the decision came too late", 1)
     self.watch.add(self.detector, one.score, one.part_id)
-    if time.monotonic() > deadline: raise refusal(503, "the decision came too late", 1)
+    self.keep_stop()
+    if time.monotonic() > deadline: raise late
     if self.watch.stopped: one = replace(one, decision="unread", status=f"stopped by drift: {self.watch.stopped}")
     if self.ledger:
         try: one = signed(one, self.ledger)
         except (UserError, OSError) as error: raise refusal(503, f"the decision could not be signed: {error}") from None
     if self.watch.stopped: raise refusal(409, one.status)
+    if time.monotonic() > deadline: raise late                  # the ledger was busy
     return self.told(one, maps, time.monotonic() - start)
 
 # %% ../../nbs/73_inspection.server.ipynb #c3c43864
@@ -335,7 +373,7 @@ def _set_threshold(self, scores, pixels, k, facts):
                                        "ok_scores": np.sort(scores).tolist()}
     write_json(self.calibration, kept | {"model": self.model, "time": utc_now()})
     self.detector.threshold, self.source = find_threshold(self.detector, self.calibration, self.model)
-    self.watch.clear()
+    self.go_on()
     return {"new_threshold": threshold.value, "mean_score": float(scores.mean()),
         "std_score": float(scores.std(ddof=1)), "n_images": n, "k": k, "left_out": facts["left_out"],
         "threshold": self.threshold(), "source": self.source}
@@ -425,8 +463,12 @@ class Ready(BaseModel):
     detail: str = Field(examples=["deciding at the threshold 5.02"])
 
 class Row(Decision):
-    "A decision with its place among those of this process."
+    "A decision, or an image without one, with its place among those of this process."
+    decision: Literal["OK", "NOK", "unread"] = Field(examples=["NOK"], description="unread: the request was refused")
+    score: Optional[float] = Field(examples=[7.31], description="raw image score; null if unread")
+    threshold: Optional[float] = Field(examples=[5.02], description="null if unread")
     number: int = Field(examples=[7])
+    age: float = Field(examples=[0.4], description="seconds since then, by the clock of the server")
 
 class Live(BaseModel):
     "The latest decisions, oldest first."
@@ -503,16 +545,18 @@ FAULTS = problems(400, 408, 409, 413, 415, 422, 503)
 
 # %% ../../nbs/73_inspection.server.ipynb #9116f1cd
 @router.post("/predict", response_model=Prediction, responses=FAULTS, tags=["inspection"])
-async def predict(at: At, file: ImageFile, part_id: Text = "", operator: Text = "", maps: Maps = True):
+async def predict(at: At, request: Request, file: ImageFile, part_id: Text = "", operator: Text = "",
+                  maps: Maps = True):
     "Decide on one image. Without a `part_id` the server makes one up."
-    seconds = at.station.limits.seconds
+    seconds, request.scope["part_id"] = at.station.limits.seconds, part_id
     arguments = part_id, operator, maps, time.monotonic() + seconds
     return await at.worker.run(at.station.decide, file, *arguments, seconds=seconds)
 
 @router.post("/predict/batch", response_model=Batch, responses=FAULTS, tags=["inspection"])
-async def predict_batch(at: At, files: ImageFiles, part_id: Text = "", operator: Text = "", maps: Maps = False):
+async def predict_batch(at: At, request: Request, files: ImageFiles, part_id: Text = "", operator: Text = "",
+                        maps: Maps = False):
     "Decide on several images, one after the other. A broken one is reported in its place and stops none of the others."
-    limits = at.station.limits
+    limits, request.scope["part_id"] = at.station.limits, part_id
     if len(files) > limits.batch:
         raise refusal(413, f"{len(files)} images were sent and at most {limits.batch} are accepted")
     seconds = limits.seconds * len(files)
@@ -527,6 +571,7 @@ def _each(station, files, *arguments):
     for file in files:
         try: items.append({"prediction": station.decide(file, *arguments), "status": 200})
         except HTTPException as error:
+            station.recent.unread(arguments[0])
             items.append({"prediction": None, "status": error.status_code, "detail": error.detail})
     return {"items": items}
 
@@ -613,13 +658,13 @@ async def reload(at: At):
 @router.post("/drift/clear", response_model=DriftState, responses=problems(401, 403, 422, 503), **guarded)
 async def drift_clear(at: At):
     "End a warning or a stop after a person has looked at the parts, and forget the latest scores."
-    await at.worker.run(at.station.watch.clear, seconds=at.station.limits.seconds)
+    await at.worker.run(at.station.go_on, seconds=at.station.limits.seconds)
     return at.station.watch.facts()
 
 # %% ../../nbs/73_inspection.server.ipynb #ce747133
 @router.get("/recent", response_model=Live, responses=problems(422), tags=["dashboard"])
 async def recent(at: At, after: Annotated[int, Query(ge=0, le=2**53)] = 0):
-    "The decisions after a number, at most the last 1,000."
+    "The decisions and unread images after a number, at most the last 1,000."
     seen, value = at.station.recent, at.station.threshold()
     watch, threshold = at.station.watch, None if math.isnan(value) else value
     return Live(items=seen.after(after), number=seen.number, threshold=threshold, drift=watch.sentence or None,
@@ -652,22 +697,27 @@ def ledger_verify(at: At):
 
 # %% ../../nbs/73_inspection.server.ipynb #5d0e7d41
 class Gate:
-    "ASGI layer that bounds a request in bytes, in seconds of arrival and in number."
-    def __init__(self, app, limits=Limits()): self.app, self.limits, self.inside = app, limits, 0
+    "ASGI layer that bounds a request in bytes, seconds of arrival and number; paths in `guarded` need the token."
+    def __init__(self, app, limits=Limits(), guarded=()):
+        self.app, self.limits, self.guarded, self.inside = app, limits, guarded, 0
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http": return await self.app(scope, receive, send)
         single = scope["path"] in ("/predict", "/reload")
-        limit = self.limits.bytes + 2**16 if single else self.limits.request
-        metrics = scope["app"].state.metrics if "app" in scope else None
+        receive = self.bounded(receive, self.limits.bytes + 2**16 if single else self.limits.request)
         async def counted(message):
-            if message["type"] == "http.response.start" and metrics: metrics.answers.labels(message["status"]).inc()
+            if message["type"] == "http.response.start": _count(scope, message["status"])
             await send(message)
         if self.inside >= self.limits.requests:
             return await _answer(refusal(503, f"busy: {self.inside} requests are in flight", 1), scope,
                 receive, counted)
         self.inside += 1
-        try: await self.app(scope, self.bounded(receive, limit), counted)
+        try:
+            if refused := self.refused(scope): await _turn_away(refused, scope, receive, counted)
+            else: await self.app(scope, receive, counted)
+        except Exception:
+            _count(scope, 500)
+            raise
         finally: self.inside -= 1
 
 # %% ../../nbs/73_inspection.server.ipynb #08c2e9de
@@ -689,8 +739,32 @@ def _bounded(self, receive, limit):
 
 Gate.bounded = _bounded
 
+# %% ../../nbs/73_inspection.server.ipynb #b2e75052
+def _refused(self, scope):
+    "The refusal of a request to a guarded path without the token, else None."
+    if scope["path"] not in self.guarded: return None
+    try: check_token(scope["app"].state, dict(scope["headers"]).get(b"authorization", b"").decode("latin-1"))
+    except HTTPException as error: return error
+
+def _count(scope, status):
+    "Count an answer of an application, and note an image that was not decided."
+    if "app" not in scope: return
+    at = scope["app"].state
+    at.metrics.answers.labels(status).inc()
+    if status < 400 or scope["path"] not in ("/predict", "/predict/batch"): return
+    at.station.recent.unread(scope.get("part_id", ""))
+
+Gate.refused = _refused
+
 # %% ../../nbs/73_inspection.server.ipynb #b0e5e5ec
 def _answer(error, scope, receive, send): return _told_so(None, error)(scope, receive, send)
+
+async def _turn_away(error, scope, receive, send):
+    "Read a request to its end, discard it, and answer with a refusal."
+    try:
+        while (await receive()).get("more_body"): pass
+    except HTTPException as other: error = other
+    await _answer(error, scope, receive, send)
 
 def _told_so(_, error):
     "The JSON answer of an `HTTPException`."
@@ -716,7 +790,8 @@ def create_app(station, threads=1):
     app.state.station, app.state.worker, app.state.metrics = station, worker, station.scores
     app.state.verifying = threading.Lock()
     app.include_router(router)
-    app.add_middleware(Gate, limits=station.limits)
+    app.add_middleware(Gate, limits=station.limits,
+        guarded={route.path for route in router.routes if "teaching" in route.tags})
     app.add_exception_handler(HTTPException, _told_so)
     app.add_exception_handler(RequestValidationError, _wrong_field)
     app.add_exception_handler(UserError, lambda _, error: JSONResponse({"detail": str(error)}, 503))

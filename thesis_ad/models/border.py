@@ -16,7 +16,7 @@ def border(cells, crop="auto"):
 
 def image_scores(heat, crop=(0, 0), top=20):
     """float64 [B]: mean of the `top` largest values of heat maps [B, h, w] inside the border `crop`;
-    NaN where a map holds no numbers."""
+    NaN if any cell of a map is NaN or infinite."""
     (rows, columns), (h, w) = crop, heat.shape[-2:]
     inner = heat[:, rows:h - rows, columns:w - columns].flatten(1)
     scores = inner.topk(min(top, inner.shape[1])).values.double().mean(1)
@@ -24,8 +24,8 @@ def image_scores(heat, crop=(0, 0), top=20):
 
 # %% ../../nbs/38_models.border.ipynb #9eb4a123
 def zones(h, w):
-    """int64 [h, w]: a number for each zone of a map, 0 for the cells inside the thesis's crop,
-    else the same for cells as far from both sides."""
+    """int64 [h, w]: the number of each cell's zone: 0 inside the thesis's crop; border cells share a number if they are
+    equally far from the nearer side in rows, and in columns, where distances beyond the border count as equal."""
     rows, columns = (k - torch.minimum(torch.arange(n), torch.arange(n).flip(0)).clamp(max=k)
         for n, k in zip((h, w), border((h, w))))
     return rows[:, None] * (columns.max() + 1) + columns

@@ -74,7 +74,7 @@ class VariationalNetwork(ConvAutoencoder):
         return self.decode(z, x.shape[-2:]), mean, log_variance
 
 # %% ../../nbs/47_models.convolutional.ipynb #fd5ebf3b
-@register("vae", "variational autoencoder: a charge for what the latent map says, smoothed pixel error")
+@register("vae", "variational autoencoder: a penalty on the information in the latent map, smoothed pixel error")
 @dataclass(kw_only=True)
 class VariationalAutoencoder(Autoencoder):
     """Anomaly map: squared error of the reconstruction from the latent mean, smoothed.

@@ -53,7 +53,7 @@ LONGEST = 100_000       # pixels a side; more is a slip of the finger
 # %% ../../nbs/39_models.detector.ipynb #cbeafcf9
 @dataclass(kw_only=True)
 class Preparation:
-    "The settings that all detectors share: how an image is prepared, and from which seed and where a detector runs."
+    "The settings that all detectors share: how an image is prepared, the random seed, and the device."
     size: tuple = (256, 256)        # input (height, width)
     native_aspect: bool = False     # keep the area of `size` and take the shape of the training images
     canvas: tuple = ()  # (height, width) that is cut into tiles of `size`; (0, 0): the file's own; (): no tiles
@@ -120,7 +120,7 @@ def prepare(self: Preparation, images, training=False):
 
 @patch
 def as_judged(self: Preparation, train):
-    "The prepared training images that `_fit` is given, prepared as images are that will be scored."
+    "The training images that `_fit` is given, prepared like images that are scored: never augmented."
     return train.view(transform=self.transform())
 
 # %% ../../nbs/39_models.detector.ipynb #7f89d5cd
@@ -153,6 +153,7 @@ def fit(self: Detector, train, calibration=None):
     """Learn from the OK images of an `ImageSet`.
 
     On `calibration` a loss may be watched and logged; nothing is learned from it."""
+    self.data_key, self.threshold, self.sigmoid = "", None, None        # an earlier fit is forgotten
     if not len(train): raise UserError("there is no training image to fit on")
     if (train.labels == 1).any():
         raise UserError(f"{train.paths[train.labels == 1][0]} is NOK; a detector is fitted on OK images only")
@@ -215,10 +216,10 @@ def map_scale(maps):
 # %% ../../nbs/39_models.detector.ipynb #5c92ebdb
 @functools.cache
 def _code():
-    "Hash of the library's source files."
+    "Hash of the source files that a fit may run."
     root = Path(thesis_ad.__file__).parent
-    return content_key([sha256(path) for folder in ("data", "images", "features", "models")
-        for path in sorted((root / folder).glob("*.py"))])
+    return content_key([sha256(path) for pattern in ("files.py", "settings.py", "data/*.py", "images/*.py",
+        "features/*.py", "models/*.py") for path in sorted(root.glob(pattern))])
 
 def checkpoint_place(detector, train, calibration=None):
     """Path without suffix for the checkpoints of a fit of `detector` on `train` that watches its loss on `calibration`,

@@ -170,7 +170,7 @@ class EfficientADSettings(StudentDetector):
     whiten: bool = True
     hard: float = 0.999             # quantile of the squared differences above which they teach; 0 = all
     warm: float = 0.75              # share of the steps, at the beginning, in which all of them teach
-    rim: float = 0.0625             # share of each side whose cells are not judged
+    rim: float = 0.0625             # fraction of each side whose cells are not evaluated
     window: int = 3                 # cells a side over which the differences are averaged, odd (paper: 1)
     reference: str = "student"      # "student", or "mean": distance to the mean OK map, no student
 

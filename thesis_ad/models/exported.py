@@ -39,8 +39,10 @@ RUNNERS = {"onnx": onnx_runner, "openvino": openvino_runner}
 RUNTIMES = ("auto", "torch", *RUNNERS)
 
 def runner(folder, runtime):
-    """The runner of an exported bundle's folder; a `UserError` where the runtime is not installed or cannot read its
-    files."""
+    """The runner of an exported bundle's folder; a `UserError` where the runtime is not installed or a file that it
+    reads is not there."""
+    if not any((Path(folder) / name).is_file() for name in ("model.xml", "model.onnx")):
+        raise UserError(f"{folder} has neither model.xml nor model.onnx, so there is nothing to run")
     if runtime == "onnx" and not (Path(folder) / "model.onnx").is_file():
         raise UserError(f"{folder} was exported for OpenVINO, and ONNX Runtime cannot read it; export it with "
             "--format onnx")

@@ -43,7 +43,7 @@ def three_sigma(errors, k=3.0):
 @register("featcae", "autoencoder of two averaged backbone stages (layer2, layer3), latent size 50")
 @dataclass(kw_only=True)
 class FeatCAE(Trained, FeatureDetector):
-    "Anomaly map: how badly 50 numbers rebuild the two stages at each cell. Image score: mean of the largest cells."
+    "Anomaly map: error of reconstructing the two stages from `latent` numbers a cell. Image score: its largest cells."
     augment: bool = True
     window: int = 3                 # cells a side of the average, without padding
     latent: int = 50

@@ -101,7 +101,7 @@ class FeatureReconstruction(Detector):
     passes: int = 2                 # augmented passes over the images, if `augment` …
     row_limit: int = 200_000        # … and rows that are kept of them
     margin: int = 0  # pixels mirrored around the image, from which features are brought to the grid as well
-    level: bool = True  # measure cells of the border by OK ones as far from the sides; False: the thesis's crop
+    level: bool = True  # border residuals in deviations of OK ones as far from the sides; False: the crop
     crop: str = "auto"  # cells cut from each side before the image score; auto: none if levelled, else 20 of 170
     # also set the cropped border of the anomaly map to zero, or to its lowest value if that is below
     crop_map: bool = False

@@ -103,8 +103,9 @@ def row_batches(rows, size, seed=0):
     return lambda step: rows[torch.from_numpy(part_of(rng("rows", seed, step).integers(len(rows), size=size)))].float()
 
 def image_batches(images, size, seed=0):
-    """Function from the number of a batch to (indices [size], images float32 [size, 3, H, W]) of an `ImageSet`: each
-    image once an epoch. No batch is larger than the set, or than 4 where the set is smaller than that."""
+    """Function from the number of a batch to (indices [n], images float32 [n, 3, H, W]) of an `ImageSet`, n being the
+    smaller of `size` and max(N, 4) for N images. Each image occurs once an epoch; the last batch is filled up with the
+    epoch's first ones."""
     size = min(size, max(len(images), 4))
     count = math.ceil(len(images) / size)
     def batch(step):
