@@ -185,8 +185,8 @@ def _maps(self: Gaussian, images): return stage_maps(self.network, images, self.
 
 @patch
 def _distances(self: Gaussian, images):
-    "Mahalanobis distances, one tensor [B, h_i, w_i] a stage."
-    return [((m.permute(0, 2, 3, 1) - mean) @ W.T).norm(dim=3)
+    "Mahalanobis distances, one tensor [B, h_i, w_i] a stage; one image at a time, as a product may round by its size."
+    return [torch.cat([((one.permute(0, 2, 3, 1) - mean) @ W.T).norm(dim=3) for one in m.split(1)])
         for m, (mean, W) in zip(self._maps(images), self.stage_models)]
 
 @patch
