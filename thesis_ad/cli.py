@@ -697,7 +697,8 @@ def export(bundle: Annotated[Path, typer.Argument(help="A bundle written by fit,
            format: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
            precision: Annotated[str, typer.Option(help="fp32, fp16 (weights) or int8 (convolutions).")] = "fp32",
            data: Annotated[Optional[str], typer.Option(
-               help="A dataset or a folder to measure the differences on; int8 needs its OK images.")] = None,
+               help="A dataset or a folder to measure the differences on; int8 needs it, and fp16 keeps the threshold "
+               "without it.")] = None,
            ok: OkFolders = None, nok: NokFolders = None, masks: MaskFolders = None, layout: Layout = None,
            threads: Threads = 1):
     "Write a bundle that runs without PyTorch, and say how far its scores are from the original's."
