@@ -368,6 +368,10 @@ def _close(self, timeout=0.08):
     if self.trigger: self.trigger.close()
     if self._thread.is_alive(): self._thread.join(timeout)
 
+def _frames(self):
+    "(source, its next frame or None) for each view of a part."
+    return [(source, source.newest.get(self.wait)) for _ in range(self.views) for source in self.sources]
+
 def _run(self):
     "Take part after part until closed or until the sources have ended."
     if self.trigger: threading.Thread(target=self._grab, name="frames of triggered parts", daemon=True).start()
@@ -401,7 +405,8 @@ def _next_part(self):
         arrival.part_id))
     self.trigger.done(arrival)
 
-Stream.close, Stream._run, Stream._grab, Stream._next_part = _close, _run, _grab, _next_part
+Stream.close, Stream._run, Stream._frames = _close, _run, _frames
+Stream._grab, Stream._next_part = _grab, _next_part
 
 # %% ../../nbs/74_inspection.camera.ipynb #c6eec134
 def _take(self, frames, part_id):
@@ -419,10 +424,6 @@ def _take(self, frames, part_id):
     elif not self.files and not self.trigger: self.backoff.pause()
 
 # %% ../../nbs/74_inspection.camera.ipynb #ff197c7a
-def _frames(self):
-    "(source, its next frame or None) for each view of a part."
-    return [(source, source.newest.get(self.wait)) for _ in range(self.views) for source in self.sources]
-
 def _ask(self, frames, part_id):
     "(a `Verdict` on each (source, frame or None), why the server is away or '')."
     views = [self.judge(frame, part_id) if frame else Verdict("unread", f"{source.name} gives no frame", part_id)
@@ -436,7 +437,7 @@ def _tell(self, verdict):
     with self._lock: self._last = verdict, time.monotonic()
     self.on_part(verdict)
 
-Stream._take, Stream._frames, Stream._ask, Stream._tell = _take, _frames, _ask, _tell
+Stream._take, Stream._ask, Stream._tell = _take, _ask, _tell
 
 # %% ../../nbs/74_inspection.camera.ipynb #82a4a965
 def _view(self):
